@@ -1,0 +1,66 @@
+// The op spectral_norm: power iteration, sigma and W / sigma for a group of weights, and its backward.
+//
+// A weight W is a matrix [h, w] held as a contiguous array [outer, h, inner] with w = outer * inner: outer is 1 for
+// Linear and Conv weights (dim 0), and the leading extent for weights normalized along another dimension
+// (ConvTranspose: dim 1). One iteration, in the order of torch.nn.utils.parametrizations.spectral_norm:
+//
+//   t = W v        u = t / max(|t|, eps)
+//   s = W^T u      v = s / max(|s|, eps)      sigma = u^T W v = <s, v>
+//
+// followed by Y = W / sigma. With no iteration, sigma = u^T W v of the u and v given. Y = W where sigma is 0.
+// Backward, with u and v constant:  dW = (dY - (<dY, Y> - sigma * dsigma) u v^T) / sigma.
+#pragma once
+#include <cstdint>
+
+#include "lipgan/dtype.h"
+
+namespace lipgan {
+
+// One weight of a group. T is the storage type, A its accumulation type (float for float32, float16 and bfloat16;
+// double for float64). The rows of all layers are independent of each other.
+struct SpectralNormFwdLayer {
+  const void* weight;  // T [outer, h, inner]
+  const void* u_in;    // T [h]
+  const void* v_in;    // T [w]
+  void* y;             // T [outer, h, inner]
+  void* u;             // T [h]
+  void* v;             // T [w]
+  int64_t outer, h, inner;
+};
+
+struct SpectralNormBwdLayer {
+  const void* grad_y;  // T [outer, h, inner]
+  const void* y;       // T [outer, h, inner]
+  const void* u;       // T [h]
+  const void* v;       // T [w]
+  void* grad_weight;   // T [outer, h, inner]
+  int64_t outer, h, inner;
+};
+
+namespace cpu {
+
+void spectral_norm_fwd(Dtype dtype, const SpectralNormFwdLayer* layers, int64_t num_layers,
+                       void* sigma,  // A [num_layers]
+                       int64_t n_power_iterations, double eps, int num_threads);
+
+void spectral_norm_bwd(Dtype dtype, const SpectralNormBwdLayer* layers, int64_t num_layers,
+                       const void* sigma,       // A [num_layers]
+                       const void* grad_sigma,  // A [num_layers], or null for zeros
+                       int num_threads);
+
+}  // namespace cpu
+
+namespace cuda {
+
+// Forward for outer == 1 only. All arrays live on the device; `layers` is a device copy of the table above.
+// Returns the bytes of workspace that spectral_norm_fwd needs for these shapes (a host computation).
+int64_t spectral_norm_fwd_workspace(const SpectralNormFwdLayer* host_layers, int64_t num_layers);
+
+// One cooperative launch for the whole group on `stream` (a cudaStream_t). Returns a cudaError_t as int.
+int spectral_norm_fwd(Dtype dtype, const SpectralNormFwdLayer* device_layers, const SpectralNormFwdLayer* host_layers,
+                      int64_t num_layers,
+                      void* sigma,  // A [num_layers]
+                      int64_t n_power_iterations, double eps, void* workspace, void* stream);
+
+}  // namespace cuda
+}  // namespace lipgan

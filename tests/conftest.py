@@ -1,0 +1,27 @@
+"""Set-up shared by all tests."""
+
+import os
+
+# The interpreter has to be chosen before the first `import triton`; ahead-of-time compilation runs in a subprocess.
+os.environ.setdefault("TRITON_INTERPRET", "1")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+
+@pytest.fixture
+def poisoned_outputs() -> Iterator[None]:
+    """Fill every ``torch.empty`` with NaN, so that an element that a kernel forgets to write shows."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.empty(3).isnan().all(), "torch no longer poisons uninitialized memory"
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
