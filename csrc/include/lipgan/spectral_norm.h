@@ -52,15 +52,18 @@ void spectral_norm_bwd(Dtype dtype, const SpectralNormBwdLayer* layers, int64_t 
 
 namespace cuda {
 
-// Forward for outer == 1 only. All arrays live on the device; `layers` is a device copy of the table above.
-// Returns the bytes of workspace that spectral_norm_fwd needs for these shapes (a host computation).
-int64_t spectral_norm_fwd_workspace(const SpectralNormFwdLayer* host_layers, int64_t num_layers);
+// Forward for outer == 1 only. `layers` is on the host and may be freed after the call; every array that it names, sigma,
+// workspace and table are on the current device, the last two aligned to 16 bytes.
 
-// One cooperative launch for the whole group on `stream` (a cudaStream_t). Returns a cudaError_t as int.
-int spectral_norm_fwd(Dtype dtype, const SpectralNormFwdLayer* device_layers, const SpectralNormFwdLayer* host_layers,
-                      int64_t num_layers,
+// Bytes of workspace and of table that spectral_norm_fwd needs for these shapes (host computations, for every dtype).
+int64_t spectral_norm_fwd_workspace(const SpectralNormFwdLayer* layers, int64_t num_layers);
+int64_t spectral_norm_fwd_table_size(int64_t num_layers);
+
+// One cooperative launch for the whole group on `stream` (a cudaStream_t), after small launches that fill `table`.
+// Returns a cudaError_t as int; the host does not wait for the device.
+int spectral_norm_fwd(Dtype dtype, const SpectralNormFwdLayer* layers, int64_t num_layers,
                       void* sigma,  // A [num_layers]
-                      int64_t n_power_iterations, double eps, void* workspace, void* stream);
+                      int64_t n_power_iterations, double eps, void* workspace, void* table, void* stream);
 
 }  // namespace cuda
 }  // namespace lipgan

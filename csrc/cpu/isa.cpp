@@ -1,0 +1,90 @@
+#include "isa.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <stdexcept>
+
+#include "lipgan/spectral_norm.h"
+
+// Each kernel file is compiled once per instruction set, into a namespace named after it.
+#define LIPGAN_DECLARE(isa)                                                                                     \
+  namespace isa {                                                                                               \
+  void spectral_norm_fwd(Dtype, const SpectralNormFwdLayer*, int64_t, void*, int64_t, double, int);             \
+  void spectral_norm_bwd(Dtype, const SpectralNormBwdLayer*, int64_t, const void*, const void*, int);           \
+  }
+
+namespace lipgan::cpu {
+
+LIPGAN_DECLARE(baseline)
+#if defined(__x86_64__)
+LIPGAN_DECLARE(avx2)
+LIPGAN_DECLARE(avx512)
+#endif
+
+namespace {
+
+enum Isa : int { kBaseline, kAvx2, kAvx512 };
+const char* const kNames[] = {"baseline", "avx2", "avx512"};
+
+int best() {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+  return avx512 ? kAvx512 : avx2 ? kAvx2 : kBaseline;
+#else
+  return kBaseline;
+#endif
+}
+
+int find(const std::string& name) {
+  const auto names = supported_isas();
+  const auto found = std::find(names.begin(), names.end(), name);
+  if (found == names.end()) {
+    std::string message = "isa must be one of";
+    for (const auto& supported : names) message += " '" + supported + "'";
+    throw std::invalid_argument(message + ", got '" + name + "'");
+  }
+  return static_cast<int>(found - names.begin());
+}
+
+std::atomic<int>& current() {
+  static std::atomic<int> isa = [] {
+    const char* name = std::getenv("LIPGAN_ISA");
+    return name ? find(name) : best();
+  }();
+  return isa;
+}
+
+}  // namespace
+
+std::vector<std::string> supported_isas() { return {kNames, kNames + best() + 1}; }
+
+std::string isa() { return kNames[current().load()]; }
+
+void set_isa(const std::string& name) { current().store(find(name)); }
+
+#if defined(__x86_64__)
+#define LIPGAN_DISPATCH(call)              \
+  switch (current().load()) {              \
+    case kAvx512: return avx512::call;     \
+    case kAvx2: return avx2::call;         \
+    default: return baseline::call;        \
+  }
+#else
+#define LIPGAN_DISPATCH(call) return baseline::call;
+#endif
+
+void spectral_norm_fwd(Dtype dtype, const SpectralNormFwdLayer* layers, int64_t num_layers, void* sigma,
+                       int64_t n_power_iterations, double eps, int num_threads) {
+  LIPGAN_DISPATCH(spectral_norm_fwd(dtype, layers, num_layers, sigma, n_power_iterations, eps, num_threads))
+}
+
+void spectral_norm_bwd(Dtype dtype, const SpectralNormBwdLayer* layers, int64_t num_layers, const void* sigma,
+                       const void* grad_sigma, int num_threads) {
+  LIPGAN_DISPATCH(spectral_norm_bwd(dtype, layers, num_layers, sigma, grad_sigma, num_threads))
+}
+
+}  // namespace lipgan::cpu

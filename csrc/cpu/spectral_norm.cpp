@@ -1,0 +1,514 @@
+// spectral_norm on the CPU. Formulas and layouts: include/lipgan/spectral_norm.h.
+//
+// Memory traffic is the cost. For outer == 1 the two matrix-vector products of an iteration are one sweep over W: once
+// t_i = <W_i, v> is known, t_i W_i is added to the thread's part of W^T t while row i is still in the cache, and
+// s = W^T t / max(|t|, eps) afterwards. So W comes from memory once per iteration and once for the scaling. Layers are
+// taken in chunks that fit the caches, and the scaling walks a chunk backwards, to meet first what was read last.
+//
+// The blocks that partial sums are taken over depend on the shapes alone, so the result does not depend on the number
+// of threads.
+#include "lipgan/spectral_norm.h"
+
+#include <limits>
+
+#include "threads.h"
+#include "vector.h"
+
+namespace lipgan::cpu::LIPGAN_ISA {
+namespace {
+
+constexpr int64_t kBlockBytes = 128 << 10;      // of weight in a block, at least, unless the layer is smaller
+constexpr int64_t kMaxBlocks = 32;              // per layer: each has a partial sum of the width of the layer
+constexpr int64_t kChunkBytesPerThread = 512 << 10;  // of weight: half of a common L2 cache
+constexpr int64_t kStreamBytes = 32 << 20;      // outputs beyond a common last-level cache bypass it
+constexpr int64_t kBytesPerThread = 128 << 10;  // of weight that pay for waking a thread
+
+int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// Consecutive rows [begin, end) of a layer; slabs of [h, inner] where outer > 1.
+struct Block {
+  int64_t layer, begin, end;
+  double position;  // in [0, 1): where its middle lies in the bytes of its chunk; decides the thread
+};
+
+// Layers [first_layer, last_layer) with blocks [first_block, last_block), finished before the next chunk is begun.
+struct Chunk {
+  int64_t first_layer, last_layer, first_block, last_block;
+  bool slabs;  // some layer has outer > 1
+};
+
+struct Span {
+  int64_t first, last;
+};
+
+// The rows or slabs of a layer, in blocks.
+struct Tiling {
+  int64_t units, per_block, blocks;
+};
+
+template <class Layer>
+Tiling tile(const Layer& layer, int64_t element_size) {
+  const int64_t units = layer.outer == 1 ? layer.h : layer.outer;
+  const int64_t bytes = layer.outer * layer.h * layer.inner * element_size;
+  const int64_t wanted = max(1, min(kMaxBlocks, bytes / kBlockBytes));
+  const int64_t per_block = ((units + wanted - 1) / wanted + 7) / 8 * 8;
+  return {units, per_block, (units + per_block - 1) / per_block};
+}
+
+template <class Layer>
+int64_t total_bytes(const Layer* layers, int64_t num_layers, int64_t element_size) {
+  int64_t bytes = 0;
+  for (int64_t l = 0; l < num_layers; ++l) bytes += layers[l].outer * layers[l].h * layers[l].inner * element_size;
+  return bytes;
+}
+
+// Hands out pieces of the scratch memory; the first walk, over no memory, only counts.
+class Arena {
+ public:
+  explicit Arena(void* memory) : base_(static_cast<char*>(memory)) {}
+  template <class P>
+  P* take(int64_t count) {
+    char* piece = base_ ? base_ + used_ : nullptr;
+    used_ += (static_cast<size_t>(count) * sizeof(P) + 63) / 64 * 64;
+    return reinterpret_cast<P*>(piece);
+  }
+  size_t used() const { return used_; }
+
+ private:
+  char* base_;
+  size_t used_ = 0;
+};
+
+// Blocks and chunks of a group; `blocks_of[l]` are the blocks of layer l.
+struct Schedule {
+  Block* blocks;
+  Chunk* chunks;
+  Span* blocks_of;
+  int64_t num_blocks = 0, num_chunks = 0;
+
+  template <class Layer>
+  void build(Arena& arena, const Layer* layers, int64_t num_layers, int64_t element_size, int64_t chunk_bytes) {
+    int64_t count = 0;
+    for (int64_t l = 0; l < num_layers; ++l) count += tile(layers[l], element_size).blocks;
+    blocks = arena.take<Block>(count);
+    chunks = arena.take<Chunk>(num_layers);
+    blocks_of = arena.take<Span>(num_layers);
+    num_blocks = num_chunks = 0;
+    if (!blocks) return;
+    int64_t in_chunk = 0;
+    for (int64_t l = 0; l < num_layers; ++l) {
+      const Layer& layer = layers[l];
+      const int64_t bytes = total_bytes(&layer, 1, element_size);
+      if (l == 0 || in_chunk + bytes > chunk_bytes) {
+        if (l > 0) place(in_chunk);
+        chunks[num_chunks++] = {l, l, num_blocks, num_blocks, false};
+        in_chunk = 0;
+      }
+      const Tiling tiling = tile(layer, element_size);
+      blocks_of[l] = {num_blocks, num_blocks + tiling.blocks};
+      for (int64_t b = 0; b < tiling.blocks; ++b) {
+        const int64_t begin = b * tiling.per_block, end = min(tiling.units, begin + tiling.per_block);
+        const double middle = 0.5 * static_cast<double>(begin + end) / static_cast<double>(tiling.units);
+        blocks[num_blocks++] = {l, begin, end, static_cast<double>(in_chunk) + middle * static_cast<double>(bytes)};
+      }
+      Chunk& chunk = chunks[num_chunks - 1];
+      chunk.last_layer = l + 1;
+      chunk.last_block = num_blocks;
+      chunk.slabs |= layer.outer > 1;
+      in_chunk += bytes;
+    }
+    place(in_chunk);
+  }
+
+ private:
+  // Turns the bytes before the middle of each block of the last chunk into a fraction of the chunk.
+  void place(int64_t chunk_bytes) {
+    const Chunk& chunk = chunks[num_chunks - 1];
+    for (int64_t b = chunk.first_block; b < chunk.last_block; ++b) {
+      blocks[b].position /= static_cast<double>(max(1, chunk_bytes));
+    }
+  }
+};
+
+bool mine(const Block& block, const Team& team) {
+  return static_cast<int>(block.position * team.num_threads) == team.thread;
+}
+
+int threads_for(int64_t bytes, int num_threads) {
+  return static_cast<int>(max(1, min(num_threads, bytes / kBytesPerThread)));
+}
+
+// 1 / sigma; 1 for a zero matrix, which so stays zero, with finite gradients.
+template <class A>
+A scale_of(A sigma) {
+  const A magnitude = sigma < 0 ? -sigma : sigma;
+  return magnitude < std::numeric_limits<A>::min() ? A(1) : A(1) / sigma;
+}
+
+// ---- forward ----
+
+template <class T, class A>
+struct Forward {
+  const SpectralNormFwdLayer* layers;
+  int64_t num_layers;
+  A* sigma;
+  int64_t n_power_iterations;
+  double eps;
+  bool stream;
+  Schedule schedule;
+
+  struct Work {
+    A* u;             // [h]: t, then u (only t where outer == 1)
+    A* v;             // [w]: v of the running iteration
+    A* partial;       // [blocks, w] or, where outer > 1, [blocks, h]: sums over the block
+    double* squares;  // [blocks]: |t|^2 (outer == 1) or |s|^2 over the block
+  };
+  Work* work;
+
+  void prepare(Arena& arena, int64_t chunk_bytes) {
+    schedule.build(arena, layers, num_layers, sizeof(T), chunk_bytes);
+    work = arena.take<Work>(num_layers);
+    for (int64_t l = 0; l < num_layers; ++l) {
+      const auto& layer = layers[l];
+      const int64_t w = layer.outer * layer.inner, blocks = tile(layer, sizeof(T)).blocks;
+      Work piece;
+      piece.u = arena.take<A>(layer.h);
+      piece.v = arena.take<A>(w);
+      piece.partial = arena.take<A>(blocks * (layer.outer == 1 ? w : layer.h));
+      piece.squares = arena.take<double>(blocks);
+      if (!work) continue;
+      work[l] = piece;
+      const T* v_in = static_cast<const T*>(layer.v_in);
+      for (int64_t j = 0; j < w; ++j) piece.v[j] = widen(v_in[j]);
+    }
+  }
+
+  static void run(void* self, const Team& team) { static_cast<Forward*>(self)->run(team); }
+
+  void run(const Team& team) {
+    for (int64_t c = 0; c < schedule.num_chunks; ++c) {
+      const Chunk& chunk = schedule.chunks[c];
+      for (int64_t iteration = 0; iteration < max(1, n_power_iterations); ++iteration) {
+        for (int64_t b = chunk.first_block; b < chunk.last_block; ++b) {
+          if (mine(schedule.blocks[b], team)) sweep(b);
+        }
+        team.barrier();
+        for (int64_t l = chunk.first_layer + team.thread; l < chunk.last_layer; l += team.num_threads) finish(l);
+        team.barrier();
+        if (!chunk.slabs || n_power_iterations == 0) continue;
+        for (int64_t b = chunk.first_block; b < chunk.last_block; ++b) {
+          if (mine(schedule.blocks[b], team)) sweep_slabs_back(b);
+        }
+        team.barrier();
+        for (int64_t l = chunk.first_layer + team.thread; l < chunk.last_layer; l += team.num_threads) {
+          finish_slabs(l);
+        }
+        team.barrier();
+      }
+      for (int64_t b = chunk.last_block; b-- > chunk.first_block;) {
+        if (mine(schedule.blocks[b], team)) scale(b);
+      }
+    }
+    stream_fence();
+  }
+
+  // t = W v over the rows of the block and, where an iteration follows, its part of W^T t.
+  void sweep(int64_t b) {
+    const Block& block = schedule.blocks[b];
+    const auto& layer = layers[block.layer];
+    const Work& own = work[block.layer];
+    const int64_t index = b - schedule.blocks_of[block.layer].first;
+    const T* weight = static_cast<const T*>(layer.weight);
+    if (layer.outer > 1) return sweep_slabs(block, layer, own, own.partial + index * layer.h);
+
+    const int64_t w = layer.inner;
+    A* partial = own.partial + index * w;
+    for (int64_t j = 0; j < w; ++j) partial[j] = 0;
+    const auto rows = [&](auto count, int64_t i) {
+      constexpr int R = decltype(count)::value;
+      dot_rows<R>(weight + i * w, w, own.v, w, own.u + i);
+      if (n_power_iterations > 0) add_rows<R>(weight + i * w, w, own.u + i, w, partial);
+    };
+    int64_t i = block.begin;
+    for (; i + 8 <= block.end; i += 8) rows(Count<8>(), i);
+    for (; i + 4 <= block.end; i += 4) rows(Count<4>(), i);
+    for (; i < block.end; ++i) rows(Count<1>(), i);
+    own.squares[index] = sum_of_squares(own.u + block.begin, block.end - block.begin);
+  }
+
+  template <int R>
+  struct Count {
+    static constexpr int value = R;
+  };
+
+  // t += sum over the slabs of the block of W_o v_o.
+  void sweep_slabs(const Block& block, const SpectralNormFwdLayer& layer, const Work& own, A* t) {
+    const int64_t h = layer.h, inner = layer.inner;
+    for (int64_t i = 0; i < h; ++i) t[i] = 0;
+    for (int64_t o = block.begin; o < block.end; ++o) {
+      const T* slab = static_cast<const T*>(layer.weight) + o * h * inner;
+      if (inner == 1) {
+        add_rows<1>(slab, 0, own.v + o, h, t);
+        continue;
+      }
+      for (int64_t i = 0; i < h; ++i) {
+        A product;
+        dot_rows<1>(slab + i * inner, 0, own.v + o * inner, inner, &product);
+        t[i] += product;
+      }
+    }
+  }
+
+  // s_o = W_o^T u for the slabs of the block.
+  void sweep_slabs_back(int64_t b) {
+    const Block& block = schedule.blocks[b];
+    const auto& layer = layers[block.layer];
+    if (layer.outer == 1) return;
+    const Work& own = work[block.layer];
+    const int64_t h = layer.h, inner = layer.inner;
+    for (int64_t o = block.begin; o < block.end; ++o) {
+      const T* slab = static_cast<const T*>(layer.weight) + o * h * inner;
+      A* s = own.v + o * inner;
+      if (inner == 1) {
+        dot_rows<1>(slab, 0, own.u, h, s);
+        continue;
+      }
+      for (int64_t j = 0; j < inner; ++j) s[j] = 0;
+      for (int64_t i = 0; i < h; ++i) add_rows<1>(slab + i * inner, 0, own.u + i, inner, s);
+    }
+    own.squares[b - schedule.blocks_of[block.layer].first] =
+        sum_of_squares(own.v + block.begin * inner, (block.end - block.begin) * inner);
+  }
+
+  // Joins the partial sums of a layer: u, and v and sigma where outer == 1.
+  void finish(int64_t l) {
+    const auto& layer = layers[l];
+    const Work& own = work[l];
+    const int64_t h = layer.h, w = layer.outer * layer.inner;
+    const Span span = schedule.blocks_of[l];
+    const int64_t blocks = span.last - span.first;
+    const bool slabs = layer.outer > 1;
+    if (slabs) join(own.partial, blocks, h, own.u);
+
+    if (n_power_iterations == 0) {
+      const T* u_in = static_cast<const T*>(layer.u_in);
+      sigma[l] = static_cast<A>(dot_wide(u_in, own.u, h));
+      copy(static_cast<T*>(layer.u), u_in, h);
+      copy(static_cast<T*>(layer.v), static_cast<const T*>(layer.v_in), w);
+      return;
+    }
+    double t_square = 0;
+    if (slabs) {
+      t_square = sum_of_squares(own.u, h);
+    } else {
+      for (int64_t b = 0; b < blocks; ++b) t_square += own.squares[b];
+    }
+    const double t_norm = __builtin_sqrt(t_square);
+    const double t_scale = 1.0 / (t_norm < eps ? eps : t_norm);
+    T* u = static_cast<T*>(layer.u);
+    for (int64_t i = 0; i < h; ++i) u[i] = narrow<T>(static_cast<A>(own.u[i] * t_scale));
+    if (slabs) {
+      for (int64_t i = 0; i < h; ++i) own.u[i] = static_cast<A>(own.u[i] * t_scale);
+      return;
+    }
+    // W^T t is of the order |t|^2: outside of this range it is taken again, of the normalized t.
+    constexpr bool is_float = sizeof(A) == sizeof(float);
+    constexpr double smallest = is_float ? 1e-12 : 1e-100, largest = is_float ? 1e15 : 1e100;
+    A* s = own.v;
+    double s_scale = t_scale;
+    if (t_norm != 0 && (t_norm < smallest || t_norm > largest)) {
+      const T* weight = static_cast<const T*>(layer.weight);
+      for (int64_t j = 0; j < w; ++j) s[j] = 0;
+      for (int64_t i = 0; i < h; ++i) {
+        const A u_i = static_cast<A>(own.u[i] * t_scale);
+        add_rows<1>(weight + i * w, 0, &u_i, w, s);
+      }
+      s_scale = 1.0;
+    } else {
+      join(own.partial, blocks, w, s);
+    }
+    normalize(l, s, s_scale, sum_of_squares(s, w) * s_scale * s_scale);
+  }
+
+  void finish_slabs(int64_t l) {
+    if (layers[l].outer == 1) return;
+    const Span span = schedule.blocks_of[l];
+    double s_square = 0;
+    for (int64_t b = 0; b < span.last - span.first; ++b) s_square += work[l].squares[b];
+    normalize(l, work[l].v, 1.0, s_square);
+  }
+
+  // v = s / max(|s|, eps) and sigma = <s, v> of s = scale * raw, in place.
+  void normalize(int64_t l, A* raw, double scale, double s_square) {
+    const int64_t w = layers[l].outer * layers[l].inner;
+    const double s_norm = __builtin_sqrt(s_square);
+    const double v_scale = 1.0 / (s_norm < eps ? eps : s_norm);
+    const double factor = scale * v_scale;
+    T* v = static_cast<T*>(layers[l].v);
+    for (int64_t j = 0; j < w; ++j) {
+      raw[j] = static_cast<A>(raw[j] * factor);
+      v[j] = narrow<T>(raw[j]);
+    }
+    sigma[l] = static_cast<A>(s_square * v_scale);
+  }
+
+  void scale(int64_t b) {
+    const Block& block = schedule.blocks[b];
+    const auto& layer = layers[block.layer];
+    const int64_t unit = layer.outer == 1 ? layer.inner : layer.h * layer.inner;
+    const T* weight = static_cast<const T*>(layer.weight) + block.begin * unit;
+    T* y = static_cast<T*>(layer.y) + block.begin * unit;
+    const A factor = scale_of(sigma[block.layer]);
+    generate(y, (block.end - block.begin) * unit, stream, [=](int64_t j) { return narrow<T>(widen(weight[j]) * factor); });
+  }
+
+  // out = the sum of `blocks` arrays of n, in their order.
+  static void join(const A* partial, int64_t blocks, int64_t n, A* out) {
+    for (int64_t j = 0; j < n; ++j) out[j] = partial[j];
+    for (int64_t b = 1; b < blocks; ++b) {
+      const A* part = partial + b * n;
+      for (int64_t j = 0; j < n; ++j) out[j] += part[j];
+    }
+  }
+
+  static double dot_wide(const T* x, const A* y, int64_t n) {
+    double total = 0;
+    for (int64_t i = 0; i < n; ++i) total += static_cast<double>(widen(x[i])) * static_cast<double>(y[i]);
+    return total;
+  }
+
+  static void copy(T* out, const T* in, int64_t n) { std::memcpy(out, in, static_cast<size_t>(n) * sizeof(T)); }
+};
+
+// ---- backward ----
+
+template <class T, class A>
+struct Backward {
+  const SpectralNormBwdLayer* layers;
+  int64_t num_layers;
+  const A* sigma;
+  const A* grad_sigma;
+  bool stream;
+  Schedule schedule;
+  double* dots;  // [blocks]: <dY, Y> over the block
+
+  void prepare(Arena& arena, int64_t chunk_bytes) {
+    schedule.build(arena, layers, num_layers, sizeof(T), chunk_bytes);
+    int64_t blocks = 0;
+    for (int64_t l = 0; l < num_layers; ++l) blocks += tile(layers[l], sizeof(T)).blocks;
+    dots = arena.take<double>(blocks);
+  }
+
+  static void run(void* self, const Team& team) { static_cast<Backward*>(self)->run(team); }
+
+  void run(const Team& team) {
+    for (int64_t c = 0; c < schedule.num_chunks; ++c) {
+      const Chunk& chunk = schedule.chunks[c];
+      for (int64_t b = chunk.first_block; b < chunk.last_block; ++b) {
+        const Block& block = schedule.blocks[b];
+        if (!mine(block, team)) continue;
+        const auto& layer = layers[block.layer];
+        const int64_t unit = layer.outer == 1 ? layer.inner : layer.h * layer.inner;
+        dots[b] = dot(static_cast<const T*>(layer.grad_y) + block.begin * unit,
+                      static_cast<const T*>(layer.y) + block.begin * unit, (block.end - block.begin) * unit);
+      }
+      team.barrier();
+      for (int64_t b = chunk.last_block; b-- > chunk.first_block;) {
+        if (mine(schedule.blocks[b], team)) write(schedule.blocks[b]);
+      }
+    }
+    stream_fence();
+  }
+
+  // dW = dY / sigma - (<dY, Y> / sigma - dsigma) u v^T over the block.
+  void write(const Block& block) {
+    const auto& layer = layers[block.layer];
+    const Span span = schedule.blocks_of[block.layer];
+    double product = 0;
+    for (int64_t b = span.first; b < span.last; ++b) product += dots[b];
+    const A factor = scale_of(sigma[block.layer]);
+    const double along = product * static_cast<double>(factor) -
+                         (grad_sigma ? static_cast<double>(grad_sigma[block.layer]) : 0.0);
+
+    const T *u = static_cast<const T*>(layer.u), *v = static_cast<const T*>(layer.v);
+    const T* grad_y = static_cast<const T*>(layer.grad_y);
+    T* grad_weight = static_cast<T*>(layer.grad_weight);
+    const auto row = [=](int64_t offset, int64_t n, T coefficient, const T* direction) {
+      const A c = static_cast<A>(along * static_cast<double>(widen(coefficient)));
+      const T* in = grad_y + offset;
+      generate(grad_weight + offset, n, stream,
+               [=](int64_t j) { return narrow<T>(widen(in[j]) * factor - c * widen(direction[j])); });
+    };
+    const int64_t h = layer.h, inner = layer.inner;
+    if (layer.outer == 1) {
+      for (int64_t i = block.begin; i < block.end; ++i) row(i * inner, inner, u[i], v);
+    } else if (inner == 1) {
+      for (int64_t o = block.begin; o < block.end; ++o) row(o * h, h, v[o], u);
+    } else {
+      for (int64_t o = block.begin; o < block.end; ++o) {
+        for (int64_t i = 0; i < h; ++i) row((o * h + i) * inner, inner, u[i], v + o * inner);
+      }
+    }
+  }
+};
+
+template <class Op>
+void launch(Op& op, int64_t bytes, int num_threads) {
+  const int threads = threads_for(bytes, num_threads);
+  const int64_t chunk_bytes = kChunkBytesPerThread * threads;
+  Arena count(nullptr);
+  op.prepare(count, chunk_bytes);
+  Arena arena(scratch(count.used()));
+  op.prepare(arena, chunk_bytes);
+  run_parallel(&Op::run, &op, threads);
+}
+
+template <class T>
+void forward(const SpectralNormFwdLayer* layers, int64_t num_layers, void* sigma, int64_t n_power_iterations,
+             double eps, int num_threads) {
+  using A = typename Accumulate<T>::type;
+  const int64_t bytes = total_bytes(layers, num_layers, sizeof(T));
+  for (int64_t l = 0; l < num_layers; ++l) advise_huge_pages(layers[l].y, total_bytes(layers + l, 1, sizeof(T)));
+  Forward<T, A> op{layers, num_layers, static_cast<A*>(sigma), n_power_iterations, eps, bytes > kStreamBytes, {}, {}};
+  launch(op, bytes, num_threads);
+}
+
+template <class T>
+void backward(const SpectralNormBwdLayer* layers, int64_t num_layers, const void* sigma, const void* grad_sigma,
+              int num_threads) {
+  using A = typename Accumulate<T>::type;
+  const int64_t bytes = total_bytes(layers, num_layers, sizeof(T));
+  for (int64_t l = 0; l < num_layers; ++l) {
+    advise_huge_pages(layers[l].grad_weight, total_bytes(layers + l, 1, sizeof(T)));
+  }
+  Backward<T, A> op{layers, num_layers, static_cast<const A*>(sigma), static_cast<const A*>(grad_sigma),
+                    bytes > kStreamBytes, {}, {}};
+  launch(op, 2 * bytes, num_threads);
+}
+
+}  // namespace
+
+void spectral_norm_fwd(Dtype dtype, const SpectralNormFwdLayer* layers, int64_t num_layers, void* sigma,
+                       int64_t n_power_iterations, double eps, int num_threads) {
+  const auto serve = [&](auto fn) { fn(layers, num_layers, sigma, n_power_iterations, eps, num_threads); };
+  switch (dtype) {
+    case Dtype::float32: return serve(forward<float>);
+    case Dtype::float64: return serve(forward<double>);
+    case Dtype::float16: return serve(forward<float16>);
+    case Dtype::bfloat16: return serve(forward<bfloat16>);
+  }
+}
+
+void spectral_norm_bwd(Dtype dtype, const SpectralNormBwdLayer* layers, int64_t num_layers, const void* sigma,
+                       const void* grad_sigma, int num_threads) {
+  const auto serve = [&](auto fn) { fn(layers, num_layers, sigma, grad_sigma, num_threads); };
+  switch (dtype) {
+    case Dtype::float32: return serve(backward<float>);
+    case Dtype::float64: return serve(backward<double>);
+    case Dtype::float16: return serve(backward<float16>);
+    case Dtype::bfloat16: return serve(backward<bfloat16>);
+  }
+}
+
+}  // namespace lipgan::cpu::LIPGAN_ISA

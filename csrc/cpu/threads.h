@@ -1,0 +1,45 @@
+// Parallel regions, and the scratch memory that the kernels of one call share.
+#pragma once
+#include <atomic>
+#include <cstddef>
+
+namespace lipgan::cpu {
+
+// One thread's view of the threads that run a region together.
+class Team {
+ public:
+  struct State {
+    std::atomic<int> arrived{0};
+    std::atomic<unsigned> generation{0};
+  };
+
+  Team(int thread, int num_threads, State& state) : thread(thread), num_threads(num_threads), state_(state) {}
+
+  // Returns when every thread of the team has called it. It spins, because the phases of a kernel are microseconds
+  // long, and yields after a while, because the machine may have fewer free cores than threads.
+  void barrier() const;
+
+  const int thread, num_threads;
+
+ private:
+  State& state_;
+};
+
+using Worker = void (*)(void* context, const Team& team);
+
+// Runs worker on at most num_threads threads. The threads are those of the OpenMP runtime that PyTorch has loaded,
+// where it can be found: a second pool would compete with PyTorch's for the cores. Elsewhere threads are started for
+// the call.
+void run_parallel(Worker worker, void* context, int num_threads);
+
+// "openmp" (PyTorch's threads) or "std::thread".
+const char* thread_pool_name();
+
+// At least `bytes` bytes, aligned to a cache line, kept by the calling thread for its next call.
+void* scratch(size_t bytes);
+
+// Asks for huge pages behind a large output that is about to be written for the first time: page faults cost more than
+// the arithmetic there (docs/numerics/spectral_norm.md). Does nothing where the system has no such call.
+void advise_huge_pages(void* address, size_t bytes);
+
+}  // namespace lipgan::cpu

@@ -1,0 +1,252 @@
+"""Spectral normalization as a parametrization: a drop-in for torch.nn.utils.parametrizations.spectral_norm."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.parametrizations import _SpectralNorm as _TorchSpectralNorm
+
+from lipgan.nn._pickling import make_picklable
+from lipgan.ops import spectral_norm as spectral_norm_op
+from lipgan.ops._address import DTYPES
+
+# Of the constructor: brings u and v near the leading singular vectors, as in torch.nn.utils.parametrizations.
+_WARM_UP_ITERATIONS = 15
+
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+class SpectralNorm(nn.Module):
+    """The parametrization ``weight -> weight / sigma``; :func:`spectral_norm` registers it.
+
+    Attributes:
+        dim: the dimension of the weight that becomes the rows ``h`` of its matrix ``[h, w]``.
+        n_power_iterations: iterations per forward in training mode; in eval mode there is none.
+        eps: lower bound on a norm that is divided by.
+
+    ``vectors`` gives u and v, where they are known; they are kept, not copied.
+
+    Buffers ``_u`` ``[h]`` and ``_v`` ``[w]`` in the dtype of the weight; none for a weight of one dimension, which is
+    divided by its Euclidean norm.
+    """
+
+    _u: Tensor
+    _v: Tensor
+
+    def __init__(
+        self,
+        weight: Tensor,
+        n_power_iterations: int = 1,
+        dim: int = 0,
+        eps: float = 1e-12,
+        *,
+        vectors: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
+        super().__init__()
+        check_weight(weight)
+        check_settings(n_power_iterations, eps)
+        if not -weight.ndim <= dim < weight.ndim:
+            raise IndexError(
+                f"dim must be in [{-weight.ndim}, {weight.ndim - 1}] for a weight of shape {tuple(weight.shape)}, "
+                f"got {dim}"
+            )
+        self.dim = dim % weight.ndim
+        self.n_power_iterations = n_power_iterations
+        self.eps = eps
+        # What the next forward returns, where a SpectralNormGroup has normalized the weight already.
+        self._normalized: Tensor | None = None
+        if weight.ndim > 1:
+            u, v = self._initial_vectors(weight.detach()) if vectors is None else vectors
+            self.register_buffer("_u", u)
+            self.register_buffer("_v", v)
+
+    @torch.no_grad()
+    def _initial_vectors(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        # The same draws in the same order as torch's, so that one seed gives the same layer.
+        h = weight.shape[self.dim]
+        u = F.normalize(weight.new_empty(h).normal_(0, 1), dim=0, eps=self.eps)
+        v = F.normalize(weight.new_empty(weight.numel() // h).normal_(0, 1), dim=0, eps=self.eps)
+        _, _, u, v = spectral_norm_op(weight, u, v, _WARM_UP_ITERATIONS, self.eps, self.dim)
+        return u, v
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """``weight`` divided by its spectral norm, in the same shape."""
+        if self._normalized is not None:
+            return self._normalized
+        if weight.ndim == 1:
+            return F.normalize(weight, dim=0, eps=self.eps)
+        iterations = self.n_power_iterations if self.training else 0
+        y, _, u, v = spectral_norm_op(weight, self._u, self._v, iterations, self.eps, self.dim)
+        if self.training:
+            # In place: replicas and graphs hold the buffers. The gradient uses the fresh u and v, so that another
+            # forward, or a broadcast of the buffers, before the backward changes nothing.
+            with torch.no_grad():
+                self._u.copy_(u)
+                self._v.copy_(v)
+        return y
+
+    def right_inverse(self, value: Tensor) -> Tensor:
+        """Assigning to the normalized weight sets the original one."""
+        return value
+
+    def extra_repr(self) -> str:
+        return f"dim={self.dim}, n_power_iterations={self.n_power_iterations}, eps={self.eps}"
+
+
+def check_weight(weight: Tensor, name: str = "weight") -> None:
+    """Raise TypeError or ValueError for a tensor that has no spectral norm."""
+    if weight.dtype not in DTYPES:
+        raise TypeError(f"{name} must be float32, float64, float16 or bfloat16, got {weight.dtype}")
+    if weight.ndim == 0:
+        raise ValueError(f"{name} must have at least one dimension, got a 0-dim tensor")
+    if weight.numel() == 0:
+        raise ValueError(f"{name} must not be empty, got shape {tuple(weight.shape)}")
+
+
+def check_settings(n_power_iterations: int, eps: float) -> None:
+    """Raise ValueError for settings that no layer can have."""
+    if n_power_iterations < 1:
+        raise ValueError(f"n_power_iterations must be at least 1, got {n_power_iterations}")
+    if not eps > 0:
+        raise ValueError(f"eps must be positive, got {eps}")
+
+
+def default_dim(module: nn.Module) -> int:
+    """1 for transposed convolutions, whose outputs are the second dimension of the weight; 0 for others."""
+    return 1 if isinstance(module, _TRANSPOSED) else 0
+
+
+def parametrization_of(module: nn.Module, name: str) -> SpectralNorm | None:
+    """lipgan's parametrization of the parameter ``name``, or None."""
+    if not parametrize.is_parametrized(module, name):
+        return None
+    for parametrization in module.parametrizations[name]:  # type: ignore[union-attr, index]
+        if isinstance(parametrization, SpectralNorm):
+            return parametrization
+    return None
+
+
+def spectral_norm(
+    module: nn.Module,
+    name: str = "weight",
+    n_power_iterations: int = 1,
+    eps: float = 1e-12,
+    dim: int | None = None,
+) -> nn.Module:
+    """Divide the parameter ``name`` of ``module`` by its spectral norm at every access.
+
+    A drop-in for :func:`torch.nn.utils.parametrizations.spectral_norm`: the same numbers for the same seed, the same
+    ``state_dict`` keys (``parametrizations.weight.original``, ``parametrizations.weight.0._u`` and ``._v``), the same
+    behaviour in train and eval mode, and :func:`torch.nn.utils.parametrize.remove_parametrizations` undoes it. State
+    dicts of ``torch.nn.utils.spectral_norm`` (``weight_orig``, ``weight_u``, ``weight_v``) load too.
+
+    Args:
+        module: holds the parameter: float32, float64, float16 or bfloat16, of any shape.
+        name: of the parameter.
+        n_power_iterations: iterations per forward in training mode.
+        eps: lower bound on a norm that is divided by. Norms are taken in float32 or wider, so 1e-12 serves half types.
+        dim: the dimension that becomes the rows of the matrix; None for 1 in ``ConvTranspose1d/2d/3d``, else 0.
+
+    Returns:
+        ``module``, changed in place.
+
+    Raises:
+        ValueError: no such parameter, spectral normalization applied to it already, an empty or 0-dim parameter,
+            ``n_power_iterations < 1``, ``eps <= 0``.
+        TypeError: an integer or complex parameter.
+        IndexError: ``dim`` out of range.
+
+    Example:
+        >>> layer = lipgan.spectral_norm(torch.nn.Linear(20, 40))
+        >>> torch.linalg.matrix_norm(layer.weight, 2)  # close to 1
+
+    Source: Miyato et al. 2018, "Spectral Normalization for Generative Adversarial Networks", Algorithm 1.
+    """
+    weight = getattr(module, name, None)
+    if not isinstance(weight, Tensor):
+        raise ValueError(f"module {type(module).__name__} has no parameter or buffer named {name!r}")
+    if is_normalized(module, name):
+        raise ValueError(f"{name!r} of module {type(module).__name__} is spectrally normalized already")
+    original = weight.detach()
+    parametrization = SpectralNorm(
+        weight.detach(), n_power_iterations, default_dim(module) if dim is None else dim, eps
+    )
+    parametrize.register_parametrization(module, name, parametrization)
+    equip(module)
+    return module
+
+
+def equip(module: nn.Module) -> None:
+    """What a module with lipgan's parametrization has beside it: pickling, and loading of torch's hook layout."""
+    module.register_load_state_dict_pre_hook(_load_hook_layout)
+    make_picklable(module)
+
+
+def adopt(module: nn.Module, name: str) -> None:
+    """Put lipgan's parametrization in the place of torch's, of either form, with its settings, u and v.
+
+    The parameter stays the same object, so an optimizer that holds it goes on working.
+    """
+    theirs, hook = torch_parametrization_of(module, name), hook_of(module, name)
+    if theirs is not None:
+        parametrizations: Any = module.parametrizations[name]  # type: ignore[union-attr, index]
+        original = parametrizations.original
+        iterations = getattr(theirs, "n_power_iterations", 1)  # absent for a weight of one dimension
+        vectors = (theirs._u, theirs._v) if original.ndim > 1 else None
+        ours = SpectralNorm(original, iterations, theirs.dim, theirs.eps, vectors=vectors).train(theirs.training)
+        parametrizations[list(parametrizations).index(theirs)] = ours
+        equip(module)
+    elif hook is not None:
+        original, vectors = getattr(module, f"{name}_orig"), (getattr(module, f"{name}_u"), getattr(module, f"{name}_v"))
+        iterations, eps, dim = hook.n_power_iterations, hook.eps, hook.dim
+        torch.nn.utils.remove_spectral_norm(module, name)
+        delattr(module, name)
+        module.register_parameter(name, original)
+        parametrization = SpectralNorm(original, iterations, dim, eps, vectors=vectors).train(module.training)
+        # unsafe only skips the trial forward, which would move u and v on.
+        parametrize.register_parametrization(module, name, parametrization, unsafe=True)
+        equip(module)
+
+
+def is_normalized(module: nn.Module, name: str) -> bool:
+    """Whether ``name`` is spectrally normalized, by lipgan or by either form of torch's."""
+    if parametrization_of(module, name) is not None or torch_parametrization_of(module, name) is not None:
+        return True
+    return hook_of(module, name) is not None
+
+
+def torch_parametrization_of(module: nn.Module, name: str) -> Any:
+    """torch's parametrization of the parameter ``name``, or None."""
+    if not parametrize.is_parametrized(module, name):
+        return None
+    for parametrization in module.parametrizations[name]:  # type: ignore[union-attr, index]
+        if isinstance(parametrization, _TorchSpectralNorm):
+            return parametrization
+    return None
+
+
+def hook_of(module: nn.Module, name: str) -> Any:
+    """The hook of torch.nn.utils.spectral_norm for the parameter ``name``, or None."""
+    from torch.nn.utils.spectral_norm import SpectralNorm as Hook
+
+    for hook in module._forward_pre_hooks.values():
+        if isinstance(hook, Hook) and hook.name == name:
+            return hook
+    return None
+
+
+def _load_hook_layout(
+    module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any
+) -> None:
+    """Rename the keys of torch.nn.utils.spectral_norm in ``state_dict`` to those of the parametrization."""
+    for name in module.parametrizations:  # type: ignore[union-attr]
+        if parametrization_of(module, name) is None:
+            continue
+        for old, new in (("orig", "original"), ("u", "0._u"), ("v", "0._v")):
+            key = f"{prefix}{name}_{old}"
+            if key in state_dict:
+                state_dict[f"{prefix}parametrizations.{name}.{new}"] = state_dict.pop(key)

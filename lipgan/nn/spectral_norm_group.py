@@ -1,0 +1,197 @@
+"""All spectral normalizations of a model by one call per forward, instead of one per layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lipgan.nn.spectral_norm import (
+    SpectralNorm,
+    adopt,
+    check_settings,
+    check_weight,
+    is_normalized,
+    parametrization_of,
+    spectral_norm,
+)
+from lipgan.ops import spectral_norm_group
+
+_TARGETS = (
+    nn.Linear,
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+    nn.Embedding,
+)
+
+
+class _Member:
+    """One weight of the group."""
+
+    def __init__(self, name: str, module: nn.Module) -> None:
+        self.name = name
+        self.parametrizations: Any = module.parametrizations["weight"]  # type: ignore[union-attr, index]
+        parametrization = parametrization_of(module, "weight")
+        assert parametrization is not None
+        self.parametrization: SpectralNorm = parametrization
+
+    @property
+    def weight(self) -> Tensor:
+        return self.parametrizations.original  # type: ignore[no-any-return]
+
+
+class SpectralNormGroup:
+    """What :func:`group_spectral_norm` returns: the spectrally normalized weights of a model, handled together.
+
+    A forward of the model normalizes all of them by one call before its first layer runs; outside of a forward each
+    ``layer.weight`` normalizes itself as :func:`lipgan.spectral_norm` does. The members of the group hold their own
+    parametrizations, so ``state_dict`` is that of the single layers.
+
+    Attributes:
+        names: the modules of the group, as in ``model.named_modules()``.
+    """
+
+    def __init__(self, model: nn.Module, members: list[_Member]) -> None:
+        self._members = members
+        self.names = [member.name for member in members]
+        self._sigmas: dict[str, Tensor] = {}
+        self._handles = (
+            model.register_forward_pre_hook(self._before),
+            model.register_forward_hook(self._after, always_call=True),
+        )
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def __repr__(self) -> str:
+        return f"SpectralNormGroup({len(self)} weights)"
+
+    def step(self, n_power_iterations: int | None = None) -> None:
+        """Run power iterations now, without a forward of the model: u and v of every member change, weights do not.
+
+        Args:
+            n_power_iterations: None for each member's own number.
+
+        Raises:
+            ValueError: ``n_power_iterations < 1``.
+        """
+        if n_power_iterations is not None and n_power_iterations < 1:
+            raise ValueError(f"n_power_iterations must be at least 1, got {n_power_iterations}")
+        with torch.no_grad():
+            self._normalize(lambda parametrization: n_power_iterations or parametrization.n_power_iterations)
+
+    def sigmas(self) -> dict[str, float]:
+        """The spectral norm of each weight, by module name, as of the last forward or :meth:`step`.
+
+        Copies one small tensor from the device. Before the first forward it is ``u^T W v`` of the present state.
+        """
+        if len(self._sigmas) < len(self._members):
+            with torch.no_grad():
+                self._normalize(lambda _: 0)
+        # One transfer for each dtype and device that the group has.
+        stacked = torch.stack([sigma.double() for sigma in self._sigmas.values()]).tolist()
+        values = dict(zip(self._sigmas, stacked, strict=True))
+        return {name: values[name] for name in self.names}
+
+    def remove(self) -> None:
+        """Undo the grouping: every member normalizes itself again, at each access of its weight."""
+        for handle in self._handles:
+            handle.remove()
+        self._forget()
+
+    def _before(self, model: nn.Module, args: Any) -> None:
+        normalized = self._normalize(
+            lambda parametrization: parametrization.n_power_iterations if parametrization.training else 0
+        )
+        for member, y in zip(self._members, normalized, strict=True):
+            member.parametrization._normalized = y
+
+    def _after(self, model: nn.Module, args: Any, output: Any) -> None:
+        self._forget()
+
+    def _forget(self) -> None:
+        for member in self._members:
+            member.parametrization._normalized = None
+
+    def _normalize(self, iterations_of: Any) -> list[Tensor]:
+        """The normalized weights; u and v move on where ``iterations_of(parametrization)`` is not 0."""
+        # One call for each combination that an op call has in common; in nearly every model there is one.
+        calls: dict[tuple[Any, ...], list[int]] = {}
+        for index, member in enumerate(self._members):
+            weight, parametrization = member.weight, member.parametrization
+            key = (weight.dtype, weight.device, iterations_of(parametrization), parametrization.eps)
+            calls.setdefault(key, []).append(index)
+        normalized: list[Any] = [None] * len(self._members)
+        for (_, _, iterations, eps), indices in calls.items():
+            members = [self._members[index] for index in indices]
+            us = [member.parametrization._u for member in members]
+            vs = [member.parametrization._v for member in members]
+            dims = [member.parametrization.dim for member in members]
+            ys, sigma, new_us, new_vs = spectral_norm_group(
+                [member.weight for member in members], us, vs, iterations, eps, dims
+            )
+            if iterations > 0:
+                with torch.no_grad():
+                    torch._foreach_copy_([*us, *vs], [*new_us, *new_vs])
+            for index, member, y, value in zip(indices, members, ys, sigma.detach().unbind(), strict=True):
+                normalized[index] = y
+                self._sigmas[member.name] = value
+        return normalized
+
+
+def group_spectral_norm(
+    model: nn.Module, *, n_power_iterations: int = 1, eps: float = 1e-12
+) -> SpectralNormGroup:
+    """Normalize every weight of ``model`` by its spectral norm, all of them in one call per forward of ``model``.
+
+    The group takes in the layers that are spectrally normalized already, by lipgan or by either form of torch's, with
+    their state and their settings. If there are none, it normalizes the ``weight`` of every ``Linear``,
+    ``Conv1d/2d/3d``, ``ConvTranspose1d/2d/3d`` and ``Embedding`` first.
+
+    Args:
+        model: changed in place. The call that normalizes is a hook on its forward.
+        n_power_iterations: of layers that the group normalizes itself.
+        eps: likewise.
+
+    Returns:
+        The group.
+
+    Raises:
+        ValueError: ``model`` has no such layer, is in a group already, ``n_power_iterations < 1``, ``eps <= 0``, or
+            a weight is empty.
+        TypeError: a weight is integer or complex.
+
+    Example:
+        >>> critic = torch.nn.Sequential(torch.nn.Linear(2, 64), torch.nn.ReLU(), torch.nn.Linear(64, 1))
+        >>> group = lipgan.group_spectral_norm(critic)
+        >>> critic(torch.randn(8, 2)).sum().backward()
+        >>> group.sigmas()  # {"0": ..., "2": ...}
+    """
+    check_settings(n_power_iterations, eps)
+    for hook in model._forward_pre_hooks.values():
+        if isinstance(getattr(hook, "__self__", None), SpectralNormGroup):
+            raise ValueError(f"model {type(model).__name__} is in a SpectralNormGroup already")
+    modules = dict(model.named_modules())
+    chosen = {name: module for name, module in modules.items() if is_normalized(module, "weight")}
+    if not chosen:
+        chosen = {name: module for name, module in modules.items() if isinstance(module, _TARGETS)}
+        for name, module in chosen.items():  # all of them before any changes
+            check_weight(module.weight, f"{name}.weight")  # type: ignore[arg-type]
+    if not chosen:
+        raise ValueError(f"model {type(model).__name__} has no Linear, Conv, ConvTranspose or Embedding weight")
+    members = []
+    for name, module in chosen.items():
+        if is_normalized(module, "weight"):
+            adopt(module, "weight")
+        else:
+            spectral_norm(module, "weight", n_power_iterations, eps)
+        parametrization = parametrization_of(module, "weight")
+        # A weight of one dimension has no u and v: it stays with its own cheap normalization.
+        if parametrization is not None and hasattr(parametrization, "_u"):
+            members.append(_Member(name, module))
+    return SpectralNormGroup(model, members)

@@ -1,0 +1,14 @@
+"""The ops as PyTorch sees them: schema, one implementation per backend, fake implementation, autograd."""
+
+from lipgan.ops._backend import BACKENDS, UnavailableError, explain, resolve, use_backend
+from lipgan.ops.spectral_norm import spectral_norm, spectral_norm_group
+
+__all__ = [
+    "BACKENDS",
+    "UnavailableError",
+    "explain",
+    "resolve",
+    "spectral_norm",
+    "spectral_norm_group",
+    "use_backend",
+]

@@ -1,0 +1,133 @@
+"""Which backend serves an op on a device, and why.
+
+``LIPGAN_BACKEND`` or :func:`use_backend` may name one: a choice that cannot be met is an error. Without a choice the
+first available of the device's order serves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import importlib.util
+import os
+from collections.abc import Iterator
+from types import ModuleType
+
+BACKENDS = ("reference", "native", "triton", "cuda")
+
+# What is tried on a device, best first. Triton before CUDA: it serves every op forward and backward.
+_ORDER = {"cpu": ("native", "reference"), "cuda": ("triton", "reference")}
+
+
+class UnavailableError(RuntimeError):
+    """The backend that was asked for cannot serve here."""
+
+
+@functools.cache
+def native() -> ModuleType | None:
+    """The module ``lipgan._C``, or None where it was not built."""
+    return _import("lipgan._C")
+
+
+@functools.cache
+def cuda() -> ModuleType | None:
+    """The module ``lipgan._cuda``, or None where it was not built."""
+    return _import("lipgan._cuda")
+
+
+def _import(name: str) -> ModuleType | None:
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        return None
+
+
+def interpreted() -> bool:
+    """Whether Triton kernels run in Triton's interpreter, on CPU tensors."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def explain(backend: str, device: str) -> str | None:
+    """None if ``backend`` can serve tensors on ``device`` ("cpu", "cuda", ...); otherwise the reason why not."""
+    if backend == "reference":
+        return None
+    if backend == "native":
+        if native() is None:
+            return "lipgan._C was not built (no C++ compiler at installation, or LIPGAN_NATIVE=off)"
+        return None if device == "cpu" else f"the C++ kernels serve CPU tensors, not {device}"
+    if backend == "triton":
+        if importlib.util.find_spec("triton") is None:
+            return "the package triton is not installed"
+        if device == "cuda" or (device == "cpu" and interpreted()):
+            return None
+        if device == "cpu":
+            return "Triton serves CPU tensors only in its interpreter (set TRITON_INTERPRET=1 before importing triton)"
+        return f"the Triton kernels serve CUDA tensors, not {device}"
+    if backend == "cuda":
+        if cuda() is None:
+            return "lipgan._cuda was not built (no nvcc at installation, or LIPGAN_CUDA=off)"
+        return None if device == "cuda" else f"the CUDA kernels serve CUDA tensors, not {device}"
+    raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+
+
+_chosen: str | None = None
+
+
+@functools.lru_cache(maxsize=256)
+def _resolve(backend: str | None, device: str) -> str:
+    if backend is not None:
+        reason = explain(backend, device)
+        if reason is not None:
+            raise UnavailableError(f"backend {backend!r} cannot serve here: {reason}")
+        return backend
+    for candidate in _ORDER.get(device, ("reference",)):
+        if explain(candidate, device) is None:
+            return candidate
+    raise AssertionError("the reference serves everywhere")
+
+
+def resolve(backend: str | None, device: str) -> str:
+    """The backend that serves ``device``.
+
+    Args:
+        backend: one of :data:`BACKENDS`, or None for the choice of :func:`use_backend` or ``LIPGAN_BACKEND``, and
+            without such a choice for the best available.
+        device: a device type, such as ``"cpu"``.
+
+    Raises:
+        ValueError: no backend has that name.
+        UnavailableError: the backend that was chosen cannot serve the device.
+    """
+    return _resolve(backend if backend is not None else _chosen, device)
+
+
+def check(backend: str | None) -> str | None:
+    """``backend`` itself, if it names one or is None."""
+    if backend is not None and backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+    return backend
+
+
+@contextlib.contextmanager
+def use_backend(backend: str | None) -> Iterator[None]:
+    """Within the block, serve every op by ``backend`` (one of :data:`BACKENDS`; None: the best available).
+
+    The choice holds for the process, not for the thread.
+    """
+    global _chosen
+    before, _chosen = _chosen, check(backend)
+    try:
+        yield
+    finally:
+        _chosen = before
+
+
+def _from_environment() -> str | None:
+    backend = os.environ.get("LIPGAN_BACKEND") or None
+    if backend is not None and backend not in BACKENDS:
+        raise ValueError(f"LIPGAN_BACKEND must be one of {', '.join(BACKENDS)}, got {backend!r}")
+    return backend
+
+
+_chosen = _from_environment()

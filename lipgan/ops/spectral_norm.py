@@ -1,0 +1,491 @@
+"""The op ``spectral_norm`` at the boundary of PyTorch's dispatcher.
+
+``lipgan::spectral_norm_fwd`` and ``lipgan::spectral_norm_bwd`` are functional: they return fresh tensors and change
+none. They take a group of weights, and a single weight is a group of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lipgan.ops import _backend
+from lipgan.ops._address import DTYPES, address
+from lipgan.reference import spectral_norm as reference
+from lipgan.reference.spectral_norm import accumulation_dtype
+
+Forward = tuple[list[Tensor], Tensor, list[Tensor], list[Tensor]]
+
+_library = torch.library.Library("lipgan", "FRAGMENT")
+_library.define(
+    "spectral_norm_fwd(Tensor[] weights, Tensor[] us, Tensor[] vs, int n_power_iterations, float eps, int[] dims, "
+    "str? backend) -> (Tensor[], Tensor, Tensor[], Tensor[])"
+)
+_library.define(
+    "spectral_norm_bwd(Tensor[] grad_ys, Tensor? grad_sigma, Tensor[] ys, Tensor sigma, Tensor[] us, Tensor[] vs, "
+    "int[] dims, str? backend) -> Tensor[]"
+)
+
+
+def _extents(shape: Sequence[int], dim: int) -> tuple[int, int, int]:
+    """``(outer, h, inner)`` of csrc/include/lipgan/spectral_norm.h."""
+    outer = inner = 1
+    for size in shape[:dim]:
+        outer *= size
+    for size in shape[dim + 1 :]:
+        inner *= size
+    return outer, shape[dim], inner
+
+
+# ---- native: C++ on CPU tensors ----
+
+
+def _native_fwd(
+    weights: Sequence[Tensor],
+    us: Sequence[Tensor],
+    vs: Sequence[Tensor],
+    n_power_iterations: int,
+    eps: float,
+    dims: Sequence[int],
+) -> Forward:
+    module = _backend.native()
+    assert module is not None
+    device, dtype = weights[0].device, weights[0].dtype
+    ys: list[Tensor] = []
+    new_us: list[Tensor] = []
+    new_vs: list[Tensor] = []
+    sigma = torch.empty(len(weights), dtype=accumulation_dtype(dtype), device=device)
+    layers: list[int] = []
+    keep = []  # contiguous copies live until the kernel has read them
+    for weight, u, v, dim in zip(weights, us, vs, dims, strict=True):
+        outer, h, inner = _extents(weight.shape, dim)
+        w = outer * inner
+        weight, u, v = weight.contiguous(), u.contiguous(), v.contiguous()
+        y = torch.empty_like(weight)
+        new_u, new_v = torch.empty_like(u), torch.empty_like(v)
+        keep.append((weight, u, v))
+        ys.append(y)
+        new_us.append(new_u)
+        new_vs.append(new_v)
+        layers += (
+            address(weight, dtype, h * w, device),
+            address(u, dtype, h, device),
+            address(v, dtype, w, device),
+            address(y, dtype, h * w, device),
+            address(new_u, dtype, h, device),
+            address(new_v, dtype, w, device),
+            outer,
+            h,
+            inner,
+        )
+    module.spectral_norm_fwd(
+        DTYPES[dtype], layers, sigma.data_ptr(), n_power_iterations, eps, torch.get_num_threads()
+    )
+    return ys, sigma, new_us, new_vs
+
+
+def _native_bwd(
+    grad_ys: Sequence[Tensor],
+    grad_sigma: Tensor | None,
+    ys: Sequence[Tensor],
+    sigma: Tensor,
+    us: Sequence[Tensor],
+    vs: Sequence[Tensor],
+    dims: Sequence[int],
+) -> list[Tensor]:
+    module = _backend.native()
+    assert module is not None
+    device, dtype = ys[0].device, ys[0].dtype
+    grads: list[Tensor] = []
+    layers: list[int] = []
+    keep = []
+    for grad_y, y, u, v, dim in zip(grad_ys, ys, us, vs, dims, strict=True):
+        outer, h, inner = _extents(y.shape, dim)
+        w = outer * inner
+        grad_y, y, u, v = grad_y.contiguous(), y.contiguous(), u.contiguous(), v.contiguous()
+        grad = torch.empty_like(y)
+        keep.append((grad_y, y, u, v))
+        grads.append(grad)
+        layers += (
+            address(grad_y, dtype, h * w, device),
+            address(y, dtype, h * w, device),
+            address(u, dtype, h, device),
+            address(v, dtype, w, device),
+            address(grad, dtype, h * w, device),
+            outer,
+            h,
+            inner,
+        )
+    wide = accumulation_dtype(dtype)
+    sigma = sigma.contiguous()
+    grad_sigma = None if grad_sigma is None else grad_sigma.contiguous()
+    module.spectral_norm_bwd(
+        DTYPES[dtype],
+        layers,
+        address(sigma, wide, len(grads), device),
+        0 if grad_sigma is None else address(grad_sigma, wide, len(grads), device),
+        torch.get_num_threads(),
+    )
+    return grads
+
+
+def _matrices(tensors: Sequence[Tensor], dims: Sequence[int]) -> list[Tensor]:
+    return [reference.to_matrix(tensor, dim).contiguous() for tensor, dim in zip(tensors, dims, strict=True)]
+
+
+def _weights(matrices: Sequence[Tensor], like: Sequence[Tensor], dims: Sequence[int]) -> list[Tensor]:
+    return [
+        reference.from_matrix(matrix, tensor, dim).contiguous()
+        for matrix, tensor, dim in zip(matrices, like, dims, strict=True)
+    ]
+
+
+# ---- triton: GPU tensors, or CPU tensors in Triton's interpreter; matrices [h, w] ----
+
+
+def _triton_fwd(
+    weights: Sequence[Tensor],
+    us: Sequence[Tensor],
+    vs: Sequence[Tensor],
+    n_power_iterations: int,
+    eps: float,
+    dims: Sequence[int],
+) -> Forward:
+    from lipgan.kernels import spectral_norm as kernels
+
+    us, vs = [u.contiguous() for u in us], [v.contiguous() for v in vs]
+    ys, sigma, us, vs = kernels.spectral_norm_fwd(_matrices(weights, dims), us, vs, n_power_iterations, eps)
+    return _weights(ys, weights, dims), sigma, list(us), list(vs)
+
+
+def _triton_bwd(
+    grad_ys: Sequence[Tensor],
+    grad_sigma: Tensor | None,
+    ys: Sequence[Tensor],
+    sigma: Tensor,
+    us: Sequence[Tensor],
+    vs: Sequence[Tensor],
+    dims: Sequence[int],
+) -> list[Tensor]:
+    from lipgan.kernels import spectral_norm as kernels
+
+    grads = kernels.spectral_norm_bwd(
+        _matrices(grad_ys, dims),
+        None if grad_sigma is None else grad_sigma.contiguous(),
+        _matrices(ys, dims),
+        sigma.contiguous(),
+        [u.contiguous() for u in us],
+        [v.contiguous() for v in vs],
+    )
+    return _weights(grads, ys, dims)
+
+
+_FORWARD: dict[str, Callable[..., Forward]] = {
+    "reference": reference.spectral_norm_fwd,
+    "native": _native_fwd,
+    "triton": _triton_fwd,
+}
+_BACKWARD: dict[str, Callable[..., list[Tensor]]] = {
+    "reference": reference.spectral_norm_bwd,
+    "native": _native_bwd,
+    "triton": _triton_bwd,
+}
+
+
+def _fwd(
+    weights: list[Tensor],
+    us: list[Tensor],
+    vs: list[Tensor],
+    n_power_iterations: int,
+    eps: float,
+    dims: list[int],
+    backend: str | None,
+) -> Forward:
+    return _FORWARD[_backend.resolve(backend, weights[0].device.type)](weights, us, vs, n_power_iterations, eps, dims)
+
+
+def _bwd(
+    grad_ys: list[Tensor],
+    grad_sigma: Tensor | None,
+    ys: list[Tensor],
+    sigma: Tensor,
+    us: list[Tensor],
+    vs: list[Tensor],
+    dims: list[int],
+    backend: str | None,
+) -> list[Tensor]:
+    return _BACKWARD[_backend.resolve(backend, ys[0].device.type)](grad_ys, grad_sigma, ys, sigma, us, vs, dims)
+
+
+for _key in ("CPU", "CUDA"):
+    _library.impl("spectral_norm_fwd", _fwd, _key)
+    _library.impl("spectral_norm_bwd", _bwd, _key)
+
+
+@torch.library.register_fake("lipgan::spectral_norm_fwd", lib=_library)
+def _fwd_fake(
+    weights: list[Tensor],
+    us: list[Tensor],
+    vs: list[Tensor],
+    n_power_iterations: int,
+    eps: float,
+    dims: list[int],
+    backend: str | None,
+) -> Forward:
+    sigma = weights[0].new_empty(len(weights), dtype=accumulation_dtype(weights[0].dtype))
+    return (
+        [weight.new_empty(weight.shape) for weight in weights],
+        sigma,
+        [u.new_empty(u.shape) for u in us],
+        [v.new_empty(v.shape) for v in vs],
+    )
+
+
+@torch.library.register_fake("lipgan::spectral_norm_bwd", lib=_library)
+def _bwd_fake(
+    grad_ys: list[Tensor],
+    grad_sigma: Tensor | None,
+    ys: list[Tensor],
+    sigma: Tensor,
+    us: list[Tensor],
+    vs: list[Tensor],
+    dims: list[int],
+    backend: str | None,
+) -> list[Tensor]:
+    return [y.new_empty(y.shape) for y in ys]
+
+
+# ---- autograd ----
+
+
+def _split(tensors: Sequence[Tensor], count: int) -> list[list[Tensor]]:
+    """Consecutive runs of ``count`` tensors, one per layer."""
+    return [list(tensors[begin : begin + count]) for begin in range(0, len(tensors), count)]
+
+
+class _Backward(torch.autograd.Function):
+    """dW as a function of (dY, dsigma, Y, sigma), for the second order: a gradient penalty goes through it."""
+
+    @staticmethod
+    def forward(
+        dims: tuple[int, ...], backend: str | None, grad_sigma: Tensor | None, sigma: Tensor, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
+        grad_ys, ys, us, vs = _split(tensors, len(dims))
+        return tuple(
+            torch.ops.lipgan.spectral_norm_bwd.default(grad_ys, grad_sigma, ys, sigma, us, vs, dims, backend)
+        )
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        dims, _, grad_sigma, sigma, *tensors = inputs
+        ctx.dims = dims
+        ctx.has_grad_sigma = grad_sigma is not None
+        ctx.save_for_backward(sigma, *tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        # With G the incoming gradient, q = u^T G v, s = <dY, Y>, r = 1 / sigma:
+        #   to dY: r (G - q Y)    to Y: -r q dY    to sigma: -r^2 (<G, dY> - s q)    to dsigma: q
+        # Plain differentiable PyTorch, so that every higher order follows.
+        sigma, *tensors = ctx.saved_tensors
+        grad_ys, ys, us, vs = _split(tensors, len(ctx.dims))
+        scale = reference.scale_of(sigma)
+        zero = sigma.abs() < torch.finfo(sigma.dtype).tiny  # there the scale is the constant 1
+        to_grad_ys, to_ys, to_sigma, to_grad_sigma = [], [], [], []
+        rows = zip(grads, grad_ys, ys, us, vs, ctx.dims, strict=True)
+        for layer, (grad, grad_y, y, u, v, dim) in enumerate(rows):
+            wide = sigma.dtype
+            g, dy, y_wide = grad.to(wide), grad_y.to(wide), y.to(wide)
+            q = u.to(wide) @ (reference.to_matrix(g, dim) @ v.to(wide))
+            r = scale[layer]
+            to_grad_ys.append((r * (g - q * y_wide)).to(grad_y.dtype))
+            to_ys.append((-r * q * dy).to(y.dtype))
+            towards = -r * r * ((g * dy).sum() - (dy * y_wide).sum() * q)
+            to_sigma.append(torch.where(zero[layer], 0.0, towards))
+            to_grad_sigma.append(q)
+        none = [None] * len(us)
+        return (
+            None,
+            None,
+            torch.stack(to_grad_sigma) if ctx.has_grad_sigma else None,
+            torch.stack(to_sigma),
+            *to_grad_ys,
+            *to_ys,
+            *none,
+            *none,
+        )
+
+
+class _SpectralNorm(torch.autograd.Function):
+    """(weights, us, vs) -> (ys, sigma, us, vs); u and v are constants of the differentiation."""
+
+    @staticmethod
+    def forward(
+        dims: tuple[int, ...], backend: str | None, n_power_iterations: int, eps: float, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
+        weights, us, vs = _split(tensors, len(dims))
+        ys, sigma, us, vs = torch.ops.lipgan.spectral_norm_fwd.default(
+            weights, us, vs, n_power_iterations, eps, dims, backend
+        )
+        return (sigma, *ys, *us, *vs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.dims, ctx.backend = inputs[:2]
+        ctx.mark_non_differentiable(*output[1 + len(ctx.dims) :])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*output)
+
+    @staticmethod
+    def backward(ctx: Any, grad_sigma: Tensor | None, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        dims = ctx.dims
+        sigma, *tensors = ctx.saved_tensors
+        count = len(dims)
+        ys, us, vs = _split(tensors, count)
+        # A layer that the loss does not reach costs nothing.
+        reached = [layer for layer in range(count) if grads[layer] is not None or grad_sigma is not None]
+        result: list[Tensor | None] = [None] * count
+        if reached:
+            if len(reached) < count:
+                ys, us, vs = ([group[layer] for layer in reached] for group in (ys, us, vs))
+                sigma = sigma[reached]
+                dims = tuple(dims[layer] for layer in reached)
+            grad_ys = []
+            for layer, y in zip(reached, ys, strict=True):
+                grad = grads[layer]
+                grad_ys.append(torch.zeros_like(y) if grad is None else grad)
+            if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
+                inner = _Backward.apply(dims, ctx.backend, grad_sigma, sigma, *grad_ys, *ys, *us, *vs)
+            else:
+                inner = torch.ops.lipgan.spectral_norm_bwd.default(
+                    grad_ys, grad_sigma, ys, sigma, us, vs, dims, ctx.backend
+                )
+            for layer, grad in zip(reached, inner, strict=True):
+                result[layer] = grad
+        return (None, None, None, None, *result, *[None] * (2 * count))
+
+
+# ---- the public functions ----
+
+
+def _check(weight: Tensor, u: Tensor, v: Tensor, dim: int) -> None:
+    if weight.ndim < 2:
+        raise ValueError(f"weight must have at least 2 dimensions, got shape {tuple(weight.shape)}")
+    if weight.dtype not in DTYPES:
+        raise TypeError(f"weight must be float32, float64, float16 or bfloat16, got {weight.dtype}")
+    if weight.numel() == 0:
+        raise ValueError(f"weight must not be empty, got shape {tuple(weight.shape)}")
+    h = weight.shape[dim]
+    for name, vector, size in (("u", u, h), ("v", v, weight.numel() // h)):
+        if vector.shape != (size,):
+            raise ValueError(
+                f"{name} must have shape ({size},) for a weight of shape {tuple(weight.shape)} and dim {dim}, "
+                f"got {tuple(vector.shape)}"
+            )
+        if vector.dtype != weight.dtype:
+            raise TypeError(f"{name} must have the dtype of weight, {weight.dtype}, got {vector.dtype}")
+        if vector.device != weight.device:
+            raise ValueError(f"{name} must be on the device of weight, {weight.device}, got {vector.device}")
+
+
+def spectral_norm_group(
+    weights: Sequence[Tensor],
+    us: Sequence[Tensor],
+    vs: Sequence[Tensor],
+    n_power_iterations: int = 1,
+    eps: float = 1e-12,
+    dims: Sequence[int] | None = None,
+    *,
+    backend: str | None = None,
+) -> Forward:
+    """Normalize several weights by one call: :func:`spectral_norm` for each of them.
+
+    Args:
+        weights: tensors of one dtype on one device.
+        us: ``[h]`` each.
+        vs: ``[w]`` each.
+        n_power_iterations: as in :func:`spectral_norm`.
+        eps: as in :func:`spectral_norm`.
+        dims: one per weight; None for 0 everywhere.
+        backend: as in :func:`spectral_norm`.
+
+    Returns:
+        ``(ys, sigma, us, vs)``: lists, and ``sigma`` of shape ``[len(weights)]``.
+
+    Raises:
+        As :func:`spectral_norm`; ValueError if the lists differ in length or the weights in dtype or device.
+    """
+    if len(weights) == 0:
+        raise ValueError("weights must hold at least one tensor, got none")
+    dims = [0] * len(weights) if dims is None else list(dims)
+    if not len(weights) == len(us) == len(vs) == len(dims):
+        raise ValueError(
+            "weights, us, vs and dims must have the same length, "
+            f"got {len(weights)}, {len(us)}, {len(vs)} and {len(dims)}"
+        )
+    if n_power_iterations < 0:
+        raise ValueError(f"n_power_iterations must not be negative, got {n_power_iterations}")
+    if not eps > 0:
+        raise ValueError(f"eps must be positive, got {eps}")
+    first = weights[0]
+    for layer, weight in enumerate(weights):
+        if not -weight.ndim <= dims[layer] < max(weight.ndim, 1):
+            raise IndexError(
+                f"dim must be in [{-weight.ndim}, {weight.ndim - 1}] for a weight of shape {tuple(weight.shape)}, "
+                f"got {dims[layer]}"
+            )
+        dims[layer] %= max(weight.ndim, 1)
+        _check(weight, us[layer], vs[layer], dims[layer])
+        if weight.dtype != first.dtype or weight.device != first.device:
+            raise ValueError(
+                "weights must share one dtype and device, "
+                f"got {first.dtype} on {first.device} and {weight.dtype} on {weight.device}"
+            )
+    sigma, *tensors = _SpectralNorm.apply(
+        tuple(dims), _backend.check(backend), n_power_iterations, eps, *weights, *us, *vs
+    )
+    ys, new_us, new_vs = _split(tensors, len(dims))
+    return ys, sigma, new_us, new_vs
+
+
+def spectral_norm(
+    weight: Tensor,
+    u: Tensor,
+    v: Tensor,
+    n_power_iterations: int = 1,
+    eps: float = 1e-12,
+    dim: int = 0,
+    *,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Power iteration, sigma and ``weight / sigma``, as a function without side effects.
+
+    The matrix of the weight is ``weight.movedim(dim, 0).flatten(1)``, ``[h, w]``. An iteration is ``u = W v / |W v|``,
+    ``v = W^T u / |W^T u|``; then ``sigma = u^T W v``. Differentiable any number of times in ``weight``, with u and v
+    held constant, as in Miyato et al. 2018 (Algorithm 1, eq. 20-22).
+
+    Args:
+        weight: two or more dimensions; float32, float64, float16 or bfloat16 (sums of half types are float32).
+        u: ``[h]``, in the dtype of ``weight``.
+        v: ``[w]``, likewise.
+        n_power_iterations: 0 takes sigma of the u and v given.
+        eps: lower bound on a norm that is divided by.
+        dim: the dimension that becomes the rows.
+        backend: "reference", "native", "triton" or "cuda"; None for the best available.
+
+    Returns:
+        ``(y, sigma, u, v)``, all fresh: ``y`` shaped as ``weight`` and contiguous; ``sigma`` 0-dim, float32 or
+        (for float64) float64; the new u and v. A zero matrix gives zeros, with finite gradients.
+
+    Raises:
+        ValueError: a wrong shape or device of u or v, an empty weight, ``eps <= 0``, ``n_power_iterations < 0``, an
+            unknown backend.
+        TypeError: an integer or complex weight, or u or v of another dtype.
+        IndexError: ``dim`` out of range.
+        UnavailableError: the backend asked for cannot serve here.
+    """
+    (y,), sigma, (u,), (v,) = spectral_norm_group([weight], [u], [v], n_power_iterations, eps, [dim], backend=backend)
+    return y, sigma[0], u, v

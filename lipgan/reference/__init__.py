@@ -1,0 +1,1 @@
+"""Executable specifications: one module per op, in plain PyTorch, readable before it is fast."""

@@ -1,0 +1,106 @@
+"""Power iteration, sigma and W / sigma (Miyato et al. 2018, Algorithm 1, eq. 20-22), and its backward.
+
+The matrix of a weight is ``weight.permute(dim, ...).flatten(1)``, ``[h, w]``. The half steps of the iteration are
+taken in the order of :func:`torch.nn.utils.parametrizations.spectral_norm`, ``u`` first: the sequence u, v, u, v, ...
+is that of Algorithm 1, begun half a step later (docs/numerics/spectral_norm.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which sums over ``dtype`` are taken, and in which sigma is returned."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def to_matrix(weight: Tensor, dim: int) -> Tensor:
+    """``weight`` with ``dim`` in front and the others flattened: ``[h, w]``."""
+    return weight.movedim(dim, 0).flatten(1)
+
+
+def from_matrix(matrix: Tensor, like: Tensor, dim: int) -> Tensor:
+    """The inverse of :func:`to_matrix` for a weight shaped as ``like``."""
+    return matrix.reshape(like.movedim(dim, 0).shape).movedim(0, dim)
+
+
+def scale_of(sigma: Tensor) -> Tensor:
+    """``1 / sigma``; 1 where sigma is below the smallest normal number, so that a zero matrix stays zero."""
+    zero = sigma.abs() < torch.finfo(sigma.dtype).tiny
+    return torch.where(zero, 1.0, 1.0 / torch.where(zero, 1.0, sigma))
+
+
+def _normalize(x: Tensor, eps: float) -> Tensor:
+    # The norm in float64: a float32 sum of squares leaves its range at entries of 1e19.
+    return (x / x.double().norm().clamp_min(eps)).to(x.dtype)
+
+
+def spectral_norm_fwd(
+    weights: Sequence[Tensor],
+    us: Sequence[Tensor],
+    vs: Sequence[Tensor],
+    n_power_iterations: int,
+    eps: float,
+    dims: Sequence[int],
+) -> tuple[list[Tensor], Tensor, list[Tensor], list[Tensor]]:
+    """Normalize a group of weights.
+
+    Args:
+        weights: floating, two or more dimensions each.
+        us: ``[h]`` each, in the dtype of the weight.
+        vs: ``[w]`` each, likewise.
+        n_power_iterations: 0 takes ``sigma = u^T W v`` of the vectors given.
+        eps: lower bound on a norm that is divided by.
+        dims: the dimension of each weight that becomes the rows of its matrix.
+
+    Returns:
+        ``ys`` shaped as the weights; ``sigma`` ``[len(weights)]`` in the accumulation dtype; new ``us`` and ``vs``.
+    """
+    ys, sigmas, new_us, new_vs = [], [], [], []
+    for weight, u, v, dim in zip(weights, us, vs, dims, strict=True):
+        wide = accumulation_dtype(weight.dtype)
+        matrix = to_matrix(weight, dim).to(wide)
+        u_wide, v_wide = u.to(wide), v.to(wide)
+        for _ in range(n_power_iterations):
+            u_wide = _normalize(matrix @ v_wide, eps)
+            v_wide = _normalize(matrix.T @ u_wide, eps)
+        sigma = u_wide @ (matrix @ v_wide)
+        ys.append(from_matrix((matrix * scale_of(sigma)).to(weight.dtype), weight, dim).contiguous())
+        sigmas.append(sigma)
+        new_us.append(u_wide.to(u.dtype, copy=True))
+        new_vs.append(v_wide.to(v.dtype, copy=True))
+    return ys, torch.stack(sigmas), new_us, new_vs
+
+
+def spectral_norm_bwd(
+    grad_ys: Sequence[Tensor],
+    grad_sigma: Tensor | None,
+    ys: Sequence[Tensor],
+    sigma: Tensor,
+    us: Sequence[Tensor],
+    vs: Sequence[Tensor],
+    dims: Sequence[int],
+) -> list[Tensor]:
+    """``dW = dY / sigma - (<dY, Y> / sigma - dsigma) u v^T`` for each weight, u and v held constant.
+
+    Args:
+        grad_ys: dY, shaped as the weights.
+        grad_sigma: dsigma, ``[len(ys)]``, or None for zeros.
+        ys, sigma, us, vs: what :func:`spectral_norm_fwd` returned.
+        dims: as there.
+    """
+    scale = scale_of(sigma)
+    grads = []
+    for layer, (grad_y, y, u, v, dim) in enumerate(zip(grad_ys, ys, us, vs, dims, strict=True)):
+        wide = sigma.dtype
+        dy = to_matrix(grad_y, dim).to(wide)
+        along = (dy * to_matrix(y, dim).to(wide)).sum() * scale[layer]
+        if grad_sigma is not None:
+            along = along - grad_sigma[layer]
+        grad = dy * scale[layer] - along * torch.outer(u.to(wide), v.to(wide))
+        grads.append(from_matrix(grad.to(y.dtype), y, dim).contiguous())
+    return grads
