@@ -11,8 +11,8 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import _SpectralNorm as _TorchSpectralNorm
 
 from lipgan.nn._pickling import make_picklable
-from lipgan.ops import spectral_norm as spectral_norm_op
 from lipgan.ops._address import DTYPES
+from lipgan.ops.spectral_norm import normalize
 
 # Of the constructor: brings u and v near the leading singular vectors, as in torch.nn.utils.parametrizations.
 _WARM_UP_ITERATIONS = 15
@@ -70,7 +70,7 @@ class SpectralNorm(nn.Module):
         h = weight.shape[self.dim]
         u = F.normalize(weight.new_empty(h).normal_(0, 1), dim=0, eps=self.eps)
         v = F.normalize(weight.new_empty(weight.numel() // h).normal_(0, 1), dim=0, eps=self.eps)
-        _, _, u, v = spectral_norm_op(weight, u, v, _WARM_UP_ITERATIONS, self.eps, self.dim)
+        _, _, (u,), (v,) = normalize([weight], [u], [v], _WARM_UP_ITERATIONS, self.eps, [self.dim])
         return u, v
 
     def forward(self, weight: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ class SpectralNorm(nn.Module):
         if weight.ndim == 1:
             return F.normalize(weight, dim=0, eps=self.eps)
         iterations = self.n_power_iterations if self.training else 0
-        y, _, u, v = spectral_norm_op(weight, self._u, self._v, iterations, self.eps, self.dim)
+        (y,), _, (u,), (v,) = normalize([weight], [self._u], [self._v], iterations, self.eps, [self.dim])
         if self.training:
             # In place: replicas and graphs hold the buffers. The gradient uses the fresh u and v, so that another
             # forward, or a broadcast of the buffers, before the backward changes nothing.

@@ -16,7 +16,7 @@ from lipgan.nn.spectral_norm import (
     parametrization_of,
     spectral_norm,
 )
-from lipgan.ops import spectral_norm_group
+from lipgan.ops.spectral_norm import normalize
 
 _TARGETS = (
     nn.Linear,
@@ -71,6 +71,15 @@ class SpectralNormGroup:
     def __repr__(self) -> str:
         return f"SpectralNormGroup({len(self)} weights)"
 
+    def normalize(self) -> list[Tensor]:
+        """The normalized weights in the order of :attr:`names`, as a forward of the model takes them.
+
+        In training mode u and v move on. The result carries the gradient to the original weights.
+        """
+        return self._normalize(
+            lambda parametrization: parametrization.n_power_iterations if parametrization.training else 0
+        )
+
     def step(self, n_power_iterations: int | None = None) -> None:
         """Run power iterations now, without a forward of the model: u and v of every member change, weights do not.
 
@@ -105,10 +114,7 @@ class SpectralNormGroup:
         self._forget()
 
     def _before(self, model: nn.Module, args: Any) -> None:
-        normalized = self._normalize(
-            lambda parametrization: parametrization.n_power_iterations if parametrization.training else 0
-        )
-        for member, y in zip(self._members, normalized, strict=True):
+        for member, y in zip(self._members, self.normalize(), strict=True):
             member.parametrization._normalized = y
 
     def _after(self, model: nn.Module, args: Any, output: Any) -> None:
@@ -132,7 +138,7 @@ class SpectralNormGroup:
             us = [member.parametrization._u for member in members]
             vs = [member.parametrization._v for member in members]
             dims = [member.parametrization.dim for member in members]
-            ys, sigma, new_us, new_vs = spectral_norm_group(
+            ys, sigma, new_us, new_vs = normalize(
                 [member.weight for member in members], us, vs, iterations, eps, dims
             )
             if iterations > 0:

@@ -1,0 +1,55 @@
+"""Benchmarks: correctness first, then times of interleaved variants, then ratios."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import io
+import json
+from dataclasses import asdict
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+from lipgan.bench.harness import Table, machine
+
+# Name on the command line, and the module that has run(seed) and plot(tables, axes).
+BENCHMARKS = {"spectral-norm": "lipgan.bench.spectral_norm"}
+
+
+def main(args: argparse.Namespace) -> None:
+    """Run the benchmarks that ``args.which`` names; print tables, write ``args.json`` and pictures in ``args.plot``."""
+    from lipgan.training.checkpoint import write_atomically
+
+    if args.threads is not None:
+        if args.threads < 1:
+            raise ValueError(f"--threads must be at least 1, got {args.threads}")
+        torch.set_num_threads(args.threads)
+    facts = machine()
+    print(", ".join(f"{key} {value}" for key, value in facts.items()), flush=True)
+    results = {}
+    for name in BENCHMARKS if args.which == "all" else [args.which]:
+        module = importlib.import_module(BENCHMARKS[name])
+        tables = module.run(seed=args.seed or 0)
+        for table in tables:
+            print(f"\n{table.render()}", flush=True)
+        results[name] = [asdict(table) for table in tables]
+        if args.plot is not None:
+            _plot(module, tables, Path(args.plot) / f"{name}.png")
+    if args.json is not None:
+        text = json.dumps({"machine": facts, "results": results}, indent=2)
+        write_atomically(args.json, text.encode())
+
+
+def _plot(module: ModuleType, tables: list[Table], path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    from lipgan.training.checkpoint import write_atomically
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    module.plot(tables, figure.subplots())
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=120)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, picture.getvalue())

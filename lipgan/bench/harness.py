@@ -1,0 +1,122 @@
+"""Timing that can be trusted a little: variants interleaved in one run, medians, ratios."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+@dataclass
+class Table:
+    """The outcome of one benchmark: rows of named cells, and notes that belong to them."""
+
+    title: str
+    columns: list[str]
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def render(self) -> str:
+        """The table as Markdown, which reads well in a terminal too."""
+        cells = [[_format(row.get(column, "")) for column in self.columns] for row in self.rows]
+        widths = [max(len(line[k]) for line in [self.columns, *cells]) for k in range(len(self.columns))]
+
+        def line(values: list[str]) -> str:
+            return "| " + " | ".join(value.ljust(width) for value, width in zip(values, widths, strict=True)) + " |"
+
+        rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
+        body = [line(self.columns), rule, *map(line, cells)]
+        return "\n".join([self.title, "", *body, *(["", *self.notes] if self.notes else [])])
+
+
+def _format(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.2f}" if value < 100 else f"{value:.0f}"
+    return str(value)
+
+
+def interleave(variants: Mapping[str, Callable[[], object]], *, seconds: float, warmup: int = 2) -> dict[str, float]:
+    """Median seconds of each variant, all of them run once in every round.
+
+    Args:
+        variants: name to function; what it returns is dropped outside of the time.
+        seconds: rounds go on for about this long, and at least 5 times.
+        warmup: rounds that are not counted.
+    """
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    for _ in range(warmup):
+        for run in variants.values():
+            run()
+    begin = time.perf_counter()
+    rounds = 0
+    while rounds < 5 or time.perf_counter() - begin < seconds:
+        for name, run in variants.items():
+            start = time.perf_counter()
+            result = run()
+            times[name].append(time.perf_counter() - start)
+            del result
+        rounds += 1
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def copy_bandwidth(numbers: int = 32_000_000) -> float:
+    """Bytes per second, read and written, of ``Tensor.copy_`` between two float32 tensors far larger than a cache."""
+    source, target = torch.ones(numbers), torch.zeros(numbers)
+    seconds = interleave({"copy": lambda: target.copy_(source)}, seconds=0.3)["copy"]
+    return 2 * 4 * numbers / seconds
+
+
+def peak_memory(run: Callable[[], object]) -> int | None:
+    """Bytes by which the resident memory of the process rises while ``run`` runs, or None where it can't be told."""
+    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    try:
+        reset.write_text("5")  # sets VmHWM back to the present VmRSS
+        before = _kilobytes(status, "VmRSS")
+        result = run()
+        peak = _kilobytes(status, "VmHWM")
+        del result
+    except OSError:
+        return None
+    return 1024 * max(0, peak - before)
+
+
+def _kilobytes(status: Path, key: str) -> int:
+    for line in status.read_text().splitlines():
+        if line.startswith(f"{key}:"):
+            return int(line.split()[1])
+    raise OSError(f"{status} has no {key}")
+
+
+def machine() -> dict[str, str]:
+    """What a figure depends on beside the code."""
+    from lipgan import __version__
+    from lipgan.ops import _backend
+
+    native = _backend.native()
+    return {
+        "cpu": _cpu_name(),
+        "cores": str(os.cpu_count()),
+        "threads": str(torch.get_num_threads()),
+        "isa": native.isa() if native else "-",
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "lipgan": __version__,
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or "unknown"
