@@ -39,11 +39,12 @@ constexpr int kLog2Threads = 8;
 constexpr int kThreads = 1 << kLog2Threads;
 constexpr int kWarp = 32;
 constexpr int kWarps = kThreads / kWarp;
-constexpr int kTileRows = 8;      // rows that a thread has in flight: enough 16-byte loads to cover DRAM latency
-constexpr int kColumns = kWarp;   // columns of one item of the columns step: one per lane, the warps share the rows
+constexpr int kTileRows = 8;  // rows of a thread: v and the barriers are paid once for them
+constexpr int kBatch = 4;     // rows loaded at once: 2 blocks of 256 threads ask for 32 KiB, which covers DRAM latency
+constexpr int kColumns = kWarp;       // columns of one item of the columns step: one per lane, the warps share the rows
 constexpr int64_t kRowBlock = 32768;  // about the elements of one item of the rows step
-constexpr int64_t kMaxExtent = int64_t{1} << 30;  // of h and of w, each: column and row indices of 32 bits
 constexpr int64_t kChunk = 32768;     // elements of one item of the scale step
+constexpr int64_t kMaxExtent = int64_t{1} << 30;  // of h and of w: indices inside an item have 32 bits
 
 template <typename T>
 struct Numeric {
@@ -91,6 +92,14 @@ __global__ void fill_table_kernel(RowsByValue source, int count,
   if (threadIdx.x < static_cast<unsigned>(count)) table[threadIdx.x] = source.rows[threadIdx.x];
 }
 
+// An address that the compiler could not know to be in global memory, having been read from the table: a load through
+// it would be a generic one.
+template <typename T, typename Address>
+__device__ __forceinline__ T* global(Address* address) {
+  __builtin_assume(__isGlobal(address));
+  return static_cast<T*>(address);
+}
+
 template <typename T, int V>
 struct Pack {
   T at[V];
@@ -126,18 +135,42 @@ __device__ __forceinline__ void store(T* address, const Pack<T, V>& pack) {
   }
 }
 
-// Sum over the lanes whose numbers differ in the bits [from, to), for every lane.
-template <typename A>
-__device__ __forceinline__ A lane_sum(A value, int from, int to) {
+// Calls use(r, V elements of row r) for the kTileRows rows of a thread, zeros standing for those from `rows` on.
+template <int V, typename T, typename Use>
+__device__ __forceinline__ void for_tile_rows(const T* address, int row_stride, int rows, Use use) {
+#pragma unroll
+  for (int first = 0; first < kTileRows; first += kBatch) {
+    Pack<T, V> x[kBatch] = {};
+#pragma unroll
+    for (int r = 0; r < kBatch; ++r) {
+      if (first + r < rows) x[r] = load<V>(address);
+      address += row_stride;
+    }
+#pragma unroll
+    for (int r = 0; r < kBatch; ++r) use(first + r, x[r]);
+  }
+}
+
+// N sums over the lanes whose numbers differ in the bits from log2(from) to below log2(to), for every lane.
+template <typename A, int N>
+__device__ __forceinline__ void lane_sums(A (&values)[N], int from, int to) {
 #pragma unroll 1
-  for (int offset = from; offset < to; offset *= 2) value += __shfl_xor_sync(0xffffffffu, value, offset);
-  return value;
+  for (int offset = from; offset < to; offset *= 2) {
+#pragma unroll
+    for (int i = 0; i < N; ++i) values[i] += __shfl_xor_sync(0xffffffffu, values[i], offset);
+  }
+}
+
+__device__ __forceinline__ double warp_sum(double value) {
+  double values[1] = {value};
+  lane_sums(values, 1, kWarp);
+  return values[0];
 }
 
 // Sum over the block, for every thread.
 __device__ double block_sum(double value) {
   __shared__ double warp_sums[kWarps];
-  value = lane_sum(value, 1, kWarp);
+  value = warp_sum(value);
   __syncthreads();  // the readers of the previous sum are done
   if (threadIdx.x % kWarp == 0) warp_sums[threadIdx.x / kWarp] = value;
   __syncthreads();
@@ -147,8 +180,10 @@ __device__ double block_sum(double value) {
 }
 
 __device__ double block_sum(const double* values, int64_t count) {
+  const double* global_values = global<const double>(values);
   double sum = 0;
-  for (int64_t i = threadIdx.x; i < count; i += kThreads) sum += values[i];
+#pragma unroll 2
+  for (int64_t i = threadIdx.x; i < count; i += kThreads) sum += global_values[i];
   return block_sum(sum);
 }
 
@@ -185,21 +220,21 @@ __device__ void row_block(const Row& row, int64_t block, bool first_iteration, b
   const int w = static_cast<int>(row.layer.inner);
   const int64_t begin = block << row.log2_block_rows;
   const int count = static_cast<int>(min(row.layer.h - begin, int64_t{1} << row.log2_block_rows));
-  const T* weight = static_cast<const T*>(row.layer.weight) + begin * w;
-  const T* v_in = static_cast<const T*>(row.layer.v_in);
-  const A* s = static_cast<const A*>(row.s);
-  A* t_out = static_cast<A*>(row.t) + begin;
-  A* partial = static_cast<A*>(row.partials) + block * w;
+  const T* weight = global<const T>(row.layer.weight) + begin * w;
+  const T* v_in = global<const T>(row.layer.v_in);
+  const A* s = global<const A>(row.s);
+  A* t_out = global<A>(row.t) + begin;
+  A* partial = global<A>(row.partials) + block * w;
 
   const int column_threads = 1 << row.log2_column_threads;
   const int column_thread = threadIdx.x & (column_threads - 1);
   const int log2_side_by_side = kLog2Threads - row.log2_column_threads;
   const int side_by_side = 1 << log2_side_by_side;
   const int side = threadIdx.x >> row.log2_column_threads;
+  const int row_stride = side_by_side * w;  // fits: w > kThreads * V / 2 has no rows side by side
   const int step = V << row.log2_column_threads;
 
   const A s_scale = first_iteration ? A(1) : A(1 / clamped_norm(block_sum(row.s_sums, row.column_blocks), eps));
-  double sum = 0;
 #pragma unroll 1
   for (int tile = 0; tile < count; tile += kTileRows * side_by_side) {
     const T* tile_weight = weight + static_cast<int64_t>(tile + side) * w;
@@ -208,11 +243,6 @@ __device__ void row_block(const Row& row, int64_t block, bool first_iteration, b
     A t[kTileRows] = {};
 #pragma unroll 1
     for (int j = column_thread * V; j < w; j += step) {
-      Pack<T, V> x[kTileRows] = {};
-#pragma unroll
-      for (int r = 0; r < kTileRows; ++r) {
-        if (r < rows) x[r] = load<V>(tile_weight + static_cast<int64_t>(r << log2_side_by_side) * w + j);
-      }
       Pack<A, V> v;
       if (first_iteration) {
         const Pack<T, V> stored = load<V>(v_in + j);
@@ -223,14 +253,12 @@ __device__ void row_block(const Row& row, int64_t block, bool first_iteration, b
 #pragma unroll
         for (int k = 0; k < V; ++k) v.at[k] *= s_scale;
       }
+      for_tile_rows<V>(tile_weight + j, row_stride, rows, [&](int r, const Pack<T, V>& x) {
 #pragma unroll
-      for (int r = 0; r < kTileRows; ++r) {
-#pragma unroll
-        for (int k = 0; k < V; ++k) t[r] += static_cast<A>(x[r].at[k]) * v.at[k];
-      }
+        for (int k = 0; k < V; ++k) t[r] += static_cast<A>(x.at[k]) * v.at[k];
+      });
     }
-#pragma unroll
-    for (int r = 0; r < kTileRows; ++r) t[r] = lane_sum(t[r], 1, min(column_threads, kWarp));
+    lane_sums(t, 1, min(column_threads, kWarp));
     if (column_threads > kWarp) {
       __syncthreads();  // the readers of the previous tile are done
       if (threadIdx.x % kWarp == 0) {
@@ -240,10 +268,11 @@ __device__ void row_block(const Row& row, int64_t block, bool first_iteration, b
       __syncthreads();
       const int first_warp = side * (column_threads / kWarp);
 #pragma unroll
-      for (int r = 0; r < kTileRows; ++r) {
-        t[r] = 0;
+      for (int r = 0; r < kTileRows; ++r) t[r] = 0;
 #pragma unroll 1
-        for (int i = 0; i < column_threads / kWarp; ++i) t[r] += dots[first_warp + i][r];
+      for (int i = 0; i < column_threads / kWarp; ++i) {
+#pragma unroll
+        for (int r = 0; r < kTileRows; ++r) t[r] += dots[first_warp + i][r];
       }
     }
 #pragma unroll
@@ -251,11 +280,7 @@ __device__ void row_block(const Row& row, int64_t block, bool first_iteration, b
       if (r >= rows) {
         t[r] = 0;
       } else if (column_thread == 0) {
-        const int i = tile + side + r * side_by_side;
-        t_out[i] = t[r];
-        const double other = with_columns ? static_cast<double>(t[r])
-                                          : static_cast<double>(static_cast<const T*>(row.layer.u_in)[begin + i]);
-        sum += static_cast<double>(t[r]) * other;
+        t_out[tile + side + r * side_by_side] = t[r];
       }
     }
     if (!with_columns) continue;
@@ -266,24 +291,18 @@ __device__ void row_block(const Row& row, int64_t block, bool first_iteration, b
       const int j = j_first + column_thread * V;
       Pack<A, V> r_sum = {};
       if (j < w) {
-        Pack<T, V> x[kTileRows] = {};
+        for_tile_rows<V>(tile_weight + j, row_stride, rows, [&](int r, const Pack<T, V>& x) {
 #pragma unroll
-        for (int r = 0; r < kTileRows; ++r) {
-          if (r < rows) x[r] = load<V>(tile_weight + static_cast<int64_t>(r << log2_side_by_side) * w + j);
-        }
-#pragma unroll
-        for (int r = 0; r < kTileRows; ++r) {
-#pragma unroll
-          for (int k = 0; k < V; ++k) r_sum.at[k] += t[r] * static_cast<A>(x[r].at[k]);
-        }
+          for (int k = 0; k < V; ++k) r_sum.at[k] += t[r] * static_cast<A>(x.at[k]);
+        });
       }
       if (side_by_side > 1) {
-#pragma unroll
-        for (int k = 0; k < V; ++k) r_sum.at[k] = lane_sum(r_sum.at[k], column_threads, kWarp);
+        lane_sums(r_sum.at, column_threads, kWarp);
         __syncthreads();  // the readers of the previous tile are done
 #pragma unroll
         for (int k = 0; k < V; ++k) columns[k][threadIdx.x] = r_sum.at[k];
         __syncthreads();
+#pragma unroll 1
         for (int i = threadIdx.x + max(column_threads, kWarp); i < kThreads; i += max(column_threads, kWarp)) {
 #pragma unroll
           for (int k = 0; k < V; ++k) r_sum.at[k] += columns[k][i];
@@ -300,8 +319,15 @@ __device__ void row_block(const Row& row, int64_t block, bool first_iteration, b
       }
     }
   }
+  __syncthreads();  // all of t_out is written
+  double sum = 0;
+#pragma unroll 2
+  for (int i = threadIdx.x; i < count; i += kThreads) {
+    const A other = with_columns ? t_out[i] : static_cast<A>(global<const T>(row.layer.u_in)[begin + i]);
+    sum += static_cast<double>(t_out[i]) * static_cast<double>(other);
+  }
   sum = block_sum(sum);
-  if (threadIdx.x == 0) row.t_sums[block] = sum;
+  if (threadIdx.x == 0) global<double>(row.t_sums)[block] = sum;
 }
 
 // kColumns columns of s = W^T t / max(|t|, eps), and their sum of squares.
@@ -328,28 +354,29 @@ __device__ void column_block(const Row& row, int64_t block, double eps) {
 
   A s = 0;
   if (j < w) {
-    const A* partials = static_cast<const A*>(row.partials) + j;
+    const A* partials = global<const A>(row.partials) + j;
 #pragma unroll 4
     for (int64_t i = warp; i < row.row_blocks; i += kWarps) s += partials[i * w];
   }
   s = sum_warps(s) * t_scale;
 
   // A NaN takes this way too, and stays one. t_square 0 is exact: s is 0.
-  const bool in_range = fabs(s) <= A(Numeric<T>::largest) && (t_square == 0 || sqrt(t_square) >= Numeric<T>::fused_t_min);
+  const bool t_in_range = t_square == 0 || sqrt(t_square) >= Numeric<T>::fused_t_min;
+  const bool in_range = t_in_range && fabs(s) <= A(Numeric<T>::largest);
   if (__syncthreads_or(!in_range)) {
     s = 0;
     if (j < w) {
-      const T* weight = static_cast<const T*>(row.layer.weight) + j;
-      const A* t = static_cast<const A*>(row.t);
+      const T* weight = global<const T>(row.layer.weight) + j;
+      const A* t = global<const A>(row.t);
 #pragma unroll 4
       for (int64_t i = warp; i < h; i += kWarps) s += t[i] * t_scale * static_cast<A>(weight[i * w]);
     }
     s = sum_warps(s);
   }
   if (warp == 0) {
-    if (j < w) static_cast<A*>(row.s)[j] = s;
-    const double sum = lane_sum(static_cast<double>(s) * static_cast<double>(s), 1, kWarp);
-    if (lane == 0) row.s_sums[block] = sum;
+    if (j < w) global<A>(row.s)[j] = s;
+    const double sum = warp_sum(static_cast<double>(s) * static_cast<double>(s));
+    if (lane == 0) global<double>(row.s_sums)[block] = sum;
   }
 }
 
@@ -372,17 +399,19 @@ __device__ void scale_chunk(const Row& row, int64_t chunk, bool iterated, double
 
   const A t_scale = A(1 / clamped_norm(t_sum, eps)), s_scale = A(1 / s_norm);
   const int64_t first = chunk * kThreads + threadIdx.x, stride = row.chunks * kThreads;
+#pragma unroll 2
   for (int64_t i = first; i < h; i += stride) {
-    static_cast<T*>(layer.u)[i] =
-        iterated ? static_cast<T>(static_cast<const A*>(row.t)[i] * t_scale) : static_cast<const T*>(layer.u_in)[i];
+    global<T>(layer.u)[i] =
+        iterated ? static_cast<T>(global<const A>(row.t)[i] * t_scale) : global<const T>(layer.u_in)[i];
   }
+#pragma unroll 2
   for (int64_t j = first; j < w; j += stride) {
-    static_cast<T*>(layer.v)[j] =
-        iterated ? static_cast<T>(static_cast<const A*>(row.s)[j] * s_scale) : static_cast<const T*>(layer.v_in)[j];
+    global<T>(layer.v)[j] =
+        iterated ? static_cast<T>(global<const A>(row.s)[j] * s_scale) : global<const T>(layer.v_in)[j];
   }
 
-  const T* weight = static_cast<const T*>(layer.weight);
-  T* y = static_cast<T*>(layer.y);
+  const T* weight = global<const T>(layer.weight);
+  T* y = global<T>(layer.y);
   const int64_t begin = chunk * kChunk, end = min(h * w, begin + kChunk);
   const int64_t vector_end = row.vector_flat ? end / V * V : begin;  // kChunk is a multiple of V
 #pragma unroll 4
@@ -392,6 +421,7 @@ __device__ void scale_chunk(const Row& row, int64_t chunk, bool iterated, double
     for (int k = 0; k < V; ++k) x.at[k] = static_cast<T>(static_cast<A>(x.at[k]) * scale);
     store<V>(y + i, x);
   }
+#pragma unroll 4
   for (int64_t i = vector_end + threadIdx.x; i < end; i += kThreads) {
     y[i] = static_cast<T>(static_cast<A>(weight[i]) * scale);
   }
@@ -491,7 +521,8 @@ cudaError_t launch(const Row* table, int num_layers, int64_t row_blocks, int64_t
   auto* sigma_out = static_cast<typename Numeric<T>::A*>(sigma);
   const int64_t grid = std::min<int64_t>(std::max({row_blocks, column_blocks, chunks}),
                                          static_cast<int64_t>(multiprocessors) * blocks);
-  void* arguments[] = {&table, &num_layers, &row_blocks, &column_blocks, &chunks, &sigma_out, &n_power_iterations, &eps};
+  void* arguments[] = {&table,  &num_layers, &row_blocks,         &column_blocks,
+                       &chunks, &sigma_out,  &n_power_iterations, &eps};
   return cudaLaunchCooperativeKernel(kernel, dim3(static_cast<unsigned>(grid)), dim3(kThreads), arguments, 0, stream);
 }
 
@@ -546,8 +577,8 @@ int spectral_norm_fwd(Dtype dtype, const SpectralNormFwdLayer* layers, int64_t n
   }
 
   const auto run = [&](auto launcher) {
-    return launcher(static_cast<const Row*>(table), static_cast<int>(num_layers), row_blocks, column_blocks, chunks, sigma,
-                    n_power_iterations, eps, stream);
+    return launcher(static_cast<const Row*>(table), static_cast<int>(num_layers), row_blocks, column_blocks, chunks,
+                    sigma, n_power_iterations, eps, stream);
   };
   switch (dtype) {
     case Dtype::float32:

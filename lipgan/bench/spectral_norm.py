@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -32,7 +33,7 @@ def resnet_128() -> Shapes:
     """A residual critic for 128 x 128 images: six blocks of two 3 x 3 convolutions and a 1 x 1 shortcut, a head."""
     widths = [3, 64, 128, 256, 512, 1024, 1024]
     shapes: Shapes = []
-    for narrow, wide in zip(widths, widths[1:], strict=False):
+    for narrow, wide in itertools.pairwise(widths):
         shapes += [(wide, narrow, 3, 3), (wide, wide, 3, 3)]
         if narrow != wide:
             shapes.append((wide, narrow, 1, 1))
@@ -63,7 +64,7 @@ class _Variant:
         self.model = copy.deepcopy(base)
         self.group = apply(self.model)
         self.grads = grads
-        self.parameters = [layer.parametrizations.weight.original for layer in self.model]  # type: ignore[union-attr]
+        self.parameters = [layer.get_parameter("parametrizations.weight.original") for layer in self.model]
 
     def forward(self) -> list[Tensor]:
         if isinstance(self.group, lipgan.SpectralNormGroup):
@@ -108,7 +109,7 @@ def _check(variants: dict[str, _Variant]) -> None:
         weights, grads = variants[name].forward(), variants[name].step()
         for kind, ours, theirs in (("weight", weights, truth_weights), ("gradient", grads, truth_grads)):
             for layer, (a, b) in enumerate(zip(ours, theirs, strict=True)):
-                error = float((a - b).abs().max() / b.abs().max())
+                error = ((a - b).abs().max() / b.abs().max()).item()
                 if not error < 1e-4:
                     raise AssertionError(f"{name}: the {kind} of layer {layer} is off by {error:.1e}, relative")
 
@@ -126,8 +127,8 @@ def run(seed: int = 0, seconds: float = 3.0) -> list[Table]:
         ["model", "weights", "M numbers", "torch ms", "per layer ms", "ratio", "grouped ms", "ratio grouped", "copy"],
         notes=[
             "ratio: torch.nn.utils.parametrizations.spectral_norm over lipgan, medians of one interleaved run.",
-            "copy: bytes of the grouped form (forward: W twice, Y; backward: dY twice, Y, dW) per second, as a share",
-            f"of the {bandwidth / 1e9:.1f} GB/s of a large Tensor.copy_; above 1 where caches serve the second reading.",
+            "copy: bytes per second of the grouped form (forward: W twice, Y; backward: dY twice, Y, dW) as a share of",
+            f"the {bandwidth / 1e9:.1f} GB/s of a large Tensor.copy_; above 1 where caches serve the second reading.",
         ],
     )
     memory = Table(
@@ -153,7 +154,7 @@ def run(seed: int = 0, seconds: float = 3.0) -> list[Table]:
                 "copy": 7 * 4 * numbers / times["grouped"] / bandwidth,
             }
         )
-        if shapes is resnet_128:
+        if name == list(MODELS)[-1]:
             for key, variant in variants.items():
                 forward, both = peak_memory(variant.forward), peak_memory(variant.step)
                 if forward is not None and both is not None:

@@ -1,5 +1,6 @@
 """Layers, and parametrizations of PyTorch's layers."""
 
+from lipgan.nn.conv_spectral_norm import conv_spectral_norm
 from lipgan.nn.layers import (
     SNConv1d,
     SNConv2d,
@@ -24,6 +25,7 @@ __all__ = [
     "SNLinear",
     "SpectralNorm",
     "SpectralNormGroup",
+    "conv_spectral_norm",
     "group_spectral_norm",
     "spectral_norm",
 ]

@@ -8,6 +8,8 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from lipgan.linalg import ConvOperator, check_count, power_iteration
+from lipgan.nn._pickling import make_picklable
+from lipgan.nn.spectral_norm import is_normalized
 
 __all__ = ["conv_spectral_norm"]
 
@@ -95,8 +97,7 @@ def conv_spectral_norm(
         TypeError: ``module`` is not a convolution, its weight is not real floating-point, or
             ``n_power_iterations`` is not an int.
         ValueError: no parameter ``name``, a weight not yet initialized, a wrong ``input_size``,
-            ``n_power_iterations < 1``, or ``eps <= 0``.
-        RuntimeError: the parameter has this normalization already.
+            ``n_power_iterations < 1``, ``eps <= 0``, or the parameter is spectrally normalized already.
 
     Source: Miyato et al. 2018, Algorithm 1, with convolutions in place of matrices; see
     docs/numerics/conv_spectral_norm.md.
@@ -108,10 +109,11 @@ def conv_spectral_norm(
     """
     if not isinstance(module, _CONVOLUTIONS + _TRANSPOSED):
         raise TypeError(f"module must be a Conv or ConvTranspose layer, got {type(module).__name__}")
-    if parametrize.is_parametrized(module, name) and any(
-        isinstance(applied, _ConvSpectralNorm) for applied in getattr(module.parametrizations, name)
+    if is_normalized(module, name) or (
+        parametrize.is_parametrized(module, name)
+        and any(isinstance(applied, _ConvSpectralNorm) for applied in getattr(module.parametrizations, name))
     ):
-        raise RuntimeError(f"name {name!r} is already normalized by conv_spectral_norm")
+        raise ValueError(f"{name!r} of module {type(module).__name__} is spectrally normalized already")
     weight = getattr(module, name, None)
     if not isinstance(weight, Tensor):
         raise ValueError(f"module {type(module).__name__} has no parameter or buffer named {name!r}")
@@ -136,4 +138,5 @@ def conv_spectral_norm(
     parametrize.register_parametrization(
         module, name, _ConvSpectralNorm(operator, weight, n_power_iterations, eps)
     )
+    make_picklable(module)
     return module

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import _SpectralNorm as _TorchSpectralNorm
 
@@ -99,6 +100,8 @@ class SpectralNorm(nn.Module):
 
 def check_weight(weight: Tensor, name: str = "weight") -> None:
     """Raise TypeError or ValueError for a tensor that has no spectral norm."""
+    if is_lazy(weight):
+        raise ValueError(f"{name} is not initialized yet: run the lazy module once before")
     if weight.dtype not in DTYPES:
         raise TypeError(f"{name} must be float32, float64, float16 or bfloat16, got {weight.dtype}")
     if weight.ndim == 0:
@@ -122,12 +125,15 @@ def default_dim(module: nn.Module) -> int:
 
 def parametrization_of(module: nn.Module, name: str) -> SpectralNorm | None:
     """lipgan's parametrization of the parameter ``name``, or None."""
-    if not parametrize.is_parametrized(module, name):
-        return None
-    for parametrization in module.parametrizations[name]:  # type: ignore[union-attr, index]
+    for parametrization in _parametrizations(module, name):
         if isinstance(parametrization, SpectralNorm):
             return parametrization
     return None
+
+
+def _parametrizations(module: nn.Module, name: str) -> Any:
+    """The ParametrizationList of the parameter ``name``, or an empty tuple."""
+    return cast(Any, module.parametrizations)[name] if parametrize.is_parametrized(module, name) else ()
 
 
 def spectral_norm(
@@ -166,12 +172,13 @@ def spectral_norm(
 
     Source: Miyato et al. 2018, "Spectral Normalization for Generative Adversarial Networks", Algorithm 1.
     """
+    # Before the weight is touched: an access of a normalized weight moves u and v on.
+    if is_normalized(module, name):
+        raise ValueError(f"{name!r} of module {type(module).__name__} is spectrally normalized already")
     weight = getattr(module, name, None)
     if not isinstance(weight, Tensor):
         raise ValueError(f"module {type(module).__name__} has no parameter or buffer named {name!r}")
-    if is_normalized(module, name):
-        raise ValueError(f"{name!r} of module {type(module).__name__} is spectrally normalized already")
-    original = weight.detach()
+    check_weight(weight, name)
     parametrization = SpectralNorm(
         weight.detach(), n_power_iterations, default_dim(module) if dim is None else dim, eps
     )
@@ -182,7 +189,7 @@ def spectral_norm(
 
 def equip(module: nn.Module) -> None:
     """What a module with lipgan's parametrization has beside it: pickling, and loading of torch's hook layout."""
-    module.register_load_state_dict_pre_hook(_load_hook_layout)
+    module.register_load_state_dict_pre_hook(_load_hook_layout)  # type: ignore[no-untyped-call]
     make_picklable(module)
 
 
@@ -193,7 +200,7 @@ def adopt(module: nn.Module, name: str) -> None:
     """
     theirs, hook = torch_parametrization_of(module, name), hook_of(module, name)
     if theirs is not None:
-        parametrizations: Any = module.parametrizations[name]  # type: ignore[union-attr, index]
+        parametrizations = _parametrizations(module, name)
         original = parametrizations.original
         iterations = getattr(theirs, "n_power_iterations", 1)  # absent for a weight of one dimension
         vectors = (theirs._u, theirs._v) if original.ndim > 1 else None
@@ -201,7 +208,8 @@ def adopt(module: nn.Module, name: str) -> None:
         parametrizations[list(parametrizations).index(theirs)] = ours
         equip(module)
     elif hook is not None:
-        original, vectors = getattr(module, f"{name}_orig"), (getattr(module, f"{name}_u"), getattr(module, f"{name}_v"))
+        original = getattr(module, f"{name}_orig")
+        vectors = getattr(module, f"{name}_u"), getattr(module, f"{name}_v")
         iterations, eps, dim = hook.n_power_iterations, hook.eps, hook.dim
         torch.nn.utils.remove_spectral_norm(module, name)
         delattr(module, name)
@@ -221,9 +229,7 @@ def is_normalized(module: nn.Module, name: str) -> bool:
 
 def torch_parametrization_of(module: nn.Module, name: str) -> Any:
     """torch's parametrization of the parameter ``name``, or None."""
-    if not parametrize.is_parametrized(module, name):
-        return None
-    for parametrization in module.parametrizations[name]:  # type: ignore[union-attr, index]
+    for parametrization in _parametrizations(module, name):
         if isinstance(parametrization, _TorchSpectralNorm):
             return parametrization
     return None
@@ -243,7 +249,7 @@ def _load_hook_layout(
     module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any
 ) -> None:
     """Rename the keys of torch.nn.utils.spectral_norm in ``state_dict`` to those of the parametrization."""
-    for name in module.parametrizations:  # type: ignore[union-attr]
+    for name in cast(nn.ModuleDict, module.parametrizations):
         if parametrization_of(module, name) is None:
             continue
         for old, new in (("orig", "original"), ("u", "0._u"), ("v", "0._v")):

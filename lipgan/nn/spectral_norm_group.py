@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +35,7 @@ class _Member:
 
     def __init__(self, name: str, module: nn.Module) -> None:
         self.name = name
-        self.parametrizations: Any = module.parametrizations["weight"]  # type: ignore[union-attr, index]
+        self.parametrizations = cast(Any, module.parametrizations)["weight"]
         parametrization = parametrization_of(module, "weight")
         assert parametrization is not None
         self.parametrization: SpectralNorm = parametrization
@@ -187,7 +187,7 @@ def group_spectral_norm(
     if not chosen:
         chosen = {name: module for name, module in modules.items() if isinstance(module, _TARGETS)}
         for name, module in chosen.items():  # all of them before any changes
-            check_weight(module.weight, f"{name}.weight")  # type: ignore[arg-type]
+            check_weight(cast(Tensor, module.weight), f"{name}.weight")
     if not chosen:
         raise ValueError(f"model {type(model).__name__} has no Linear, Conv, ConvTranspose or Embedding weight")
     members = []

@@ -17,7 +17,7 @@ def address(tensor: Tensor, dtype: torch.dtype, numel: int, device: torch.device
     """
     if tensor.dtype != dtype or tensor.numel() != numel or tensor.device != device or not tensor.is_contiguous():
         raise RuntimeError(
-            f"expected {numel} contiguous elements of {dtype} on {device}, got a tensor of shape {tuple(tensor.shape)}, "
+            f"expected {numel} contiguous elements of {dtype} on {device}, got shape {tuple(tensor.shape)}, "
             f"strides {tensor.stride()}, {tensor.dtype} on {tensor.device}"
         )
     return tensor.data_ptr()

@@ -19,12 +19,12 @@ from lipgan.reference.spectral_norm import accumulation_dtype
 
 Forward = tuple[list[Tensor], Tensor, list[Tensor], list[Tensor]]
 
-_library = torch.library.Library("lipgan", "FRAGMENT")
-_library.define(
+_library = torch.library.Library("lipgan", "FRAGMENT")  # type: ignore[no-untyped-call]
+_library.define(  # type: ignore[no-untyped-call]
     "spectral_norm_fwd(Tensor[] weights, Tensor[] us, Tensor[] vs, int n_power_iterations, float eps, int[] dims, "
     "str? backend) -> (Tensor[], Tensor, Tensor[], Tensor[])"
 )
-_library.define(
+_library.define(  # type: ignore[no-untyped-call]
     "spectral_norm_bwd(Tensor[] grad_ys, Tensor? grad_sigma, Tensor[] ys, Tensor sigma, Tensor[] us, Tensor[] vs, "
     "int[] dims, str? backend) -> Tensor[]"
 )
@@ -82,7 +82,12 @@ def _native_fwd(
             inner,
         )
     module.spectral_norm_fwd(
-        DTYPES[dtype], layers, sigma.data_ptr(), n_power_iterations, eps, torch.get_num_threads()
+        DTYPES[dtype],
+        layers,
+        address(sigma, sigma.dtype, len(ys), device),
+        n_power_iterations,
+        eps,
+        torch.get_num_threads(),
     )
     return ys, sigma, new_us, new_vs
 
@@ -183,15 +188,59 @@ def _triton_bwd(
     return _weights(grads, ys, dims)
 
 
+# ---- cuda: the grouped forward as one cooperative launch; its backward is Triton's ----
+
+
+def _cuda_fwd(
+    weights: Sequence[Tensor],
+    us: Sequence[Tensor],
+    vs: Sequence[Tensor],
+    n_power_iterations: int,
+    eps: float,
+    dims: Sequence[int],
+) -> Forward:
+    module = _backend.cuda()
+    assert module is not None
+    device, dtype = weights[0].device, weights[0].dtype
+    matrices = _matrices(weights, dims)
+    us, vs = [u.contiguous() for u in us], [v.contiguous() for v in vs]
+    ys = [torch.empty_like(matrix) for matrix in matrices]
+    new_us, new_vs = [torch.empty_like(u) for u in us], [torch.empty_like(v) for v in vs]
+    sigma = torch.empty(len(weights), dtype=accumulation_dtype(dtype), device=device)
+    layers = []
+    for matrix, u, v, y, new_u, new_v in zip(matrices, us, vs, ys, new_us, new_vs, strict=True):
+        h, w = matrix.shape
+        row = ((matrix, h * w), (u, h), (v, w), (y, h * w), (new_u, h), (new_v, w))
+        layers.append((*(address(tensor, dtype, numel, device) for tensor, numel in row), h, w))
+    workspace_size = module.spectral_norm_fwd_workspace(layers)
+    table_size = module.spectral_norm_fwd_table_size(len(layers))
+    workspace = torch.empty(workspace_size, dtype=torch.uint8, device=device)
+    table = torch.empty(table_size, dtype=torch.uint8, device=device)
+    with torch.cuda.device(device):
+        module.spectral_norm_fwd(
+            DTYPES[dtype],
+            layers,
+            address(sigma, sigma.dtype, len(layers), device),
+            n_power_iterations,
+            eps,
+            address(workspace, torch.uint8, workspace_size, device),
+            address(table, torch.uint8, table_size, device),
+            torch.cuda.current_stream(device).cuda_stream,
+        )
+    return _weights(ys, weights, dims), sigma, new_us, new_vs
+
+
 _FORWARD: dict[str, Callable[..., Forward]] = {
     "reference": reference.spectral_norm_fwd,
     "native": _native_fwd,
     "triton": _triton_fwd,
+    "cuda": _cuda_fwd,
 }
 _BACKWARD: dict[str, Callable[..., list[Tensor]]] = {
     "reference": reference.spectral_norm_bwd,
     "native": _native_bwd,
     "triton": _triton_bwd,
+    "cuda": _triton_bwd,
 }
 
 
@@ -221,11 +270,11 @@ def _bwd(
 
 
 for _key in ("CPU", "CUDA"):
-    _library.impl("spectral_norm_fwd", _fwd, _key)
-    _library.impl("spectral_norm_bwd", _bwd, _key)
+    _library.impl("spectral_norm_fwd", _fwd, _key)  # type: ignore[no-untyped-call]
+    _library.impl("spectral_norm_bwd", _bwd, _key)  # type: ignore[no-untyped-call]
 
 
-@torch.library.register_fake("lipgan::spectral_norm_fwd", lib=_library)
+@torch.library.register_fake("lipgan::spectral_norm_fwd", lib=_library)  # type: ignore[untyped-decorator]
 def _fwd_fake(
     weights: list[Tensor],
     us: list[Tensor],
@@ -244,7 +293,7 @@ def _fwd_fake(
     )
 
 
-@torch.library.register_fake("lipgan::spectral_norm_bwd", lib=_library)
+@torch.library.register_fake("lipgan::spectral_norm_bwd", lib=_library)  # type: ignore[untyped-decorator]
 def _bwd_fake(
     grad_ys: list[Tensor],
     grad_sigma: Tensor | None,
@@ -364,7 +413,8 @@ class _SpectralNorm(torch.autograd.Function):
                 grad = grads[layer]
                 grad_ys.append(torch.zeros_like(y) if grad is None else grad)
             if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
-                inner = _Backward.apply(dims, ctx.backend, grad_sigma, sigma, *grad_ys, *ys, *us, *vs)
+                tensors = [*grad_ys, *ys, *us, *vs]
+                inner = _Backward.apply(dims, ctx.backend, grad_sigma, sigma, *tensors)  # type: ignore[no-untyped-call]
             else:
                 inner = torch.ops.lipgan.spectral_norm_bwd.default(
                     grad_ys, grad_sigma, ys, sigma, us, vs, dims, ctx.backend
@@ -378,7 +428,7 @@ class _SpectralNormUnderTransforms(_SpectralNorm):
     """The form that torch.func asks for. Elsewhere it costs three times as much a call as the other."""
 
     forward = staticmethod(_run)  # type: ignore[assignment]
-    setup_context = staticmethod(_save)  # type: ignore[assignment]
+    setup_context = staticmethod(_save)
 
 
 def normalize(
@@ -393,7 +443,8 @@ def normalize(
     """:func:`spectral_norm_group` for callers whose arguments are known to be good, as those of a layer are."""
     under_transforms = torch._C._are_functorch_transforms_active()
     function = _SpectralNormUnderTransforms if under_transforms else _SpectralNorm
-    output = function.apply(tuple(dims), backend, n_power_iterations, eps, *weights, *us, *vs)
+    tensors = (*weights, *us, *vs)
+    output = function.apply(tuple(dims), backend, n_power_iterations, eps, *tensors)  # type: ignore[no-untyped-call]
     count = len(weights)
     return output[1 : 1 + count], output[0], output[1 + count : 1 + 2 * count], output[1 + 2 * count :]
 

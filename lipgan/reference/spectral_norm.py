@@ -36,7 +36,8 @@ def scale_of(sigma: Tensor) -> Tensor:
 
 def _normalize(x: Tensor, eps: float) -> Tensor:
     # The norm in float64: a float32 sum of squares leaves its range at entries of 1e19.
-    return (x / x.double().norm().clamp_min(eps)).to(x.dtype)
+    norm: Tensor = torch.linalg.vector_norm(x, dtype=torch.float64)
+    return (x / norm.clamp_min(eps)).to(x.dtype)
 
 
 def spectral_norm_fwd(

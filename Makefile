@@ -1,0 +1,33 @@
+# Two commands on a machine with Python >= 3.10, a C++ compiler and make:
+#   make demo   trains an SN-GAN on the digits that come with scikit-learn, and shows where it wrote the pictures
+#   make test   runs the tests
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+OUT := runs/demo
+
+.PHONY: demo test bench lint clean
+
+demo: $(VENV)/.installed
+	$(BIN)/lipgan train --recipe sngan --data digits --out $(OUT) --overwrite
+	@echo "Look at $(OUT)/samples.png (digits) and $(OUT)/curves.png (losses and sigma)."
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest
+
+bench: $(VENV)/.installed
+	$(BIN)/lipgan bench all
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# An editable install: the Python sources are used where they lie, the C++ module is built into lipgan/.
+$(VENV)/.installed: pyproject.toml setup.py CMakeLists.txt constraints.txt $(shell find csrc -type f)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info lipgan/*.so

@@ -1,0 +1,89 @@
+// The Python module lipgan._cuda: raw device addresses in, nothing allocated on the device. Checking shapes, dtypes,
+// devices and lifetimes is the caller's part (lipgan/ops), and so is making the arrays' device current.
+#include <cuda_runtime.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "lipgan/spectral_norm.h"
+
+namespace py = pybind11;
+
+namespace {
+
+// weight, u_in, v_in, y, u, v, h, w
+using Rows = std::vector<std::array<int64_t, 8>>;
+
+template <typename T = void>
+T* pointer(int64_t address) {
+  return reinterpret_cast<T*>(static_cast<uintptr_t>(address));
+}
+
+std::vector<lipgan::SpectralNormFwdLayer> spectral_norm_fwd_layers(const Rows& rows) {
+  std::vector<lipgan::SpectralNormFwdLayer> layers;
+  layers.reserve(rows.size());
+  for (const auto& row : rows) {
+    layers.push_back({pointer(row[0]), pointer(row[1]), pointer(row[2]), pointer(row[3]), pointer(row[4]),
+                      pointer(row[5]), 1, row[6], row[7]});
+  }
+  return layers;
+}
+
+void check(cudaError_t error) {
+  if (error != cudaSuccess) {
+    cudaGetLastError();  // an error that was reported here is not the next call's
+    throw std::runtime_error(std::string("CUDA error: ") + cudaGetErrorString(error));
+  }
+}
+
+void spectral_norm_fwd(int dtype, const Rows& rows, int64_t sigma, int64_t n_power_iterations, double eps,
+                       int64_t workspace, int64_t device_table, int64_t stream) {
+  const auto layers = spectral_norm_fwd_layers(rows);
+  check(static_cast<cudaError_t>(lipgan::cuda::spectral_norm_fwd(
+      static_cast<lipgan::Dtype>(dtype), layers.data(), static_cast<int64_t>(layers.size()), pointer(sigma),
+      n_power_iterations, eps, pointer(workspace), pointer(device_table), pointer(stream))));
+}
+
+int64_t spectral_norm_fwd_workspace(const Rows& rows) {
+  const auto layers = spectral_norm_fwd_layers(rows);
+  return lipgan::cuda::spectral_norm_fwd_workspace(layers.data(), static_cast<int64_t>(layers.size()));
+}
+
+// 0 where there is no driver, or no device.
+int device_count() {
+  int count = 0;
+  if (cudaGetDeviceCount(&count) != cudaSuccess) {
+    cudaGetLastError();
+    return 0;
+  }
+  return count;
+}
+
+int runtime_version() {
+  int version = 0;
+  check(cudaRuntimeGetVersion(&version));
+  return version;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_cuda, m) {
+  m.doc() = "CUDA kernels of lipgan, called with raw addresses by lipgan.ops.";
+  const auto no_gil = py::call_guard<py::gil_scoped_release>();
+
+  m.def("spectral_norm_fwd", &spectral_norm_fwd, no_gil, py::arg("dtype"), py::arg("layers"), py::arg("sigma"),
+        py::arg("n_power_iterations"), py::arg("eps"), py::arg("workspace"), py::arg("device_table"), py::arg("stream"),
+        "layers: rows of (weight, u_in, v_in, y, u, v, h, w). Asynchronous on `stream`.");
+  m.def("spectral_norm_fwd_workspace", &spectral_norm_fwd_workspace, no_gil, py::arg("layers"),
+        "Bytes of `workspace` for these layers, whatever their dtype; 16-byte aligned.");
+  m.def("spectral_norm_fwd_table_size", &lipgan::cuda::spectral_norm_fwd_table_size, py::arg("num_layers"),
+        "Bytes of `device_table` for this many layers; 16-byte aligned.");
+  m.def("device_count", &device_count, no_gil, "The number of CUDA devices; 0 without a driver.");
+  m.def("runtime_version", &runtime_version, no_gil,
+        "The CUDA runtime that this module contains, as 1000 major + 10 minor.");
+}

@@ -1,0 +1,1 @@
+"""Triton kernels, one module per op; `config` holds launch shapes, `aot` compiles them ahead of time."""

@@ -1,0 +1,280 @@
+"""Ahead-of-time compilation of every kernel, for GPUs that need not be present.
+
+    python -m lipgan.kernels.aot --targets sm_80,sm_90,sm_100,gfx942
+
+What to compile is not listed by hand: CASES call the launchers on uninitialized CPU tensors while launches
+are recorded instead of run, so the signatures are the launchers' own. A later op adds its cases to CASES, and
+nothing else.
+
+Each build is checked: no register spills, shared memory within the limit of the target, 128-bit global loads,
+and no matrix product in less than the precision of its operands (TF32, XF32).
+"""
+
+import argparse
+import contextlib
+import io
+import multiprocessing
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import torch
+import triton
+from triton import knobs
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, CompiledKernel
+from triton.runtime.jit import JITFunction
+
+from . import spectral_norm
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+
+# Bytes of shared memory that one program may use. CUDA C++ Programming Guide, table "Technical Specifications
+# per Compute Capability"; AMD Instinct MI300 instruction set architecture, local data share.
+SHARED_LIMIT = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}
+
+_TYPES = {
+    torch.float64: "fp64",
+    torch.float32: "fp32",
+    torch.float16: "fp16",
+    torch.bfloat16: "bf16",
+    torch.int64: "i64",
+    torch.int32: "i32",
+    torch.bool: "i1",
+}
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A kernel with all that its compilation depends on."""
+
+    kernel: JITFunction
+    signature: tuple[tuple[str, str], ...]
+    constants: tuple[tuple[str, Any], ...]
+    aligned: tuple[str, ...]  # arguments that are multiples of 16
+    options: tuple[tuple[str, Any], ...]
+
+    @property
+    def name(self) -> str:
+        return str(self.kernel.__name__)
+
+    def describe(self) -> str:
+        return " ".join(f"{key}={value}" for key, value in (*self.constants, *self.options))
+
+
+@dataclass(frozen=True)
+class Build:
+    """What the compiler made of a launch for a target."""
+
+    kernel: str
+    description: str
+    target: str
+    registers: int
+    spills: int
+    shared: int
+    wide_loads: int  # of 128 bits or more
+    violations: tuple[str, ...]
+
+
+def _argument(value: Any) -> tuple[str, bool]:
+    """Type of an argument that is no compile-time constant, and whether it is a multiple of 16."""
+    if isinstance(value, torch.Tensor):
+        return "*" + _TYPES[value.dtype], value.data_ptr() % 16 == 0
+    if isinstance(value, int) and not isinstance(value, bool):
+        return ("i32" if -(1 << 31) <= value < 1 << 31 else "i64"), value % 16 == 0
+    raise TypeError(f"no rule for a kernel argument of type {type(value).__name__}")
+
+
+def launch_of(kernel: JITFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Launch:
+    """The launch kernel[grid](*args, **kwargs), specialized as Triton's launcher would."""
+    values = dict(zip(kernel.arg_names, args, strict=False))
+    values |= {key: value for key, value in kwargs.items() if key in kernel.arg_names}
+    options = {key: value for key, value in kwargs.items() if key not in kernel.arg_names}
+    signature, constants, aligned = {}, {}, []
+    for parameter in kernel.params:
+        value = values[parameter.name]
+        # Triton makes a constant of None and of the integer 1.
+        if parameter.is_constexpr or value is None or (type(value) is int and value == 1):
+            signature[parameter.name], constants[parameter.name] = "constexpr", value
+        else:
+            signature[parameter.name], is_aligned = _argument(value)
+            if is_aligned:
+                aligned.append(parameter.name)
+    return Launch(
+        kernel,
+        signature=tuple(signature.items()),
+        constants=tuple(constants.items()),
+        aligned=tuple(aligned),
+        options=tuple(options.items()),
+    )
+
+
+@contextlib.contextmanager
+def recorded() -> Iterator[dict[Launch, None]]:
+    """Inside, launches of Triton kernels are recorded (once each, in order) and not run."""
+    launches: dict[Launch, None] = {}
+
+    def record(kernel: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        launches[launch_of(kernel, args, kwargs)] = None
+
+    with mock.patch.object(JITFunction, "run", record):
+        yield launches
+
+
+def _spectral_norm_cases() -> None:
+    def forward_and_backward(
+        dtype: torch.dtype, shapes: list[tuple[int, int]], iterations: tuple[int, ...] = (0, 2)
+    ) -> None:
+        weights = [torch.empty(shape, dtype=dtype) for shape in shapes]
+        us = [torch.empty(h, dtype=dtype) for h, _ in shapes]
+        vs = [torch.empty(w, dtype=dtype) for _, w in shapes]
+        for n in iterations:
+            ys, sigma, _, _ = spectral_norm.spectral_norm_fwd(weights, us, vs, n, eps=1e-12)
+        for grad_sigma in (sigma, None) if dtype == torch.float32 else (sigma,):
+            spectral_norm.spectral_norm_bwd(weights, grad_sigma, ys, sigma, us, vs)
+
+    for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
+        forward_and_backward(dtype, [(1024, 8192)])  # the largest register tile
+    forward_and_backward(torch.float32, [(64, 27), (1, 48)])  # the square tile of small layers
+    forward_and_backward(torch.float32, [(512, 20000)], iterations=(1,))  # the wide tile of the column sums
+
+
+# Calls of the launchers of an op that reach every kernel, dtype and launch shape worth compiling.
+CASES: dict[str, Callable[[], None]] = {
+    "spectral_norm": _spectral_norm_cases,
+}
+
+
+def launches_of(ops: Iterable[str]) -> list[Launch]:
+    """The launches of the cases of some ops."""
+    with recorded() as launches:
+        for op in ops:
+            CASES[op]()
+    return list(launches)
+
+
+def wide_loads(assembly: str) -> int:
+    """Number of global loads of 128 bits or more per thread, in PTX or AMD assembly."""
+    vectors = re.findall(r"\bld\.global[\w.:]*?\.v(\d)\.[bfsu](\d+)\b", assembly)
+    nvidia = sum(int(count) * int(bits) >= 128 for count, bits in vectors)
+    return nvidia + len(re.findall(r"\b(?:global|buffer)_load_(?:dwordx4|b128)\b", assembly))
+
+
+def reduced_precision(ttgir: str, assembly: str) -> list[str]:
+    """The matrix products that round float32 operands to fewer bits: TF32 (NVIDIA) or XF32 (AMD)."""
+    found = set(re.findall(r"inputPrecision = ((?:tf32|bf16)\w*)", ttgir))
+    found |= set(re.findall(r"\b(?:mma|wgmma|tcgen05)[\w.:]*\.(tf32)\b", assembly))
+    found |= set(re.findall(r"\bv_mfma\w*_(xf32)\b", assembly))
+    return sorted(found)
+
+
+def _resources(compiled: CompiledKernel, ptxas_log: str) -> tuple[int, int]:
+    """Registers per thread, and bytes (NVIDIA) or registers (AMD) that were spilled."""
+    if "ptx" in compiled.asm:
+        registers = re.findall(r"Used (\d+) registers", ptxas_log)
+        spills = re.findall(r"(\d+) bytes spill", ptxas_log)
+    else:
+        registers = re.findall(r"\.vgpr_count:\s+(\d+)", compiled.asm["amdgcn"])
+        spills = re.findall(r"\.[sv]gpr_spill_count:\s+(\d+)", compiled.asm["amdgcn"])
+    if not registers or not spills:
+        raise RuntimeError(f"the compiler reports no resource usage: {ptxas_log!r}")
+    return max(map(int, registers)), sum(map(int, spills))
+
+
+def build(launch: Launch, target: str) -> Build:
+    """Compile one launch for one target and check the result; a failure to compile is a violation too."""
+    source = ASTSource(
+        launch.kernel,
+        dict(launch.signature),
+        dict(launch.constants),
+        {(launch.kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in launch.aligned},
+    )
+    log = io.StringIO()
+    try:
+        # The resource usage stands in the log of ptxas, which a build found in the cache does not have.
+        with (
+            contextlib.redirect_stdout(log),
+            mock.patch.object(knobs.nvidia, "dump_ptxas_log", True),
+            mock.patch.object(knobs.compilation, "always_compile", True),
+        ):
+            compiled = triton.compile(source, target=TARGETS[target], options=dict(launch.options))
+    except Exception as error:
+        message = f"does not compile: {type(error).__name__}: {error}"
+        return Build(launch.name, launch.describe(), target, 0, 0, 0, 0, (message,))
+    registers, spills = _resources(compiled, log.getvalue())
+    assembly = compiled.asm["ptx" if "ptx" in compiled.asm else "amdgcn"]
+    shared, wide = compiled.metadata.shared, wide_loads(assembly)
+    violations = []
+    if spills:
+        violations.append(f"{spills} spilled")
+    if shared > SHARED_LIMIT[target]:
+        violations.append(f"{shared} bytes of shared memory exceed {SHARED_LIMIT[target]}")
+    if not wide:
+        violations.append("no 128-bit load")
+    for precision in reduced_precision(compiled.asm["ttgir"], assembly):
+        violations.append(f"a matrix product in {precision}")
+    return Build(launch.name, launch.describe(), target, registers, spills, shared, wide, tuple(violations))
+
+
+# A kernel does not survive pickling, so each worker process records the launches for itself.
+_launches: list[Launch] = []
+
+
+def _start_worker(ops: list[str]) -> None:
+    _launches[:] = launches_of(ops)
+
+
+def _build_in_worker(index: int, target: str) -> Build:
+    return build(_launches[index], target)
+
+
+def build_all(ops: list[str], targets: list[str], jobs: int) -> Iterator[Build]:
+    """Compile and check the launches of some ops for some targets, leaving the user's cache alone."""
+    work = [(index, target) for index in range(len(launches_of(ops))) for target in targets]
+    with (
+        tempfile.TemporaryDirectory() as cache,
+        mock.patch.dict(os.environ, TRITON_CACHE_DIR=cache),
+        ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _start_worker, (ops,)) as pool,
+    ):
+        yield from pool.map(_build_in_worker, *zip(*work, strict=True))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m lipgan.kernels.aot", description=__doc__.split("\n")[0])
+    parser.add_argument("--targets", default=",".join(TARGETS), help="comma-separated (default: %(default)s)")
+    parser.add_argument("--op", action="append", choices=CASES, help="only this op; may be repeated")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="compilations at a time")
+    options = parser.parse_args(arguments)
+    targets = options.targets.split(",")
+    for target in targets:
+        if target not in TARGETS:
+            parser.error(f"unknown target {target!r}; known are {', '.join(TARGETS)}")
+    if knobs.runtime.interpret:
+        parser.error("TRITON_INTERPRET replaces the compiler; unset it")
+    failed = count = 0
+    columns = ("kernel", "target", "registers", "spills", "shared", "wide loads", "constants and options")
+    row = "{:34} {:7} {:>9} {:>6} {:>6} {:>10}  {}"
+    print(row.format(*columns))
+    for made in build_all(options.op or list(CASES), targets, options.jobs):
+        numbers = (made.registers, made.spills, made.shared, made.wide_loads)
+        print(row.format(made.kernel, made.target, *numbers, made.description), flush=True)
+        for violation in made.violations:
+            print(f"  VIOLATION: {violation}", flush=True)
+        count, failed = count + 1, failed + bool(made.violations)
+    print(f"{count} builds, {failed} with violations")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,78 @@
+"""Launch shapes as pure functions of sizes and element size.
+
+Nothing here depends on the GPU at hand, so the same launch can be computed, compiled and checked anywhere.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Shape = tuple[int, int]
+
+# Partial results of a reduction that one program combines per step.
+PARTIALS_PER_STEP = 256
+
+# Warps of the kernels that treat a matrix as one array.
+FLAT_WARPS = 8
+
+
+def ceil_div(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def next_power_of_2(n: int) -> int:
+    return 1 << max(n - 1, 0).bit_length()
+
+
+def launch_options(num_warps: int) -> dict[str, Any]:
+    """Options of every launch. Fused multiply-adds stand in the kernels by name; the compiler adds none."""
+    return {"num_warps": num_warps, "enable_fp_fusion": False}
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A tile of a matrix held in the registers of one program."""
+
+    block_h: int
+    block_w: int
+    num_warps: int
+
+    @property
+    def blocks(self) -> dict[str, int]:
+        """The tile as compile-time arguments of a kernel."""
+        return {"BLOCK_H": self.block_h, "BLOCK_W": self.block_w}
+
+
+def matrix_tile(shapes: Sequence[Shape], itemsize: int) -> Tile:
+    """Tile of the kernels that walk over the rows of a group of matrices.
+
+    A row segment of 1024 elements keeps all 8 warps side by side, so that a sum over the rows of a tile stays
+    within a thread; narrower groups put the warps on top of each other. 8192 elements are 32 accumulators a
+    thread. Groups below 4 million elements take half of that, to fill the GPU with programs first.
+    """
+    block_w = min(max(next_power_of_2(max((w for _, w in shapes), default=1)), 16), 1024)
+    small = sum(h * w for h, w in shapes) < 1 << 22
+    elements = 4096 if small or itemsize == 8 else 8192
+    tallest = next_power_of_2(max((h for h, _ in shapes), default=1))
+    block_h = max(min(elements // block_w, tallest), 4)
+    return Tile(block_h, block_w, num_warps=8 if block_h * block_w >= 4096 else 4)
+
+
+def column_tile(shapes: Sequence[Shape]) -> Tile:
+    """Tile of the kernel that sums partial rows: few columns a program, since its grid is one row of tiles.
+
+    Every later program re-reads one value per column tile, which is why very wide matrices take wide tiles.
+    """
+    wide = max((w for _, w in shapes), default=1) > 1 << 14
+    return Tile(block_h=16, block_w=512 if wide else 128, num_warps=8 if wide else 4)
+
+
+def flat_block(itemsize: int) -> int:
+    """Elements per step of the kernels that treat a matrix as one array: 16 KiB, four wide loads a thread."""
+    return 16384 // itemsize
+
+
+def elements_per_partial(numel: int, itemsize: int) -> int:
+    """Elements that one program of a full reduction takes: at most 1024 partial results a matrix."""
+    block = flat_block(itemsize)
+    return block * max(ceil_div(numel, block * 1024), 1)

@@ -1,0 +1,302 @@
+"""The command line: ``lipgan``, or ``python -m lipgan``.
+
+Exit status: 0 done, 2 bad input or a failure that was explained in one line on stderr, 130 stopped by Ctrl-C.
+"""
+
+import argparse
+import dataclasses
+import json
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+# Everything that is slow to import is imported by the command that needs it, so that --help answers at once.
+if TYPE_CHECKING:
+    import torch
+
+    from lipgan.training import Trainer
+
+__all__ = ["main"]
+
+RECIPE_FLAGS = ("batch_size", "n_critic", "generator_lr", "critic_lr", "ema_decay")
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with one line per error instead of the whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; ``arguments`` default to those of the process. Returns the exit status.
+
+    Raises:
+        SystemExit: --help (status 0), or arguments that do not parse (status 2).
+    """
+    args = _parser().parse_args(arguments)
+    try:
+        command: Callable[[argparse.Namespace], int | None] = args.command
+        return command(args) or 0
+    except KeyboardInterrupt:
+        print("lipgan: stopped", file=sys.stderr)
+        return 130
+    except OSError as error:
+        return _fail(f"{error.filename or 'input or output'}: {error.strerror or error}")
+    except (ValueError, ArithmeticError) as error:
+        return _fail(str(error))
+    except (RuntimeError, MemoryError) as error:
+        # torch has an exception of its own for an accelerator's memory, but none for the CPU's.
+        if isinstance(error, MemoryError) or ("memory" in str(error) and "alloc" in str(error)):
+            return _fail("out of memory; try a smaller batch, size or number of samples")
+        raise
+
+
+def _fail(message: str) -> int:
+    print(f"lipgan: error: {' '.join(message.split())}", file=sys.stderr)
+    return 2
+
+
+def _train(args: argparse.Namespace) -> int:
+    from lipgan.training.run import CHECKPOINT, Run
+
+    out: Path = args.out
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} is not a folder")
+    existing = out / CHECKPOINT
+    if args.resume:
+        trainer = _resumed(args, existing)
+        steps = args.steps or _planned_steps(out, default=trainer.recipe.steps)
+    else:
+        if existing.exists() and not args.overwrite:
+            raise ValueError(
+                f"{out} holds a run already: continue it with --resume, replace it with --overwrite"
+            )
+        trainer = _fresh(args)
+        steps = args.steps or trainer.recipe.steps
+    finished = Run(trainer, out, steps=steps, save_every=args.save_every).execute()
+    if not finished:
+        again = f"lipgan train --resume --steps {steps} --out {shlex.quote(str(out))}"
+        print(f"lipgan: stopped at step {trainer.step} and saved; continue with: {again}", file=sys.stderr)
+        return 130
+    print(f"step {trainer.step}: see {out / 'samples.png'}, {out / 'curves.png'}, {out / 'metrics.json'}")
+    return 0
+
+
+def _fresh(args: argparse.Namespace) -> "Trainer":
+    from lipgan import data, recipes
+    from lipgan.training import Trainer
+
+    changes = {flag: getattr(args, flag) for flag in RECIPE_FLAGS if getattr(args, flag) is not None}
+    recipe = dataclasses.replace(recipes.get(args.recipe or "sngan"), **changes)
+    dataset = data.load(args.data or "digits", args.size or data.DEFAULT_SIZE)
+    return Trainer.from_recipe(
+        recipe, dataset, seed=args.seed or 0, device=_device(args.device), log_every=args.log_every or 20
+    )
+
+
+def _resumed(args: argparse.Namespace, path: Path) -> "Trainer":
+    from lipgan import data, recipes
+    from lipgan.data import Dataset
+    from lipgan.registry import lookup
+    from lipgan.training import Trainer
+
+    if args.recipe is not None:
+        recipes.get(args.recipe)
+    if args.data is not None:
+        lookup(data.LOADERS, args.data, "data set")
+    if not path.exists():
+        raise ValueError(
+            f"{path.parent} holds no {path.name} to resume from; leave --resume out to start a run"
+        )
+    trainer = Trainer.load(path, device=_device(args.device))
+    saved: dict[str, Any] = {flag: getattr(trainer.recipe, flag) for flag in RECIPE_FLAGS}
+    dataset: Dataset = trainer.data
+    saved |= {
+        "recipe": trainer.recipe.name,
+        "data": dataset.name,
+        "size": dataset.shape[-1],
+        "seed": trainer.seed,
+        "log_every": trainer.log_every,
+    }
+    for flag, value in saved.items():
+        wanted = getattr(args, flag)
+        if wanted is not None and wanted != value:
+            option = "--" + flag.replace("_", "-")
+            raise ValueError(
+                f"{path} was made with {option} {value}, so it cannot be resumed with {option} {wanted}"
+            )
+    return trainer
+
+
+def _planned_steps(out: Path, default: int) -> int:
+    from lipgan.training.run import CONFIG
+
+    try:
+        steps = json.loads((out / CONFIG).read_text())["steps"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return default
+    return steps if isinstance(steps, int) else default
+
+
+def _sample(args: argparse.Namespace) -> None:
+    from PIL import Image
+
+    from lipgan.training import load_generator
+    from lipgan.training.checkpoint import write_atomically
+    from lipgan.training.pictures import image_bytes, sample_grid
+    from lipgan.training.run import CHECKPOINT
+    from lipgan.training.trainer import draw
+
+    format = Image.registered_extensions().get(args.output.suffix.lower())
+    if format is None or format not in Image.SAVE:
+        raise ValueError(f"{args.output} must end in the name of an image format, such as .png")
+    path: Path = args.checkpoint / CHECKPOINT if args.checkpoint.is_dir() else args.checkpoint
+    samples = draw(load_generator(path, device=_device(args.device)), args.number, args.seed or 0)
+    write_atomically(args.output, image_bytes(sample_grid(samples), format))
+
+
+def _bench(args: argparse.Namespace) -> None:
+    from lipgan import bench
+
+    _device(args.device)
+    bench.main(args)
+
+
+def _doctor(args: argparse.Namespace) -> None:
+    from lipgan import doctor
+
+    _device(args.device)
+    doctor.main(args)
+
+
+def _device(name: str | None) -> "torch.device":
+    import torch
+
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def _whole(minimum: int) -> Callable[[str], int]:
+    def convert(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = minimum - 1
+        if not minimum <= value < 2**32:
+            raise argparse.ArgumentTypeError(f"must be a whole number of at least {minimum}, got {text!r}")
+        return value
+
+    return convert
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = _Parser(add_help=False)
+    common.add_argument(
+        "--seed", type=_whole(0), metavar="N", help="start of all random numbers (default: 0)"
+    )
+    common.add_argument(
+        "--device",
+        metavar="D",
+        help="cpu, cuda, cuda:1, ... (default: cuda where there is one)",
+    )
+
+    parser = _Parser(prog="lipgan", description="Lipschitz-constrained GANs: train, sample, measure.")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def add(
+        name: str, command: Callable[[argparse.Namespace], int | None], help: str, example: str
+    ) -> _Parser:
+        subparser: _Parser = commands.add_parser(
+            name,
+            parents=[common],
+            help=help,
+            description=help[0].upper() + help[1:] + ".",
+            epilog=f"example:\n  {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        subparser.set_defaults(command=command)
+        return subparser
+
+    train = add(
+        "train",
+        _train,
+        "train a recipe on a data set, into a folder",
+        "lipgan train --recipe sngan --data digits --steps 2000 --out runs/demo",
+    )
+    train.add_argument("--recipe", metavar="NAME", help="which system (default: sngan)")
+    train.add_argument("--data", metavar="NAME", help="which data set (default: digits)")
+    train.add_argument("--size", type=_whole(1), metavar="N", help="pixels a side (default: 16)")
+    train.add_argument(
+        "--steps", type=_whole(1), metavar="N", help="train up to this step (default: the recipe's)"
+    )
+    train.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the results")
+    again = train.add_mutually_exclusive_group()
+    again.add_argument(
+        "--resume", action="store_true", help="continue the run in --out exactly where it was saved"
+    )
+    again.add_argument("--overwrite", action="store_true", help="replace the run in --out by a new one")
+    train.add_argument("--save-every", type=_whole(1), default=500, metavar="N", help="steps (default: 500)")
+    train.add_argument(
+        "--log-every", type=_whole(1), metavar="N", help="steps per line of metrics.jsonl (default: 20)"
+    )
+    train.add_argument(
+        "--batch-size", type=_whole(1), metavar="N", help="samples per update (default: the recipe's)"
+    )
+    train.add_argument(
+        "--n-critic", type=_whole(1), metavar="N", help="critic updates per step (the recipe's)"
+    )
+    train.add_argument(
+        "--generator-lr", type=float, metavar="X", help="step size of the generator (the recipe's)"
+    )
+    train.add_argument("--critic-lr", type=float, metavar="X", help="step size of the critic (the recipe's)")
+    train.add_argument(
+        "--ema-decay", type=float, metavar="X", help="of the averaged generator (the recipe's)"
+    )
+
+    sample = add(
+        "sample",
+        _sample,
+        "draw a grid of samples from a checkpoint",
+        "lipgan sample runs/demo/checkpoint.pt -n 64 -o grid.png",
+    )
+    sample.add_argument(
+        "checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint, or the folder of a run"
+    )
+    sample.add_argument(
+        "-n", "--number", type=_whole(1), default=64, metavar="N", help="samples (default: 64)"
+    )
+    sample.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=Path("grid.png"),
+        metavar="FILE",
+        help="picture (default: grid.png)",
+    )
+
+    bench = add(
+        "bench",
+        _bench,
+        "measure against PyTorch on this machine, after checking that the results agree",
+        "lipgan bench spectral-norm --json bench.json",
+    )
+    bench.add_argument(
+        "which", nargs="?", choices=("spectral-norm", "all"), default="all", help="default: all"
+    )
+    bench.add_argument("--json", type=Path, metavar="FILE", help="write every number there")
+    bench.add_argument("--plot", type=Path, metavar="DIR", help="write plots there")
+    bench.add_argument(
+        "--threads", type=_whole(1), metavar="N", help="threads of torch and of the native code"
+    )
+
+    add("doctor", _doctor, "say which backend serves each op here, and why", "lipgan doctor")
+    return parser

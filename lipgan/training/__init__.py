@@ -1,0 +1,13 @@
+"""Training: the `Trainer`, its checkpoints, and the folder that a run from the command line fills.
+
+trainer.py     what a step is
+random.py      the random numbers of a run, apart from the user's own
+checkpoint.py  files that are whole or absent, and read without unpickling code
+pictures.py    sample grids and curves as PNG bytes
+run.py         the folder of results; the only one that knows about progress bars and signals
+"""
+
+from lipgan.training.checkpoint import CheckpointError
+from lipgan.training.trainer import Trainer, TrainingDiverged, load_generator
+
+__all__ = ["CheckpointError", "Trainer", "TrainingDiverged", "load_generator"]

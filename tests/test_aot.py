@@ -1,0 +1,149 @@
+"""The Triton kernels compile for GPUs that are not present, and the checks of the result can fail.
+
+The compiler is out of reach of a process that runs Triton's interpreter, so all of it happens in subprocesses.
+This file is one: run as a script, it builds the kernels below, most of which break a rule.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+from lipgan.kernels import aot
+
+
+@triton.jit
+def _good_kernel(x):
+    index = tl.arange(0, 512)
+    tl.store(x + index, tl.load(x + index) + 1.0)
+
+
+@triton.jit
+def _narrow_kernel(x):
+    # A stride of 3 elements leaves nothing for a wide load to take.
+    index = tl.arange(0, 512) * 3
+    tl.store(x + index, tl.load(x + index) + 1.0)
+
+
+@triton.jit
+def _dot_kernel(x, PRECISION: tl.constexpr):
+    index = tl.arange(0, 32)[:, None] * 32 + tl.arange(0, 32)[None, :]
+    a = tl.load(x + index)
+    tl.store(x + index, tl.dot(a, a, input_precision=PRECISION))
+
+
+@triton.jit
+def _spilling_kernel(x, n):
+    # Every value of the first loop is still needed in the second one.
+    index = tl.arange(0, 16384)
+    a = tl.load(x + index)
+    for i in range(n):
+        a += tl.load(x + i * 16384 + index) * a
+    tl.store(x + index, a)
+
+
+@triton.jit
+def _broken_kernel(x):
+    tl.store(x + tl.arange(0, 64), tl.load(x + tl.arange(0, 32)))
+
+
+def _build_rule_breakers() -> dict[str, list[str]]:
+    x = torch.empty(1 << 20)
+    with aot.recorded() as launches:
+        _good_kernel[(1,)](x)
+        _narrow_kernel[(1,)](x)
+        for precision in ("tf32", "ieee"):
+            _dot_kernel[(1,)](x, PRECISION=precision)
+        _spilling_kernel[(1,)](x, 1000, num_warps=4, maxnreg=32)
+        _broken_kernel[(1,)](x)
+    found = {f"{launch.name} {launch.describe()}".strip(): aot.build(launch, "sm_90") for launch in launches}
+    (dot,) = (launch for launch in launches if dict(launch.constants).get("PRECISION") == "ieee")
+    with mock.patch.dict(aot.SHARED_LIMIT, sm_90=1024):
+        found["_dot_kernel with 1 KiB"] = aot.build(dot, "sm_90")
+    return {name: list(made.violations) for name, made in found.items()}
+
+
+def _run(*command: str, cache: str | None = None) -> subprocess.CompletedProcess[str]:
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    if cache is not None:
+        environment["TRITON_CACHE_DIR"] = cache
+    return subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, check=False)
+
+
+def test_every_kernel_compiles_within_the_limits() -> None:
+    done = _run("-m", "lipgan.kernels.aot", "--targets", "sm_90,gfx942")
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = [line.split() for line in done.stdout.splitlines() if line.startswith("_")]
+    for name in ("iterate", "reduce", "sigma", "scale", "grad_dot", "grad_weight"):
+        assert any(row[0] == f"_spectral_norm_{name}_kernel" for row in rows)
+    for dtype in ("fp32", "fp64", "fp16", "bf16"):
+        assert any(f"DTYPE={dtype}" in row for row in rows)
+    # The largest float32 tile, 8 x 1024 over 256 threads, is 8 loads of 16 bytes a thread, loaded twice;
+    # with fewer wide loads, some of W would come in 4 bytes at a time.
+    (iterate,) = (
+        row
+        for row in rows
+        if row[:2] == ["_spectral_norm_iterate_kernel", "sm_90"]
+        and {"FIRST=True", "DTYPE=fp32", "BLOCK_H=8", "BLOCK_W=1024"} <= set(row)
+    )
+    assert int(iterate[5]) >= 16
+
+
+def test_the_checks_can_fail(tmp_path: Path) -> None:
+    done = _run(__file__, cache=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["_good_kernel"] == []
+    assert found["_narrow_kernel"] == ["no 128-bit load"]
+    assert "a matrix product in tf32" in found["_dot_kernel PRECISION=tf32"]
+    assert found["_dot_kernel PRECISION=ieee"] == []
+    assert any("spilled" in text for text in found["_spilling_kernel num_warps=4 maxnreg=32"])
+    assert any("shared memory exceed 1024" in text for text in found["_dot_kernel with 1 KiB"])
+    assert any("does not compile" in text for text in found["_broken_kernel"])
+
+
+def test_a_violation_sets_the_exit_status(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    good = aot.Build("kernel", "", "sm_90", 32, 0, 0, 4, ())
+    bad = aot.Build("kernel", "", "sm_90", 255, 8, 0, 4, ("8 spilled",))
+    monkeypatch.setattr(aot.knobs.runtime, "interpret", False)
+    for builds, status in (([good], 0), ([good, bad], 1)):
+        monkeypatch.setattr(aot, "build_all", lambda *_, builds=builds: iter(builds))
+        assert aot.main([]) == status
+    assert "VIOLATION: 8 spilled" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        aot.main(["--targets", "sm_1"])
+
+
+def test_wide_loads_are_counted() -> None:
+    ptx = """
+    @%p1 ld.global.v4.b32 { %r1, %r2, %r3, %r4 }, [ %rd1 + 0 ];
+    ld.global.L1::evict_last.v2.b64 { %rd2, %rd3 }, [ %rd1 + 0 ];
+    ld.global.v8.b32 { %r1, %r2, %r3, %r4, %r5, %r6, %r7, %r8 }, [ %rd1 + 0 ];
+    ld.global.v2.b32 { %r1, %r2 }, [ %rd1 + 0 ];
+    ld.global.b32 { %r1 }, [ %rd1 + 0 ];
+    ld.shared.v4.b32 { %r1, %r2, %r3, %r4 }, [ %rd1 + 0 ];
+    st.global.v4.b32 [ %rd1 + 0 ], { %r1, %r2, %r3, %r4 };
+    """
+    assert aot.wide_loads(ptx) == 3
+    names = ("global_load_dwordx4", "buffer_load_dwordx4", "global_load_dwordx2", "global_load_dword")
+    assert aot.wide_loads("\n".join(f"{name} v[0:3], v4" for name in names)) == 2
+
+
+def test_reduced_precision_is_found() -> None:
+    assert aot.reduced_precision("tt.dot %a, %b, %c, inputPrecision = tf32 : tensor", "") == ["tf32"]
+    assert aot.reduced_precision("", "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%r1}") == ["tf32"]
+    assert aot.reduced_precision("", "wgmma.mma_async.sync.aligned.m64n32k8.f32.tf32.tf32 {%r1}") == ["tf32"]
+    assert aot.reduced_precision("", "v_mfma_f32_16x16x8_xf32 a[0:3], v[0:1], v[2:3]") == ["xf32"]
+    assert (
+        aot.reduced_precision("tt.dot %a, %b, %c : tensor", "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32") == []
+    )
+
+
+if __name__ == "__main__":
+    print(json.dumps(_build_rule_breakers()))

@@ -1,0 +1,435 @@
+"""The command line: exit statuses, one-line errors, and runs that are stopped or killed half-way."""
+
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from lipgan.cli import main
+
+QUICK = [
+    "train",
+    "--recipe",
+    "sngan",
+    "--data",
+    "digits",
+    "--size",
+    "8",
+    "--batch-size",
+    "8",
+    "--log-every",
+    "2",
+]
+FILES = ["checkpoint.pt", "config.json", "curves.png", "metrics.json", "metrics.jsonl", "samples.png"]
+
+
+def train(out: Path, *arguments: str) -> int:
+    return main([*QUICK, "--out", str(out), *arguments])
+
+
+def resume(out: Path, *arguments: str) -> int:
+    return main(["train", "--out", str(out), "--resume", *arguments])
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def one_line_error(capsys: pytest.CaptureFixture[str]) -> str:
+    """What stderr holds: a single line, without a traceback."""
+    error = capsys.readouterr().err
+    lines = error.splitlines()
+    assert len(lines) == 1, error
+    assert lines[0].startswith("lipgan")
+    return lines[0]
+
+
+def assert_same(a: Any, b: Any) -> None:
+    if isinstance(a, Tensor):
+        assert torch.equal(a, b)
+    elif isinstance(a, dict):
+        assert list(a) == list(b)
+        for key in a:
+            assert_same(a[key], b[key])
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            assert_same(x, y)
+    else:
+        assert a == b
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of six steps. Read only: the tests that change a run make their own."""
+    out = tmp_path_factory.mktemp("runs") / "done"
+    assert train(out, "--steps", "6") == 0
+    return out
+
+
+# --- train
+
+
+def test_train_fills_the_folder(run: Path) -> None:
+    assert sorted(path.name for path in run.iterdir()) == FILES
+    config = json.loads((run / "config.json").read_text())
+    assert config["recipe"]["name"] == "sngan"
+    assert config["recipe"]["batch_size"] == 8, "the effective value, not the recipe's"
+    assert config["recipe"]["critic_lr"] == 2e-4
+    assert (config["data"], config["shape"], config["steps"], config["seed"]) == ("digits", [1, 8, 8], 6, 0)
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [2, 4, 6]
+    summary = json.loads((run / "metrics.json").read_text())
+    assert summary["step"] == 6
+    assert summary["last"] == rows[-1]
+    assert max(summary["sigmas"].values()) == pytest.approx(rows[-1]["sigma"])
+    assert summary["seconds"] > 0
+    for name in ("samples.png", "curves.png"):
+        with Image.open(run / name) as picture:
+            picture.load()
+            assert min(picture.size) > 300
+
+
+def test_progress_shows_losses_and_sigma(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train(tmp_path / "run", "--steps", "2") == 0
+    output = capsys.readouterr()
+    for word in ("2/2", "critic", "generator", "sigma"):
+        assert word in output.err
+    assert "samples.png" in output.out
+
+
+def test_same_seed_same_run(run: Path, tmp_path: Path) -> None:
+    torch.manual_seed(12345)
+    assert train(tmp_path / "again", "--steps", "6", "--seed", "0") == 0
+    assert train(tmp_path / "other", "--steps", "6", "--seed", "1") == 0
+    for name in ("metrics.jsonl", "samples.png"):
+        assert (tmp_path / "again" / name).read_bytes() == (run / name).read_bytes()
+        assert (tmp_path / "other" / name).read_bytes() != (run / name).read_bytes()
+
+
+def test_resuming_continues_to_the_same_bits(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert train(out, "--steps", "3") == 0
+    assert resume(out, "--steps", "6") == 0
+    assert_same(
+        torch.load(out / "checkpoint.pt", weights_only=True),
+        torch.load(run / "checkpoint.pt", weights_only=True),
+    )
+    for name in ("metrics.jsonl", "samples.png", "config.json"):
+        assert (out / name).read_bytes() == (run / name).read_bytes()
+
+
+def test_resuming_a_finished_run_has_nothing_to_do(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert train(out, "--steps", "2") == 0
+    before = torch.load(out / "checkpoint.pt", weights_only=True)
+    assert resume(out) == 0, "without --steps the target is the one of config.json"
+    assert_same(torch.load(out / "checkpoint.pt", weights_only=True), before)
+
+
+def test_an_existing_run_is_refused_unless_overwritten(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    assert train(out, "--steps", "2") == 0
+    before = contents(out)
+    capsys.readouterr()
+    assert train(out, "--steps", "2") == 2
+    error = one_line_error(capsys)
+    assert "--resume" in error
+    assert "--overwrite" in error
+    assert contents(out) == before
+    assert train(out, "--steps", "3", "--overwrite") == 0
+    assert json.loads((out / "metrics.json").read_text())["step"] == 3
+
+
+# --- runs that end early
+
+
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+
+
+def step_of(out: Path) -> int:
+    """The step of the folder's last write, -1 before the first."""
+    try:
+        return int(json.loads((out / "metrics.json").read_text())["step"])
+    except FileNotFoundError:
+        return -1
+
+
+def start(out: Path) -> "subprocess.Popen[str]":
+    """A run that would take hours, and writes its folder every five steps."""
+    # Bits depend on how many threads share a sum.
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    command = [
+        sys.executable,
+        "-m",
+        "lipgan",
+        *QUICK,
+        "--out",
+        str(out),
+        "--steps",
+        "1000000",
+        "--save-every",
+        "5",
+    ]
+    return subprocess.Popen(
+        command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def test_a_killed_run_resumes_to_the_bits_of_an_uninterrupted_one(tmp_path: Path) -> None:
+    out, whole = tmp_path / "killed", tmp_path / "whole"
+    process = start(out)
+    wait_until(lambda: step_of(out) >= 5, process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    saved = torch.load(out / "checkpoint.pt", weights_only=True)["step"]
+    assert saved >= 5
+    steps = str(saved + 7)
+    assert resume(out, "--steps", steps) == 0
+    assert train(whole, "--steps", steps) == 0
+    assert_same(
+        torch.load(out / "checkpoint.pt", weights_only=True),
+        torch.load(whole / "checkpoint.pt", weights_only=True),
+    )
+    for name in ("metrics.jsonl", "samples.png"):
+        assert (out / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
+    out = tmp_path / "my run"
+    process = start(out)
+    wait_until(lambda: step_of(out) >= 5, process)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate()
+    assert process.returncode == 130, error
+    assert "Traceback" not in error
+    last = error.splitlines()[-1]
+    step = torch.load(out / "checkpoint.pt", weights_only=True)["step"]
+    assert f"stopped at step {step} " in last
+    assert f"lipgan train --resume --steps 1000000 --out '{out}'" in last
+    assert step_of(out) == step
+    assert sorted(path.name for path in out.iterdir()) == FILES, "no temporary file is left"
+
+
+def test_ctrl_c_before_the_first_step_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lipgan.data.load", interrupted)
+    assert train(tmp_path / "run", "--steps", "2") == 130
+    assert one_line_error(capsys) == "lipgan: stopped"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_keeps_the_previous_state(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A limit on the size of files stands in for the full disk: the write itself fails, half-way."""
+    resource = pytest.importorskip("resource")
+    out = tmp_path / "run"
+    assert train(out, "--steps", "2") == 0
+    before = contents(out)
+    capsys.readouterr()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before["checkpoint.pt"]) // 2, hard))
+    try:
+        status = resume(out, "--steps", "4")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert status == 2
+    error = one_line_error(capsys)
+    assert "checkpoint.pt" in error
+    assert "too large" in error
+    assert contents(out) == before
+    assert resume(out, "--steps", "4") == 0
+
+
+def test_divergence_is_one_line_and_keeps_the_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    assert train(out, "--steps", "50", "--generator-lr", "1e38", "--save-every", "1") == 2
+    assert "training diverged" in (error := capsys.readouterr().err.splitlines()[-1])
+    assert "at step" in error
+    state = torch.load(out / "checkpoint.pt", weights_only=True)
+    for tensor in state["generator"].values():
+        assert tensor.isfinite().all()
+
+
+# --- bad input
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--steps", "0"], "--steps: must be a whole number of at least 1, got '0'"),
+        (["--steps", "-5"], "got '-5'"),
+        (["--steps", "1e3"], "got '1e3'"),
+        (["--batch-size", "0"], "--batch-size: must be a whole number of at least 1"),
+        (["--save-every", "0"], "--save-every"),
+        (["--seed", "-1"], "--seed: must be a whole number of at least 0"),
+        (["--critic-lr", "fast"], "--critic-lr: invalid float value: 'fast'"),
+        (["--resume", "--overwrite"], "not allowed with"),
+        (["--colour"], "unrecognized arguments: --colour"),
+    ],
+)
+def test_arguments_that_do_not_parse(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["train", "--out", str(tmp_path / "run"), *arguments])
+    assert caught.value.code == 2
+    assert message in one_line_error(capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--recipe", "sngam"], "unknown recipe 'sngam'; did you mean sngan?"),
+        (["--data", "digit"], "unknown data set 'digit'; did you mean digits?"),
+        (["--size", "10"], "size must be a multiple of 4 from 8 to 32, got 10"),
+        (["--size", "4"], "at least 8"),
+        (["--critic-lr", "-1"], "critic_lr must be positive and finite, got -1.0"),
+        (["--ema-decay", "1"], "ema_decay must lie in [0, 1), got 1.0"),
+        (["--device", "abacus"], "device 'abacus' cannot be used here"),
+        (["--resume"], "holds no checkpoint.pt to resume from"),
+        (["--resume", "--recipe", "sngam"], "did you mean sngan?"),
+        (["--resume", "--data", "digit"], "did you mean digits?"),
+    ],
+)
+def test_input_that_cannot_be_met(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "--out", str(tmp_path / "run"), "--steps", "1", *arguments]) == 2
+    assert message in one_line_error(capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--batch-size", "9"], "made with --batch-size 8, so it cannot be resumed with --batch-size 9"),
+        (["--size", "16"], "made with --size 8"),
+        (["--seed", "1"], "made with --seed 0"),
+        (["--steps", "5"], "at step 6 already, which is past --steps 5"),
+    ],
+)
+def test_a_run_is_not_resumed_as_another(
+    run: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = contents(run)
+    assert resume(run, *arguments) == 2
+    assert message in one_line_error(capsys)
+    assert contents(run) == before
+
+
+def test_out_has_to_be_a_folder_that_can_be_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("kept")
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        assert train(out, "--steps", "1") == 2
+        assert str(tmp_path / "file") in one_line_error(capsys)
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_a_damaged_checkpoint_stops_the_resumption(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "checkpoint.pt").write_bytes((run / "checkpoint.pt").read_bytes()[:5000])
+    before = contents(tmp_path)
+    assert resume(tmp_path, "--steps", "9") == 2
+    assert "truncated or damaged" in one_line_error(capsys)
+    assert contents(tmp_path) == before
+
+
+# --- sample
+
+
+def test_sample_draws_a_grid(run: Path, tmp_path: Path) -> None:
+    first, again, other = (tmp_path / name for name in ("first.png", "again.png", "other.png"))
+    assert main(["sample", str(run / "checkpoint.pt"), "-n", "64", "-o", str(first)]) == 0
+    assert main(["sample", str(run), "-n", "64", "-o", str(again)]) == 0
+    assert main(["sample", str(run), "-n", "64", "-o", str(other), "--seed", "1"]) == 0
+    with Image.open(first) as grid, Image.open(run / "samples.png") as samples:
+        assert grid.tobytes() == samples.tobytes(), "the same seed draws the same digits as the run did"
+    assert first.read_bytes() == again.read_bytes()
+    assert first.read_bytes() != other.read_bytes()
+
+
+def test_sample_refuses_bad_input(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "foreign.pt").write_bytes(b"PK\x03\x04 and so on")
+    for arguments, message in (
+        ([str(tmp_path / "nothing.pt")], "nothing.pt: No such file"),
+        ([str(tmp_path / "foreign.pt")], "not a lipgan checkpoint"),
+        ([str(run), "-o", str(tmp_path / "grid.docx")], "image format"),
+        ([str(run), "-o", str(tmp_path / "missing" / "grid.png")], "grid.png: No such file"),
+    ):
+        assert main(["sample", *arguments]) == 2
+        assert message in one_line_error(capsys)
+    with pytest.raises(SystemExit) as caught:
+        main(["sample", str(run), "-n", "0"])
+    assert caught.value.code == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["foreign.pt"]
+
+
+# --- the rest
+
+
+@pytest.mark.parametrize("command", ["train", "sample", "bench", "doctor"])
+def test_help_has_an_example_and_the_common_flags(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([command, "--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    for word in (f"example:\n  lipgan {command}", "--seed", "--device"):
+        assert word in text
+
+
+@pytest.mark.parametrize(("module", "command"), [("lipgan.bench", "bench"), ("lipgan.doctor", "doctor")])
+def test_hooks_pass_arguments(module: str, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+    monkeypatch.setattr(importlib.import_module(module), "main", calls.append)
+    assert main([command, "--seed", "3", "--device", "cpu"]) == 0
+    assert (calls[0].seed, calls[0].device) == (3, "cpu")
+
+
+def test_bench_takes_its_options(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    calls: list[Any] = []
+    monkeypatch.setattr(importlib.import_module("lipgan.bench"), "main", calls.append)
+    assert main(["bench", "spectral-norm", "--json", "b.json", "--plot", "plots", "--threads", "2"]) == 0
+    assert main(["bench"]) == 0
+    assert (calls[0].which, calls[0].json, calls[0].plot, calls[0].threads) == (
+        "spectral-norm",
+        Path("b.json"),
+        Path("plots"),
+        2,
+    )
+    assert (calls[1].which, calls[1].json, calls[1].threads) == ("all", None, None)
+    with pytest.raises(SystemExit) as caught:
+        main(["bench", "everything"])
+    assert caught.value.code == 2
+    assert "everything" in one_line_error(capsys)
+
+
+def test_no_command_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([])
+    assert caught.value.code == 2
+    assert "COMMAND" in one_line_error(capsys)

@@ -1,0 +1,352 @@
+"""csrc/cuda/spectral_norm.cu, run by the host executor, and the module lipgan._cuda where it is built."""
+
+import ctypes
+import importlib
+from collections.abc import Sequence
+
+import host_executor
+import numpy as np
+import pytest
+import torch
+from tolerance import assert_as_accurate
+
+needs_gxx = pytest.mark.skipif(host_executor.GXX is None, reason=host_executor.NO_GXX)
+
+DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]  # numbered as in lipgan/dtype.h
+CUDA_ERROR_INVALID_VALUE = 1
+EPS = 1e-12
+GUARD = 64  # bytes before and after each array
+POISON = 0xFF  # a NaN in every dtype
+
+SOURCE = r"""
+#include "cuda/spectral_norm.cu"
+
+using lipgan::SpectralNormFwdLayer;
+
+extern "C" {
+int64_t workspace_size(const SpectralNormFwdLayer* layers, int64_t num_layers) {
+  return lipgan::cuda::spectral_norm_fwd_workspace(layers, num_layers);
+}
+int64_t table_size(int64_t num_layers) { return lipgan::cuda::spectral_norm_fwd_table_size(num_layers); }
+int spectral_norm_fwd(int dtype, const SpectralNormFwdLayer* layers, int64_t num_layers, void* sigma,
+                      int64_t n_power_iterations, double eps, void* workspace, void* table) {
+  return lipgan::cuda::spectral_norm_fwd(static_cast<lipgan::Dtype>(dtype), layers, num_layers, sigma,
+                                         n_power_iterations, eps, workspace, table, nullptr);
+}
+}
+"""
+
+Layer = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # weight [h, w], u [h], v [w]
+Result = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]  # y [h, w], u [h], v [w], sigma []
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    loaded = host_executor.build(SOURCE, tmp_path_factory.mktemp("spectral_norm"))
+    loaded.workspace_size.restype = loaded.table_size.restype = ctypes.c_int64
+    return loaded
+
+
+class Arena:
+    """Arrays between guards; everything starts as poison."""
+
+    def __init__(self) -> None:
+        self.arrays: list[tuple[np.ndarray, int, int]] = []
+
+    def empty(self, shape: Sequence[int], dtype: torch.dtype, misaligned: bool = False) -> torch.Tensor:
+        """An array at a multiple of 16 bytes, or one element after such a multiple."""
+        size = int(np.prod(shape)) * dtype.itemsize
+        raw = np.full(size + 2 * GUARD + 32, POISON, np.uint8)
+        start = GUARD + (-(raw.ctypes.data + GUARD)) % 16 + (dtype.itemsize if misaligned else 0)
+        self.arrays.append((raw, start, start + size))
+        if size == 0:
+            return torch.empty(shape, dtype=dtype)
+        return torch.frombuffer(raw, dtype=torch.uint8)[start : start + size].view(dtype).reshape(shape)
+
+    def copy(self, tensor: torch.Tensor, misaligned: bool = False) -> torch.Tensor:
+        return self.empty(tensor.shape, tensor.dtype, misaligned).copy_(tensor)
+
+    def assert_guards_untouched(self) -> None:
+        for raw, start, end in self.arrays:
+            assert (raw[:start] == POISON).all(), "something wrote before the beginning of an array"
+            assert (raw[end:] == POISON).all(), "something wrote beyond the end of an array"
+
+
+def run(
+    library: ctypes.CDLL,
+    layers: Sequence[Layer],
+    n: int,
+    *,
+    eps: float = EPS,
+    multiprocessors: int = 3,
+    order: int = 2,
+    misaligned: bool = False,
+) -> list[Result]:
+    """The grouped forward on the host executor."""
+    dtype = layers[0][0].dtype
+    arena = Arena()
+    inputs = [[arena.copy(t, misaligned) for t in layer] for layer in layers]
+    outputs = [[arena.empty(t.shape, dtype, misaligned) for t in layer] for layer in layers]
+    sigma = arena.empty([len(layers)], torch.float64 if dtype == torch.float64 else torch.float32)
+    rows = np.array(
+        [
+            [t.data_ptr() for t in (*ins, *outs)] + [1, *ins[0].shape]
+            for ins, outs in zip(inputs, outputs, strict=True)
+        ],
+        dtype=np.int64,
+    )
+    table = ctypes.c_void_p(rows.ctypes.data)
+    count = ctypes.c_int64(len(layers))
+    workspace = arena.empty([library.workspace_size(table, count)], torch.uint8)
+    device_table = arena.empty([library.table_size(count)], torch.uint8)
+    host_executor.configure(library, multiprocessors=multiprocessors, seed=order)
+    error = library.spectral_norm_fwd(
+        DTYPES.index(dtype), table, count, ctypes.c_void_p(sigma.data_ptr()), ctypes.c_int64(n),
+        ctypes.c_double(eps), ctypes.c_void_p(workspace.data_ptr()), ctypes.c_void_p(device_table.data_ptr()),
+    )  # fmt: skip
+    assert error == 0, library.host_executor_message().decode()
+    arena.assert_guards_untouched()
+    for ins, layer in zip(inputs, layers, strict=True):
+        for mine, given in zip(ins, layer, strict=True):
+            torch.testing.assert_close(mine, given, rtol=0, atol=0, equal_nan=True)
+    # Copies: the arena's memory goes away with it.
+    return [(*(t.clone() for t in outs), s.clone()) for outs, s in zip(outputs, sigma, strict=True)]
+
+
+def truth(layer: Layer, n: int, eps: float = EPS) -> Result:
+    """A plain power iteration in extended precision, rounded to float64."""
+    weight, u, v = (t.double().numpy().astype(np.longdouble) for t in layer)
+    for _ in range(n):
+        t = weight @ v
+        u = t / max(np.sqrt(t @ t), np.longdouble(eps))
+        s = weight.T @ u
+        v = s / max(np.sqrt(s @ s), np.longdouble(eps))
+    sigma = u @ (weight @ v) if n == 0 else s @ v
+    y = weight / sigma if abs(sigma) > 0 else weight
+    return tuple(torch.from_numpy(np.asarray(x, np.float64)) for x in (y, u, v, sigma))
+
+
+def peer(layer: Layer, n: int, eps: float = EPS) -> Result:
+    """PyTorch's computation, in the dtype of the weight."""
+    weight, u, v = layer
+    for _ in range(n):
+        u = torch.nn.functional.normalize(weight.mv(v), dim=0, eps=eps)
+        v = torch.nn.functional.normalize(weight.mT.mv(u), dim=0, eps=eps)
+    sigma = u.dot(weight.mv(v))
+    return weight / sigma, u, v, sigma
+
+
+def random_layer(h: int, w: int, dtype: torch.dtype, scale: float = 1.0) -> Layer:
+    weight = (torch.randn(h, w, dtype=torch.float64) * scale).to(dtype)
+    u = torch.nn.functional.normalize(torch.randn(h, dtype=torch.float64), dim=0)
+    v = torch.nn.functional.normalize(torch.randn(w, dtype=torch.float64), dim=0)
+    return weight, u.to(dtype), v.to(dtype)
+
+
+def assert_accurate(results: Sequence[Result], layers: Sequence[Layer], n: int, eps: float = EPS) -> None:
+    for result, layer in zip(results, layers, strict=True):
+        for name, mine, torchs, true in zip(
+            ("y", "u", "v", "sigma"), result, peer(layer, n, eps), truth(layer, n, eps), strict=True
+        ):
+            # Floor: per iteration, two products with at most 6 roundings each along the longest path of a sum (its
+            # terms are random, so roundings mostly cancel), the norm, its reciprocal, and the product with it. sigma
+            # without iterations may be far smaller than the |W| its terms come from, and y then is that much larger.
+            cancellation = 1.0
+            if n == 0 and true.numel():
+                sigma = truth(layer, n)[3].abs()
+                cancellation = float(layer[0].double().norm() / sigma)
+            # The half types are rounded once, from float32.
+            half = layer[0].dtype.itemsize == 2
+            floor = 1.0 + (cancellation * 2.0**-8 if half else 16.0 * max(n, 1) * cancellation)
+            try:
+                assert_as_accurate(mine.to(torchs.dtype), torchs, true, roundings=floor)
+            except AssertionError as error:
+                raise AssertionError(f"{name} of {tuple(layer[0].shape)}: {error}") from error
+
+
+# 1 x 1, rows, columns, primes; more rows than one block of rows; one, two and more packs of 16 bytes +- 1 for each
+# dtype; more columns than 256 threads hold at once; several chunks.
+SHAPES = [
+    (1, 1), (1, 2), (1, 257), (61, 1), (1031, 2), (7, 13), (8, 15), (9, 16), (5, 17), (37, 64), (64, 27),
+    (600, 128), (19, 1032), (11, 1151), (17, 2056), (3, 4104), (2, 5003), (131, 260),
+]  # fmt: skip
+
+
+@needs_gxx
+@pytest.mark.parametrize("n", [0, 1, 3])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_group(library: ctypes.CDLL, dtype: torch.dtype, n: int) -> None:
+    layers = [random_layer(h, w, dtype) for h, w in SHAPES]
+    results = run(library, layers, n)
+    assert_accurate(results, layers, n)
+    if n == 0:
+        for (_, u, v, _), (_, u_in, v_in) in zip(results, layers, strict=True):
+            assert u.equal(u_in)
+            assert v.equal(v_in)
+
+
+@needs_gxx
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_misaligned(library: ctypes.CDLL, dtype: torch.dtype) -> None:
+    layers = [random_layer(h, w, dtype) for h, w in [(1, 1), (24, 64), (9, 272), (40, 33)]]
+    assert_accurate(run(library, layers, 2, misaligned=True), layers, 2)
+
+
+@needs_gxx
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_same_bits_on_every_grid_and_in_every_order(library: ctypes.CDLL, dtype: torch.dtype) -> None:
+    layers = [random_layer(h, w, dtype) for h, w in [(300, 128), (5, 2100), (70, 40), (1, 9)]]
+    first = run(library, layers, 2, multiprocessors=1, order=0)
+    for multiprocessors, order in [(1, 1), (2, 0), (5, 1), (16, 7)]:
+        again = run(library, layers, 2, multiprocessors=multiprocessors, order=order)
+        for mine, theirs in zip(again, first, strict=True):
+            assert all(a.equal(b) for a, b in zip(mine, theirs, strict=True))
+
+
+@needs_gxx
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n", [0, 1, 2])
+def test_zero_matrix(library: ctypes.CDLL, dtype: torch.dtype, n: int) -> None:
+    weight, u_in, v_in = random_layer(13, 24, dtype)
+    other = random_layer(5, 8, dtype)
+    (y, u, v, sigma), result = run(library, [(torch.zeros_like(weight), u_in, v_in), other], n)
+    assert sigma == 0
+    assert y.eq(0).all()
+    assert u.equal(u_in if n == 0 else torch.zeros_like(u))
+    assert v.equal(v_in if n == 0 else torch.zeros_like(v))
+    assert_accurate([result], [other], n)
+
+
+@needs_gxx
+@pytest.mark.parametrize("scale", [1e-30, 1e-18, 1e15, 1e25])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_scale_of_the_matrix(library: ctypes.CDLL, dtype: torch.dtype, scale: float) -> None:
+    eps = 1e-36  # below |t| and |s|, so that u and v are unit vectors
+    layers = [random_layer(h, w, dtype, scale) for h, w in [(40, 72), (33, 31), (3, 1100)]]
+    for n in (1, 2):
+        results = run(library, layers, n, eps=eps)
+        for result, layer in zip(results, layers, strict=True):
+            # The same matrix at an ordinary scale, a power of two away, which changes no rounding of ours.
+            power = 2.0 ** -round(np.log2(scale))
+            ordinary = ((layer[0].double() * power).to(dtype), layer[1], layer[2])
+            y, u, v, sigma = result
+            assert_accurate([(y * power * (1 / power), u, v, (sigma.double() * power).to(sigma.dtype))], [ordinary], n)
+
+
+@needs_gxx
+def test_unit_vectors_far_from_the_singular_ones_do_not_overflow(library: ctypes.CDLL) -> None:
+    # |t| is ordinary and the norm of W is not: t W overflows, t / |t| W does not.
+    weight = torch.diag(torch.tensor([1.0, 1e38, 2.0, 3.0, 5.0], dtype=torch.float32))
+    weight[0, 1] = 1e35
+    weight[1, 1] = 0.0
+    v = torch.tensor([1e4, 0.0, 0.0, 0.0, 0.0])
+    layer = (weight, torch.ones(5), v)
+    assert_accurate(run(library, [layer], 1), [layer], 1)
+
+
+@needs_gxx
+def test_norm_below_eps_is_clamped(library: ctypes.CDLL) -> None:
+    # u and v are shorter than 1, and sigma = |s|^2 / eps.
+    layer = random_layer(12, 20, torch.float64, 1e-8)
+    ((y, u, v, sigma),) = run(library, [layer], 1, eps=1e-3)
+    assert u.norm() < 1e-3
+    assert_accurate([(y, u, v, sigma)], [layer], 1, eps=1e-3)
+
+
+@needs_gxx
+def test_sigma_below_the_smallest_normal_number_scales_by_one(library: ctypes.CDLL) -> None:
+    layer = random_layer(12, 20, torch.float32, 1e-30)
+    ((y, _, _, sigma),) = run(library, [layer], 1)
+    assert sigma.abs() < torch.finfo(torch.float32).tiny
+    assert y.equal(layer[0])
+
+
+@needs_gxx
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("n", [0, 1, 2])
+def test_not_finite_stays_in_its_layer(library: ctypes.CDLL, n: int, value: float) -> None:
+    layers = [random_layer(h, w, torch.float32) for h, w in [(9, 40), (10, 52), (9, 40)]]
+    clean = run(library, layers, n)
+    layers[1][0][3, 17] = value
+    results = run(library, layers, n)
+    for i in (0, 2):
+        assert all(a.equal(b) for a, b in zip(results[i], clean[i], strict=True))
+    y, u, v, sigma = results[1]
+    assert not sigma.isfinite()
+    assert y[3, 17].isnan()
+    if n > 0:
+        assert y.isnan().all()
+        assert u.isnan().any()
+        assert v.isnan().all()
+
+
+@needs_gxx
+def test_more_layers_than_one_table_launch(library: ctypes.CDLL) -> None:
+    layers = [random_layer(1 + i % 7, 1 + i % 11, torch.float32) for i in range(45)]
+    assert_accurate(run(library, layers, 1), layers, 1)
+
+
+@needs_gxx
+def test_empty(library: ctypes.CDLL) -> None:
+    layers = [random_layer(h, w, torch.float32) for h, w in [(4, 8), (0, 5), (3, 0), (2, 2), (0, 0)]]
+    results = run(library, layers, 1)
+    assert_accurate([results[0], results[3]], [layers[0], layers[3]], 1)
+    for i in (1, 2, 4):
+        assert results[i][3] == 0
+        assert results[i][1].eq(0).all()
+        assert results[i][2].eq(0).all()
+    # No layer at all is no launch.
+    none = [ctypes.c_void_p(None)] * 2
+    arguments = [ctypes.c_int64(0), None, ctypes.c_int64(1), ctypes.c_double(EPS), *none]
+    assert library.spectral_norm_fwd(0, None, *arguments) == 0
+
+
+@needs_gxx
+@pytest.mark.parametrize("field", ["outer", "h", "w", "n_power_iterations", "workspace", "dtype"])
+def test_invalid_arguments(library: ctypes.CDLL, field: str) -> None:
+    row = np.array([[0, 0, 0, 0, 0, 0, 1, 4, 4]], dtype=np.int64)
+    dtype, n, workspace = 0, 1, 0
+    if field == "outer":
+        row[0, 6] = 2
+    elif field == "h":
+        row[0, 7] = -1
+    elif field == "w":
+        row[0, 8] = 2**31
+    elif field == "n_power_iterations":
+        n = -1
+    elif field == "workspace":
+        workspace = 8
+    elif field == "dtype":
+        dtype = 4
+    table = np.zeros(512, np.uint8)
+    table_address = table.ctypes.data + (-table.ctypes.data) % 16
+    error = library.spectral_norm_fwd(
+        dtype, ctypes.c_void_p(row.ctypes.data), ctypes.c_int64(1), None, ctypes.c_int64(n), ctypes.c_double(EPS),
+        ctypes.c_void_p(workspace), ctypes.c_void_p(table_address),
+    )  # fmt: skip
+    assert error == CUDA_ERROR_INVALID_VALUE
+
+
+@pytest.fixture
+def module():
+    try:
+        return importlib.import_module("lipgan._cuda")
+    except ImportError as error:
+        pytest.skip(f"lipgan._cuda is not built: {error}")
+
+
+def test_module_sizes(module) -> None:
+    layers = [[0, 0, 0, 0, 0, 0, 64, 576], [0, 0, 0, 0, 0, 0, 1, 8192]]
+    # t, s and one partial row per block of rows at least.
+    assert module.spectral_norm_fwd_workspace(layers) >= 8 * (64 + 2 * 576 + 1 + 2 * 8192)
+    assert module.spectral_norm_fwd_workspace(layers) % 16 == 0
+    assert module.spectral_norm_fwd_table_size(3) == 3 * module.spectral_norm_fwd_table_size(1) > 0
+    assert module.runtime_version() >= 12000
+
+
+def test_module_without_a_driver(module) -> None:
+    if module.device_count() > 0:
+        pytest.skip("there is a CUDA device")
+    with pytest.raises(RuntimeError, match=r"CUDA error: .*driver|CUDA error: no CUDA-capable device"):
+        module.spectral_norm_fwd(0, [[0, 0, 0, 0, 0, 0, 4, 4]], 0, 1, EPS, 0, 0, 0)
+    module.spectral_norm_fwd(0, [], 0, 1, EPS, 0, 0, 0)

@@ -1,0 +1,119 @@
+"""lipgan.recipes and what its rows name: losses and architectures."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+from lipgan import losses, models, recipes
+
+
+def test_sngan_has_the_constants_of_its_paper() -> None:
+    recipe = recipes.get("sngan")
+    assert "sngan" in recipes.names()
+    assert (recipe.loss, recipe.critic_norm) == ("hinge", "spectral")
+    assert (recipe.generator_lr, recipe.critic_lr, recipe.betas) == (2e-4, 2e-4, (0.0, 0.9))
+    assert recipe.batch_size == 64
+
+
+def test_unknown_names_tell_the_nearest() -> None:
+    with pytest.raises(ValueError, match=r"unknown recipe 'sn-gan'; did you mean sngan\?"):
+        recipes.get("sn-gan")
+    with pytest.raises(ValueError, match=r"unknown recipe 'zzz'; known: .*sngan"):
+        recipes.get("zzz")
+    with pytest.raises(ValueError, match=r"unknown loss 'hing'; did you mean hinge\?"):
+        losses.get("hing")
+    with pytest.raises(ValueError, match=r"unknown architecture 'convv'; did you mean conv\?"):
+        models.build("convv", (1, 16, 16))
+
+
+def test_a_recipe_is_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        recipes.get("sngan").batch_size = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("batch_size", 0),
+        ("batch_size", 1.5),
+        ("n_critic", 0),
+        ("steps", -1),
+        ("generator_lr", 0.0),
+        ("critic_lr", float("nan")),
+        ("critic_lr", float("inf")),
+        ("betas", (0.0, 1.0)),
+        ("betas", (-0.1, 0.9)),
+        ("ema_decay", 1.0),
+        ("critic_norm", "spectrall"),
+        ("loss", "hing"),
+        ("architecture", "nothing"),
+    ],
+)
+def test_a_field_out_of_range_is_named(field: str, value: object) -> None:
+    with pytest.raises(ValueError, match=field):
+        dataclasses.replace(recipes.get("sngan"), **{field: value})
+
+
+def test_hinge_by_hand() -> None:
+    hinge = losses.get("hinge")
+    real, fake = torch.tensor([2.0, 0.5, -1.0]), torch.tensor([-3.0, 0.0, 1.0])
+    # (0 + 0.5 + 2) / 3 + (0 + 1 + 2) / 3
+    assert float(hinge.critic_loss(real, fake)) == pytest.approx(5.5 / 3)
+    assert float(hinge.generator_loss(fake)) == pytest.approx(2 / 3)
+    assert float(hinge.critic_loss(torch.zeros(4), torch.zeros(4))) == 2
+    assert float(hinge.critic_loss(torch.ones(4), -torch.ones(4))) == 0
+
+
+def test_hinge_pulls_scores_in_the_right_direction() -> None:
+    hinge = losses.get("hinge")
+    real, fake = torch.zeros(2, requires_grad=True), torch.zeros(2, requires_grad=True)
+    hinge.critic_loss(real, fake).backward()
+    assert real.grad is not None
+    assert fake.grad is not None
+    assert (real.grad < 0).all()
+    assert (fake.grad > 0).all()
+    fake.grad = None
+    hinge.generator_loss(fake).backward()
+    assert (fake.grad < 0).all()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [8, 12, 16, 20, 24, 28, 32])
+def test_conv_serves_every_size(size: int, channels: int) -> None:
+    generator, critic = models.build("conv", (channels, size, size))
+    z = torch.randn(2, int(generator.latent_dim))  # type: ignore[arg-type]
+    fake = generator(z)
+    assert fake.shape == (2, channels, size, size)
+    assert fake.abs().max() <= 1
+    scores = critic(fake)
+    assert scores.shape == (2,)
+    scores.sum().backward()
+    for module in (generator, critic):
+        for name, parameter in module.named_parameters():
+            assert parameter.grad is not None, name
+
+
+def test_the_critic_keeps_its_lipschitz_bound() -> None:
+    """Batch norm in the critic would divide by a batch's deviation, whatever the norms of the weights."""
+    _, critic = models.build("conv", (1, 16, 16))
+    assert not [module for module in critic.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    x = torch.randn(4, 1, 16, 16)
+    assert torch.allclose(critic(x)[:1], critic(x[:1]), atol=1e-6), "a score depends on the rest of the batch"
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((1, 10, 10), "multiple of 4"),
+        ((1, 4, 4), "multiple of 4 from 8 to 32, got 4"),
+        ((1, 36, 36), "got 36"),
+        ((2, 16, 16), "channels must be 1 or 3, got 2"),
+        ((1, 16, 12), "square"),
+        ((2,), "square"),
+    ],
+)
+def test_conv_refuses_other_shapes(shape: tuple[int, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        models.build("conv", shape)
