@@ -297,6 +297,9 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument(
         "--threads", type=_whole(1), metavar="N", help="threads of torch and of the native code"
     )
+    bench.add_argument(
+        "--seconds", type=float, default=3.0, metavar="S", help="time for each model (default: %(default)s)"
+    )
 
     add("doctor", _doctor, "say which backend serves each op here, and why", "lipgan doctor")
     return parser

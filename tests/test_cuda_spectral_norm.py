@@ -89,10 +89,7 @@ def run(
     outputs = [[arena.empty(t.shape, dtype, misaligned) for t in layer] for layer in layers]
     sigma = arena.empty([len(layers)], torch.float64 if dtype == torch.float64 else torch.float32)
     rows = np.array(
-        [
-            [t.data_ptr() for t in (*ins, *outs)] + [1, *ins[0].shape]
-            for ins, outs in zip(inputs, outputs, strict=True)
-        ],
+        [[t.data_ptr() for t in (*ins, *outs)] + [1, *ins[0].shape] for ins, outs in zip(inputs, outputs, strict=True)],
         dtype=np.int64,
     )
     table = ctypes.c_void_p(rows.ctypes.data)

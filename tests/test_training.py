@@ -5,6 +5,7 @@ import errno
 import os
 import pickle
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,15 @@ from lipgan.training.checkpoint import write_atomically
 from lipgan.training.pictures import sample_grid
 
 SMALL = dataclasses.replace(recipes.get("sngan"), batch_size=8)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _single_thread() -> Iterator[None]:
+    """Networks this small lose more by handing work to a second thread, on shared cores, than they gain."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 class PointGenerator(nn.Module):

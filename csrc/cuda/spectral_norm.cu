@@ -342,9 +342,9 @@ __device__ void column_block(const Row& row, int64_t block, double eps) {
   const double t_square = block_sum(row.t_sums, row.row_blocks);
   const A t_scale = A(1 / clamped_norm(t_square, eps));
 
-  // Called by all threads: the sum over the warps, for every warp.
+  // Called by all threads: the sum over the warps, for every warp. A barrier between the readers of one sum and the
+  // next call is the caller's part: block_sum and __syncthreads_or have one.
   const auto sum_warps = [&](A value) {
-    __syncthreads();  // the readers of the previous sum are done
     columns[warp][lane] = value;
     __syncthreads();
     A sum = 0;

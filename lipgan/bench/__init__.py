@@ -31,7 +31,7 @@ def main(args: argparse.Namespace) -> None:
     results = {}
     for name in BENCHMARKS if args.which == "all" else [args.which]:
         module = importlib.import_module(BENCHMARKS[name])
-        tables = module.run(seed=args.seed or 0)
+        tables = module.run(seed=args.seed or 0, seconds=args.seconds)
         for table in tables:
             print(f"\n{table.render()}", flush=True)
         results[name] = [asdict(table) for table in tables]

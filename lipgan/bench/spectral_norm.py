@@ -47,6 +47,10 @@ MODELS: dict[str, Callable[[], Shapes]] = {
 }
 
 
+# Of equal weights, to show how the cost grows.
+COUNTS = [1, 2, 4, 8, 16, 32, 64]
+
+
 def _model(shapes: Shapes) -> nn.Sequential:
     layers: list[nn.Module] = []
     for shape in shapes:
@@ -165,14 +169,13 @@ def run(seed: int = 0, seconds: float = 3.0) -> list[Table]:
 
 def _growth(seed: int, seconds: float) -> Table:
     """Cost against the number of weights."""
-    counts = [1, 2, 4, 8, 16, 32, 64]
     table = Table(
         "Cost of n weights of 128 x 1152, forward and backward",
         ["n", "torch us per weight", "per layer us per weight", "grouped us per weight"],
     )
-    for n in counts:
+    for n in COUNTS:
         variants = _variants([(128, 128, 3, 3)] * n, seed)
-        times = interleave({key: variant.step for key, variant in variants.items()}, seconds=seconds / len(counts))
+        times = interleave({key: variant.step for key, variant in variants.items()}, seconds=seconds / len(COUNTS))
         per_weight = {f"{key} us per weight": 1e6 * value / n for key, value in times.items()}
         table.rows.append({"n": n, **per_weight})
     return table

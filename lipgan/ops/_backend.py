@@ -71,7 +71,7 @@ def explain(backend: str, device: str) -> str | None:
     raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
 
 
-_chosen: str | None = None
+_chosen: str | None = os.environ.get("LIPGAN_BACKEND") or None
 
 
 @functools.lru_cache(maxsize=256)
@@ -99,6 +99,8 @@ def resolve(backend: str | None, device: str) -> str:
         ValueError: no backend has that name.
         UnavailableError: the backend that was chosen cannot serve the device.
     """
+    if backend is None and _chosen is not None and _chosen not in BACKENDS:
+        raise ValueError(f"LIPGAN_BACKEND must be one of {', '.join(BACKENDS)}, got {_chosen!r}")
     return _resolve(backend if backend is not None else _chosen, device)
 
 
@@ -121,13 +123,3 @@ def use_backend(backend: str | None) -> Iterator[None]:
         yield
     finally:
         _chosen = before
-
-
-def _from_environment() -> str | None:
-    backend = os.environ.get("LIPGAN_BACKEND") or None
-    if backend is not None and backend not in BACKENDS:
-        raise ValueError(f"LIPGAN_BACKEND must be one of {', '.join(BACKENDS)}, got {backend!r}")
-    return backend
-
-
-_chosen = _from_environment()
