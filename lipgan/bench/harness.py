@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import statistics
@@ -77,12 +78,13 @@ def peak_memory(run: Callable[[], object]) -> int | None:
     """Bytes by which the resident memory of the process rises while ``run`` runs, or None where it can't be told."""
     status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
     try:
+        ctypes.CDLL(None).malloc_trim(0)  # memory that was freed before would hide what run takes
         reset.write_text("5")  # sets VmHWM back to the present VmRSS
         before = _kilobytes(status, "VmRSS")
         result = run()
         peak = _kilobytes(status, "VmHWM")
         del result
-    except OSError:
+    except (OSError, AttributeError):
         return None
     return 1024 * max(0, peak - before)
 

@@ -1,7 +1,7 @@
 // Runs CUDA kernels on the CPU: the part of CUDA C++ that csrc/cuda uses, for a host compiler.
 //
 // A thread of a grid is a fiber (ucontext for its first entry, setjmp/longjmp from then on). One fiber runs until it
-// waits (__syncthreads, a shuffle, a grid barrier) or ends; nothing is in lockstep, not even a warp. Blocks, the warps of
+// waits (__syncthreads, a shuffle, a grid barrier) or ends; nothing is in lockstep, no warp either. Blocks, the warps of
 // a block and the lanes of a warp run one after the other, each as far as it can, in an adversarial order (forward,
 // backward, or shuffled anew after every wait), and shared memory starts as NaN, so that what needs a missing barrier
 // reads a wrong value.
@@ -296,9 +296,11 @@ cudaError_t launch(void (*kernel)(P...), dim3 grid, dim3 threads, void** argumen
     void (*kernel)(P...);
     std::tuple<P...> arguments;
   } call{kernel, std::tuple<P...>(*static_cast<std::remove_reference_t<P>*>(arguments[I])...)};
-  return run_grid(
-      grid, threads, [](void* call) { std::apply(static_cast<Call*>(call)->kernel, static_cast<Call*>(call)->arguments); },
-      &call);
+  const auto entry = [](void* argument) {
+    const Call& made = *static_cast<Call*>(argument);
+    std::apply(made.kernel, made.arguments);
+  };
+  return run_grid(grid, threads, entry, &call);
 }
 
 // What `lane` of this warp posts. The scheduler hands the values over when all lanes of the mask have posted.

@@ -52,7 +52,7 @@ void spectral_norm_bwd(Dtype dtype, const SpectralNormBwdLayer* layers, int64_t 
 
 namespace cuda {
 
-// Forward for outer == 1 only. `layers` is on the host and may be freed after the call; every array that it names, sigma,
+// Forward for outer == 1 only. `layers` is on the host and may be freed after the call; the arrays that it names, sigma,
 // workspace and table are on the current device, the last two aligned to 16 bytes.
 
 // Bytes of workspace and of table that spectral_norm_fwd needs for these shapes (host computations, for every dtype).
