@@ -1,4 +1,5 @@
-// The module lipgan._C: raw addresses in, nothing allocated for the caller, the GIL released while a kernel runs.
+// The module lipgan._C. It reads and makes PyTorch's tensors through DLPack's exchange table, so it is built without
+// PyTorch; the GIL is released while a kernel runs.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -6,84 +7,146 @@
 #include <string>
 #include <vector>
 
+#include "bindings_tensor.h"
 #include "cpu/isa.h"
+#include "cpu/memory.h"
 #include "cpu/threads.h"
 #include "lipgan/spectral_norm.h"
 
-namespace py = pybind11;
-
 namespace {
 
-// Reads a flat list of Python integers as rows of `columns` numbers each.
-class Rows {
- public:
-  Rows(const py::list& numbers, size_t columns) : columns_(columns), values_(numbers.size()) {
-    if (values_.empty() || values_.size() % columns != 0) {
-      throw std::invalid_argument("layers must hold " + std::to_string(columns) + " integers each, got " +
-                                  std::to_string(values_.size()) + " in all");
-    }
-    for (size_t k = 0; k < values_.size(); ++k) {
-      values_[k] = PyLong_AsLongLong(numbers[k].ptr());
-      if (values_[k] == -1 && PyErr_Occurred()) throw py::error_already_set();
-    }
-  }
-  size_t size() const { return values_.size() / columns_; }
-  int64_t number(size_t row, size_t column) const { return values_[row * columns_ + column]; }
-  void* address(size_t row, size_t column) const { return reinterpret_cast<void*>(number(row, column)); }
+namespace py = pybind11;
+using lipgan::Dtype;
+using lipgan::python::element_size;
+using lipgan::python::NewTensor;
+using lipgan::python::View;
 
- private:
-  size_t columns_;
-  std::vector<long long> values_;
+Dtype accumulation_dtype(Dtype dtype) { return dtype == Dtype::float64 ? dtype : Dtype::float32; }
+
+void* advance(void* address, int64_t elements, Dtype dtype) {
+  return static_cast<char*>(address) + elements * element_size(dtype);
+}
+
+void check_lengths(size_t count, std::initializer_list<size_t> others) {
+  if (count == 0) throw std::invalid_argument("a group must have at least one layer");
+  for (const size_t other : others) {
+    if (other != count) throw std::invalid_argument("the lists of a group differ in length");
+  }
+}
+
+struct Extents {
+  int64_t outer = 1, h = 1, inner = 1;
+  int64_t w() const { return outer * inner; }
 };
 
-lipgan::Dtype to_dtype(int dtype) {
-  if (dtype < 0 || dtype > 3) throw std::invalid_argument("dtype must be 0 to 3, got " + std::to_string(dtype));
-  return static_cast<lipgan::Dtype>(dtype);
-}
-
-void check_extents(int64_t outer, int64_t h, int64_t inner) {
-  if (outer < 1 || h < 1 || inner < 1) throw std::invalid_argument("outer, h and inner must be positive");
-}
-
-void spectral_norm_fwd(int dtype, const py::list& numbers, uintptr_t sigma, int64_t n_power_iterations, double eps,
-                       int num_threads) {
-  const Rows rows(numbers, 9);
-  std::vector<lipgan::SpectralNormFwdLayer> layers(rows.size());
-  for (size_t l = 0; l < layers.size(); ++l) {
-    layers[l] = {rows.address(l, 0), rows.address(l, 1), rows.address(l, 2), rows.address(l, 3), rows.address(l, 4),
-                 rows.address(l, 5), rows.number(l, 6),  rows.number(l, 7),  rows.number(l, 8)};
-    check_extents(layers[l].outer, layers[l].h, layers[l].inner);
+Extents extents_of(const View& weight, int64_t dim) {
+  if (weight.numel() == 0) throw std::invalid_argument("a weight must not be empty");
+  if (dim < 0 || dim >= weight.ndim()) throw std::invalid_argument("dim is out of range");
+  Extents extents;
+  for (int d = 0; d < weight.ndim(); ++d) {
+    (d < dim ? extents.outer : d == dim ? extents.h : extents.inner) *= weight.size(d);
   }
-  const auto type = to_dtype(dtype);
-  py::gil_scoped_release release;
-  lipgan::cpu::spectral_norm_fwd(type, layers.data(), static_cast<int64_t>(layers.size()),
-                                 reinterpret_cast<void*>(sigma), n_power_iterations, eps, num_threads);
+  return extents;
 }
 
-void spectral_norm_bwd(int dtype, const py::list& numbers, uintptr_t sigma, uintptr_t grad_sigma, int num_threads) {
-  const Rows rows(numbers, 8);
-  std::vector<lipgan::SpectralNormBwdLayer> layers(rows.size());
-  for (size_t l = 0; l < layers.size(); ++l) {
-    layers[l] = {rows.address(l, 0), rows.address(l, 1), rows.address(l, 2), rows.address(l, 3),
-                 rows.address(l, 4), rows.number(l, 5),  rows.number(l, 6),  rows.number(l, 7)};
-    check_extents(layers[l].outer, layers[l].h, layers[l].inner);
+py::tuple spectral_norm_fwd(const py::sequence& weights, const py::sequence& us, const py::sequence& vs,
+                            int64_t n_power_iterations, double eps, const std::vector<int64_t>& dims,
+                            int num_threads) {
+  const size_t count = weights.size();
+  check_lengths(count, {us.size(), vs.size(), dims.size()});
+  std::vector<View> inputs;  // copies of tensors that were not contiguous live until the kernel has run
+  std::vector<Extents> extents;
+  std::vector<lipgan::SpectralNormFwdLayer> layers;
+  inputs.reserve(3 * count);
+  int64_t vectors = 0;
+  py::list ys(count);
+  for (size_t l = 0; l < count; ++l) {
+    const View& weight = inputs.emplace_back(weights[l], "weight");
+    const Dtype dtype = inputs[0].dtype();
+    weight.expect(dtype, weight.numel(), "weight");
+    const Extents& e = extents.emplace_back(extents_of(weight, dims[l]));
+    const void* u = inputs.emplace_back(us[l], "u").expect(dtype, e.h, "u").data();
+    const void* v = inputs.emplace_back(vs[l], "v").expect(dtype, e.w(), "v").data();
+    const NewTensor y(weight.shape(), dtype);
+    ys[l] = y.object();
+    layers.push_back({weight.data(), u, v, y.data(), nullptr, nullptr, e.outer, e.h, e.inner});
+    vectors += e.h + e.w();
   }
-  const auto type = to_dtype(dtype);
-  py::gil_scoped_release release;
-  lipgan::cpu::spectral_norm_bwd(type, layers.data(), static_cast<int64_t>(layers.size()),
-                                 reinterpret_cast<const void*>(sigma), reinterpret_cast<const void*>(grad_sigma),
-                                 num_threads);
+  const Dtype dtype = inputs[0].dtype();
+  const NewTensor sigma({static_cast<int64_t>(count)}, accumulation_dtype(dtype)), uv({vectors}, dtype);
+  void* position = uv.data();
+  for (size_t l = 0; l < count; ++l) {
+    layers[l].u = position;
+    layers[l].v = advance(position, extents[l].h, dtype);
+    position = advance(layers[l].v, extents[l].w(), dtype);
+  }
+  {
+    py::gil_scoped_release release;
+    lipgan::cpu::spectral_norm_fwd(dtype, layers.data(), static_cast<int64_t>(count), sigma.data(), n_power_iterations,
+                                   eps, num_threads);
+  }
+  return py::make_tuple(ys, sigma.object(), uv.object());
+}
+
+py::list spectral_norm_bwd(const py::sequence& grad_ys, const py::object& grad_sigma, const py::sequence& ys,
+                           const py::object& sigma, const py::object& uv, const std::vector<int64_t>& dims,
+                           int num_threads) {
+  const size_t count = ys.size();
+  check_lengths(count, {grad_ys.size(), dims.size()});
+  std::vector<View> inputs;
+  std::vector<Extents> extents;
+  std::vector<lipgan::SpectralNormBwdLayer> layers;
+  inputs.reserve(2 * count);
+  int64_t vectors = 0;
+  py::list grads(count);
+  for (size_t l = 0; l < count; ++l) {
+    const View& y = inputs.emplace_back(ys[l], "y");
+    const Dtype dtype = inputs[0].dtype();
+    y.expect(dtype, y.numel(), "y");
+    const Extents& e = extents.emplace_back(extents_of(y, dims[l]));
+    const void* grad_y = inputs.emplace_back(grad_ys[l], "grad_y").expect(dtype, y.numel(), "grad_y").data();
+    const NewTensor grad(y.shape(), dtype);
+    grads[l] = grad.object();
+    layers.push_back({grad_y, y.data(), nullptr, nullptr, grad.data(), e.outer, e.h, e.inner});
+    vectors += e.h + e.w();
+  }
+  const Dtype dtype = inputs[0].dtype(), wide = accumulation_dtype(dtype);
+  const View vectors_view(uv, "uv"), sigma_view(sigma, "sigma");
+  void* position = vectors_view.expect(dtype, vectors, "uv").data();
+  const void* sigmas = sigma_view.expect(wide, static_cast<int64_t>(count), "sigma").data();
+  const void* grad_sigmas = nullptr;
+  std::vector<View> grad_sigma_view;
+  if (!grad_sigma.is_none()) {
+    grad_sigmas = grad_sigma_view.emplace_back(grad_sigma, "grad_sigma")
+                      .expect(wide, static_cast<int64_t>(count), "grad_sigma")
+                      .data();
+  }
+  for (size_t l = 0; l < count; ++l) {
+    layers[l].u = position;
+    layers[l].v = advance(position, extents[l].h, dtype);
+    position = advance(const_cast<void*>(layers[l].v), extents[l].w(), dtype);
+  }
+  {
+    py::gil_scoped_release release;
+    lipgan::cpu::spectral_norm_bwd(dtype, layers.data(), static_cast<int64_t>(count), sigmas, grad_sigmas, num_threads);
+  }
+  return grads;
 }
 
 }  // namespace
 
 PYBIND11_MODULE(_C, module) {
-  module.def("spectral_norm_fwd", &spectral_norm_fwd, py::arg("dtype"), py::arg("layers"), py::arg("sigma"),
-             py::arg("n_power_iterations"), py::arg("eps"), py::arg("num_threads"),
-             "layers: flat list; per layer the addresses of weight, u_in, v_in, y, u, v, then outer, h, inner.");
-  module.def("spectral_norm_bwd", &spectral_norm_bwd, py::arg("dtype"), py::arg("layers"), py::arg("sigma"),
-             py::arg("grad_sigma"), py::arg("num_threads"),
-             "layers: flat list; per layer the addresses of grad_y, y, u, v, grad_weight, then outer, h, inner.");
+  module.def("use_dlpack", &lipgan::python::use_dlpack, py::arg("capsule"),
+             "Take torch.Tensor.__dlpack_c_exchange_api__; before anything else.");
+  module.def("spectral_norm_fwd", &spectral_norm_fwd, py::arg("weights"), py::arg("us"), py::arg("vs"),
+             py::arg("n_power_iterations"), py::arg("eps"), py::arg("dims"), py::arg("num_threads"),
+             "(ys, sigma, uv) of the op lipgan::spectral_norm_fwd.");
+  module.def("spectral_norm_bwd", &spectral_norm_bwd, py::arg("grad_ys"), py::arg("grad_sigma"), py::arg("ys"),
+             py::arg("sigma"), py::arg("uv"), py::arg("dims"), py::arg("num_threads"),
+             "The gradients of the op lipgan::spectral_norm_bwd.");
+  module.def("empty_cache", &lipgan::cpu::empty_cache, "Free the memory kept for outputs; returns its bytes.");
+  module.def("cached_bytes", &lipgan::cpu::cached_bytes, "Bytes kept for outputs and not in use.");
+  module.def("poison_outputs", &lipgan::cpu::poison, py::arg("on"), "Fill outputs with NaN first, for tests.");
   module.def("isa", &lipgan::cpu::isa, "Name of the instruction set in use.");
   module.def("set_isa", &lipgan::cpu::set_isa, py::arg("name"), "Use another of supported_isas().");
   module.def("supported_isas", &lipgan::cpu::supported_isas, "What this build has and this processor runs, best last.");

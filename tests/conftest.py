@@ -11,15 +11,22 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from lipgan.ops import _backend
+
 
 @pytest.fixture
 def poisoned_outputs() -> Iterator[None]:
-    """Fill every ``torch.empty`` with NaN, so that an element that a kernel forgets to write shows."""
+    """Fill every ``torch.empty``, and every output of the C++ kernels, with NaN, so that an element that a kernel forgets to write shows."""
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     assert torch.empty(3).isnan().all(), "torch no longer poisons uninitialized memory"
+    native = _backend.native()
+    if native is not None:
+        native.poison_outputs(True)
     yield
     torch.use_deterministic_algorithms(before)
+    if native is not None:
+        native.poison_outputs(False)
 
 
 @pytest.fixture(autouse=True)

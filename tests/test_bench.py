@@ -18,14 +18,20 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(benchmark, "MODELS", {"small": lambda: shapes, "large": lambda: shapes * 2})
     monkeypatch.setattr(benchmark, "copy_bandwidth", lambda: harness.copy_bandwidth(1000))
     monkeypatch.setattr(benchmark, "COUNTS", [1, 2])
+    monkeypatch.setattr(benchmark, "in_fresh_process", lambda function, *args: function(*args))
 
 
-def test_variants_are_interleaved_and_counted() -> None:
+def test_variants_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(harness, "_TURN_SECONDS", 0.0)
     calls: list[str] = []
     times = harness.interleave({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, seconds=0, warmup=1)
-    assert calls == ["a", "b"] * 6
+    assert calls == ["a", "b", *["a", "a", "b", "b"] * 5]  # one call of a turn is not counted
     assert set(times) == {"a", "b"}
     assert all(value >= 0 for value in times.values())
+
+
+def test_fresh_process_keeps_the_number_of_threads() -> None:
+    assert harness.in_fresh_process(torch.get_num_threads) == torch.get_num_threads()
 
 
 def test_table_renders_as_markdown() -> None:

@@ -469,7 +469,6 @@ void forward(const SpectralNormFwdLayer* layers, int64_t num_layers, void* sigma
              double eps, int num_threads) {
   using A = typename Accumulate<T>::type;
   const int64_t bytes = total_bytes(layers, num_layers, sizeof(T));
-  for (int64_t l = 0; l < num_layers; ++l) advise_huge_pages(layers[l].y, total_bytes(layers + l, 1, sizeof(T)));
   Forward<T, A> op{layers, num_layers, static_cast<A*>(sigma), n_power_iterations, eps, bytes > kStreamBytes, {}, {}};
   launch(op, bytes, num_threads);
 }
@@ -479,9 +478,6 @@ void backward(const SpectralNormBwdLayer* layers, int64_t num_layers, const void
               int num_threads) {
   using A = typename Accumulate<T>::type;
   const int64_t bytes = total_bytes(layers, num_layers, sizeof(T));
-  for (int64_t l = 0; l < num_layers; ++l) {
-    advise_huge_pages(layers[l].grad_weight, total_bytes(layers + l, 1, sizeof(T)));
-  }
   Backward<T, A> op{layers, num_layers, static_cast<const A*>(sigma), static_cast<const A*>(grad_sigma),
                     bytes > kStreamBytes, {}, {}};
   launch(op, 2 * bytes, num_threads);

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import ctypes
+import multiprocessing
 import os
 import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -43,13 +48,20 @@ def _format(value: Any) -> str:
     return str(value)
 
 
+# A turn of a variant within a round: long enough for its own data to be in the caches, short against the drift of a
+# machine.
+_TURN_SECONDS = 0.02
+
+
 def interleave(variants: Mapping[str, Callable[[], object]], *, seconds: float, warmup: int = 2) -> dict[str, float]:
-    """Median seconds of each variant, all of them run once in every round.
+    """Median seconds of a call of each variant; the variants take turns in every round.
+
+    A turn is one call that is not counted, then calls for 20 ms, and at least one.
 
     Args:
         variants: name to function; what it returns is dropped outside of the time.
         seconds: rounds go on for about this long, and at least 5 times.
-        warmup: rounds that are not counted.
+        warmup: calls of each before the first round.
     """
     times: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(warmup):
@@ -59,12 +71,29 @@ def interleave(variants: Mapping[str, Callable[[], object]], *, seconds: float, 
     rounds = 0
     while rounds < 5 or time.perf_counter() - begin < seconds:
         for name, run in variants.items():
-            start = time.perf_counter()
-            result = run()
-            times[name].append(time.perf_counter() - start)
-            del result
+            run()
+            turn = time.perf_counter()
+            while True:
+                start = time.perf_counter()
+                result = run()
+                end = time.perf_counter()
+                times[name].append(end - start)
+                del result
+                if end - turn > _TURN_SECONDS:
+                    break
         rounds += 1
     return {name: statistics.median(values) for name, values in times.items()}
+
+
+def in_fresh_process(function: Callable[..., T], *args: Any) -> T:
+    """``function(*args)`` in a process of its own, with as many threads as this one.
+
+    The allocator of the C library adapts to what a process has freed: how often PyTorch's temporaries cost page faults
+    would depend on the benchmark that ran before.
+    """
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context, torch.set_num_threads, (torch.get_num_threads(),)) as pool:
+        return pool.submit(function, *args).result()
 
 
 def copy_bandwidth(numbers: int = 32_000_000) -> float:

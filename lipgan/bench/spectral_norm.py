@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import lipgan
-from lipgan.bench.harness import Table, copy_bandwidth, interleave, peak_memory
+from lipgan.bench.harness import Table, copy_bandwidth, in_fresh_process, interleave, peak_memory
 
 Shapes = list[tuple[int, ...]]
 
@@ -61,6 +62,23 @@ def _model(shapes: Shapes) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
+class _Incoming(torch.autograd.Function):
+    """A scalar of the normalized weights, whose backward hands each of them a gradient that is there already.
+
+    So the gradients arrive as from the layers of a model: ``torch.autograd.grad`` with one ``grad_outputs`` for each
+    weight checks all of them first, which takes longer than to normalize a small model.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, grads: list[Tensor], *weights: Tensor) -> Tensor:
+        ctx.grads = grads
+        return weights[0].new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, _: Tensor) -> tuple[Tensor | None, ...]:
+        return (None, *ctx.grads)
+
+
 class _Variant:
     """A model whose weights are normalized in one way."""
 
@@ -76,7 +94,8 @@ class _Variant:
         return [layer.weight for layer in self.model]  # type: ignore[misc]
 
     def step(self) -> tuple[Tensor, ...]:
-        return torch.autograd.grad(self.forward(), self.parameters, self.grads)
+        scalar = _Incoming.apply(self.grads, *self.forward())  # type: ignore[no-untyped-call]
+        return torch.autograd.grad(scalar, self.parameters)
 
     def set_state(self, other: _Variant) -> None:
         self.model.load_state_dict(other.model.state_dict())
@@ -92,17 +111,23 @@ def _per_layer(model: nn.Sequential) -> None:
         lipgan.spectral_norm(layer)
 
 
-def _variants(shapes: Shapes, seed: int) -> dict[str, _Variant]:
+VARIANTS: dict[str, Callable[[nn.Sequential], Any]] = {
+    "torch": _torch,
+    "per layer": _per_layer,
+    "grouped": lipgan.group_spectral_norm,
+}
+
+
+def _variants(shapes: Shapes, seed: int, only: str | None = None) -> dict[str, _Variant]:
+    """The variants, or one of them, with equal weights and vectors."""
     torch.manual_seed(seed)
     base = _model(shapes)
     grads = [torch.randn(shape) for shape in shapes]
-    variants = {
-        "torch": _Variant(base, _torch, grads),
-        "per layer": _Variant(base, _per_layer, grads),
-        "grouped": _Variant(base, lipgan.group_spectral_norm, grads),
-    }
+    names = VARIANTS if only is None else [only]
+    variants = {name: _Variant(base, VARIANTS[name], grads) for name in names}
+    first = next(iter(variants.values()))
     for variant in variants.values():
-        variant.set_state(variants["torch"])
+        variant.set_state(first)
     return variants
 
 
@@ -125,26 +150,24 @@ def run(seed: int = 0, seconds: float = 3.0) -> list[Table]:
         seed: of the weights.
         seconds: for each model.
     """
-    bandwidth = copy_bandwidth()
+    bandwidth = in_fresh_process(copy_bandwidth)
     speed = Table(
         "Spectral normalization of all weights, forward and backward, float32, CPU",
         ["model", "weights", "M numbers", "torch ms", "per layer ms", "ratio", "grouped ms", "ratio grouped", "copy"],
         notes=[
-            "ratio: torch.nn.utils.parametrizations.spectral_norm over lipgan, medians of one interleaved run.",
-            "copy: bytes per second of the grouped form (forward: W twice, Y; backward: dY twice, Y, dW) as a share of",
-            f"the {bandwidth / 1e9:.1f} GB/s of a large Tensor.copy_; above 1 where caches serve the second reading.",
+            "ratio: torch.nn.utils.parametrizations.spectral_norm over lipgan, medians of interleaved runs; each model",
+            "in a fresh process. copy: bytes per second of the grouped form (forward: W twice, Y; backward: dY twice, Y,",
+            f"dW) as a share of the {bandwidth / 1e9:.1f} GB/s of a large Tensor.copy_; above 1 where caches serve.",
         ],
     )
     memory = Table(
-        "Memory of the largest model beyond weights and incoming gradients, in copies of the weights",
+        f"Memory that the {list(MODELS)[-1]} takes beyond weights and incoming gradients, in copies of the weights",
         ["variant", "forward", "forward and backward"],
         notes=["Forward returns one copy (the normalized weights), backward another (their gradients)."],
     )
     for name, shapes in MODELS.items():
-        variants = _variants(shapes(), seed)
-        _check(variants)
-        times = interleave({key: variant.step for key, variant in variants.items()}, seconds=seconds)
-        numbers = sum(parameter.numel() for parameter in variants["torch"].parameters)
+        times = in_fresh_process(_times, shapes(), seed, seconds)
+        numbers = sum(math.prod(shape) for shape in shapes())
         speed.rows.append(
             {
                 "model": name,
@@ -158,27 +181,38 @@ def run(seed: int = 0, seconds: float = 3.0) -> list[Table]:
                 "copy": 7 * 4 * numbers / times["grouped"] / bandwidth,
             }
         )
-        if name == list(MODELS)[-1]:
-            for key, variant in variants.items():
-                forward, both = peak_memory(variant.forward), peak_memory(variant.step)
-                if forward is not None and both is not None:
-                    copies = {"forward": forward / (4 * numbers), "forward and backward": both / (4 * numbers)}
-                    memory.rows.append({"variant": key, **copies})
-    return [speed, memory, _growth(seed, seconds)]
-
-
-def _growth(seed: int, seconds: float) -> Table:
-    """Cost against the number of weights."""
-    table = Table(
-        "Cost of n weights of 128 x 1152, forward and backward",
-        ["n", "torch us per weight", "per layer us per weight", "grouped us per weight"],
+    for key in VARIANTS:
+        peaks = in_fresh_process(_peaks, shapes(), seed, key)
+        if None not in peaks:
+            memory.rows.append({"variant": key, **dict(zip(memory.columns[1:], peaks, strict=True))})
+    growth = Table(
+        "Cost of n weights of 128 x 1152, forward and backward, in microseconds per weight",
+        ["n", *VARIANTS],
+        notes=["A flat column is a cost that grows linearly in the number of weights."],
     )
     for n in COUNTS:
-        variants = _variants([(128, 128, 3, 3)] * n, seed)
-        times = interleave({key: variant.step for key, variant in variants.items()}, seconds=seconds / len(COUNTS))
-        per_weight = {f"{key} us per weight": 1e6 * value / n for key, value in times.items()}
-        table.rows.append({"n": n, **per_weight})
-    return table
+        times = in_fresh_process(_times, [(128, 128, 3, 3)] * n, seed, seconds / len(COUNTS))
+        growth.rows.append({"n": n, **{key: 1e6 * value / n for key, value in times.items()}})
+    return [speed, memory, growth]
+
+
+def _times(shapes: Shapes, seed: int, seconds: float) -> dict[str, float]:
+    """Seconds of a forward and backward of each variant."""
+    variants = _variants(shapes, seed)
+    _check(variants)
+    return interleave({key: variant.step for key, variant in variants.items()}, seconds=seconds, warmup=5)
+
+
+def _peaks(shapes: Shapes, seed: int, key: str) -> tuple[float | None, ...]:
+    """Peak memory of a first forward, and of a first forward and backward, in copies of the weights."""
+    copy_of_weights = 4 * sum(math.prod(shape) for shape in shapes)
+    peaks: list[float | None] = []
+    for name in ("forward", "step"):
+        variant = _variants(shapes, seed, only=key)[key]
+        lipgan.ops.empty_cache()
+        peak = peak_memory(getattr(variant, name))
+        peaks.append(None if peak is None else peak / copy_of_weights)
+    return tuple(peaks)
 
 
 def plot(tables: list[Table], axes: Any) -> None:

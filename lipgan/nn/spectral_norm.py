@@ -71,8 +71,8 @@ class SpectralNorm(nn.Module):
         h = weight.shape[self.dim]
         u = F.normalize(weight.new_empty(h).normal_(0, 1), dim=0, eps=self.eps)
         v = F.normalize(weight.new_empty(weight.numel() // h).normal_(0, 1), dim=0, eps=self.eps)
-        _, _, (u,), (v,) = normalize([weight], [u], [v], _WARM_UP_ITERATIONS, self.eps, [self.dim])
-        return u, v
+        _, _, uv = normalize((weight,), (u,), (v,), _WARM_UP_ITERATIONS, self.eps, (self.dim,))
+        return uv[:h].clone(), uv[h:].clone()
 
     def forward(self, weight: Tensor) -> Tensor:
         """``weight`` divided by its spectral norm, in the same shape."""
@@ -81,13 +81,14 @@ class SpectralNorm(nn.Module):
         if weight.ndim == 1:
             return F.normalize(weight, dim=0, eps=self.eps)
         iterations = self.n_power_iterations if self.training else 0
-        (y,), _, (u,), (v,) = normalize([weight], [self._u], [self._v], iterations, self.eps, [self.dim])
-        if self.training:
+        u, v = self._u, self._v
+        (y,), _, uv = normalize((weight,), (u,), (v,), iterations, self.eps, (self.dim,))
+        if iterations:
             # In place: replicas and graphs hold the buffers. The gradient uses the fresh u and v, so that another
             # forward, or a broadcast of the buffers, before the backward changes nothing.
-            with torch.no_grad():
-                self._u.copy_(u)
-                self._v.copy_(v)
+            h = u.shape[0]
+            u.copy_(uv[:h])
+            v.copy_(uv[h:])
         return y
 
     def right_inverse(self, value: Tensor) -> Tensor:

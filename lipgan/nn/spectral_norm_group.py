@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -16,7 +17,7 @@ from lipgan.nn.spectral_norm import (
     parametrization_of,
     spectral_norm,
 )
-from lipgan.ops.spectral_norm import normalize
+from lipgan.ops.spectral_norm import normalize, split_vectors
 
 _TARGETS = (
     nn.Linear,
@@ -35,14 +36,17 @@ class _Member:
 
     def __init__(self, name: str, module: nn.Module) -> None:
         self.name = name
-        self.parametrizations = cast(Any, module.parametrizations)["weight"]
         parametrization = parametrization_of(module, "weight")
         assert parametrization is not None
         self.parametrization: SpectralNorm = parametrization
+        # The dictionaries in which the modules hold their tensors: an attribute of a module takes ten times as long.
+        holder = cast(Any, module.parametrizations)["weight"]
+        self._originals: dict[str, Any] = holder._parameters if "original" in holder._parameters else holder._buffers
+        self._vectors: dict[str, Any] = parametrization._buffers
 
-    @property
-    def weight(self) -> Tensor:
-        return self.parametrizations.original  # type: ignore[no-any-return]
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The original weight, u and v."""
+        return self._originals["original"], self._vectors["_u"], self._vectors["_v"]
 
 
 class SpectralNormGroup:
@@ -59,7 +63,7 @@ class SpectralNormGroup:
     def __init__(self, model: nn.Module, members: list[_Member]) -> None:
         self._members = members
         self.names = [member.name for member in members]
-        self._sigmas: dict[str, Tensor] = {}
+        self._sigmas: list[tuple[list[str], Tensor]] = []  # of the last call: names, and sigma of each
         self._handles = (
             model.register_forward_pre_hook(self._before),
             model.register_forward_hook(self._after, always_call=True),
@@ -99,12 +103,12 @@ class SpectralNormGroup:
 
         Copies one small tensor from the device. Before the first forward it is ``u^T W v`` of the present state.
         """
-        if len(self._sigmas) < len(self._members):
+        if not self._sigmas:
             with torch.no_grad():
                 self._normalize(lambda _: 0)
-        # One transfer for each dtype and device that the group has.
-        stacked = torch.stack([sigma.double() for sigma in self._sigmas.values()]).tolist()
-        values = dict(zip(self._sigmas, stacked, strict=True))
+        values: dict[str, float] = {}
+        for names, sigma in self._sigmas:
+            values.update(zip(names, sigma.tolist(), strict=True))
         return {name: values[name] for name in self.names}
 
     def remove(self) -> None:
@@ -124,29 +128,26 @@ class SpectralNormGroup:
         for member in self._members:
             member.parametrization._normalized = None
 
-    def _normalize(self, iterations_of: Any) -> list[Tensor]:
+    def _normalize(self, iterations_of: Callable[[SpectralNorm], int]) -> list[Tensor]:
         """The normalized weights; u and v move on where ``iterations_of(parametrization)`` is not 0."""
-        # One call for each combination that an op call has in common; in nearly every model there is one.
-        calls: dict[tuple[Any, ...], list[int]] = {}
-        for index, member in enumerate(self._members):
-            weight, parametrization = member.weight, member.parametrization
-            key = (weight.dtype, weight.device, iterations_of(parametrization), parametrization.eps)
-            calls.setdefault(key, []).append(index)
-        normalized: list[Any] = [None] * len(self._members)
-        for (_, _, iterations, eps), indices in calls.items():
-            members = [self._members[index] for index in indices]
-            us = [member.parametrization._u for member in members]
-            vs = [member.parametrization._v for member in members]
-            dims = [member.parametrization.dim for member in members]
-            ys, sigma, new_us, new_vs = normalize(
-                [member.weight for member in members], us, vs, iterations, eps, dims
-            )
+        members = self._members
+        rows = [(*member.tensors(), member.parametrization) for member in members]
+        # One call for each combination that the members of a call have in common; in nearly every model there is one.
+        keys = [(row[0].dtype, row[0].device, iterations_of(row[3]), row[3].eps) for row in rows]
+        normalized: list[Any] = [None] * len(rows)
+        self._sigmas = []
+        for key in dict.fromkeys(keys):
+            indices = [index for index, other in enumerate(keys) if other == key]
+            weights, us, vs, parametrizations = zip(*[rows[index] for index in indices], strict=True)
+            dims = [parametrization.dim for parametrization in parametrizations]
+            _, _, iterations, eps = key
+            ys, sigma, uv = normalize(weights, us, vs, iterations, eps, dims)
             if iterations > 0:
-                with torch.no_grad():
-                    torch._foreach_copy_([*us, *vs], [*new_us, *new_vs])
-            for index, member, y, value in zip(indices, members, ys, sigma.detach().unbind(), strict=True):
+                new_us, new_vs = split_vectors(uv, weights, dims)
+                torch._foreach_copy_([*us, *vs], [*new_us, *new_vs])
+            for index, y in zip(indices, ys, strict=True):
                 normalized[index] = y
-                self._sigmas[member.name] = value
+            self._sigmas.append(([members[index].name for index in indices], sigma.detach()))
         return normalized
 
 

@@ -1,11 +1,13 @@
 """The ops as PyTorch sees them: schema, one implementation per backend, fake implementation, autograd."""
 
 from lipgan.ops._backend import BACKENDS, UnavailableError, explain, resolve, use_backend
+from lipgan.ops._memory import empty_cache
 from lipgan.ops.spectral_norm import spectral_norm, spectral_norm_group
 
 __all__ = [
     "BACKENDS",
     "UnavailableError",
+    "empty_cache",
     "explain",
     "resolve",
     "spectral_norm",

@@ -14,6 +14,8 @@ import os
 from collections.abc import Iterator
 from types import ModuleType
 
+import torch
+
 BACKENDS = ("reference", "native", "triton", "cuda")
 
 # What is tried on a device, best first. Triton before CUDA: it serves every op forward and backward.
@@ -26,8 +28,13 @@ class UnavailableError(RuntimeError):
 
 @functools.cache
 def native() -> ModuleType | None:
-    """The module ``lipgan._C``, or None where it was not built."""
-    return _import("lipgan._C")
+    """The module ``lipgan._C``, or None where it was not built or does not find what it needs in torch."""
+    module = _import("lipgan._C")
+    table = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
+    if module is None or table is None:
+        return None
+    module.use_dlpack(table)
+    return module
 
 
 @functools.cache
@@ -54,6 +61,8 @@ def explain(backend: str, device: str) -> str | None:
         return None
     if backend == "native":
         if native() is None:
+            if not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
+                return f"torch {torch.__version__} has no DLPack exchange table, which lipgan._C needs"
             return "lipgan._C was not built (no C++ compiler at installation, or LIPGAN_NATIVE=off)"
         return None if device == "cpu" else f"the C++ kernels serve CPU tensors, not {device}"
     if backend == "triton":

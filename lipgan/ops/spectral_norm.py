@@ -17,27 +17,64 @@ from lipgan.ops._address import DTYPES, address
 from lipgan.reference import spectral_norm as reference
 from lipgan.reference.spectral_norm import accumulation_dtype
 
-Forward = tuple[list[Tensor], Tensor, list[Tensor], list[Tensor]]
+# (ys, sigma, uv): uv holds u and v of the first weight, u and v of the second, ... in one tensor of one dimension.
+Forward = tuple[list[Tensor], Tensor, Tensor]
 
 _library = torch.library.Library("lipgan", "FRAGMENT")  # type: ignore[no-untyped-call]
 _library.define(  # type: ignore[no-untyped-call]
     "spectral_norm_fwd(Tensor[] weights, Tensor[] us, Tensor[] vs, int n_power_iterations, float eps, int[] dims, "
-    "str? backend) -> (Tensor[], Tensor, Tensor[], Tensor[])"
+    "str? backend) -> (Tensor[], Tensor, Tensor)"
 )
 _library.define(  # type: ignore[no-untyped-call]
-    "spectral_norm_bwd(Tensor[] grad_ys, Tensor? grad_sigma, Tensor[] ys, Tensor sigma, Tensor[] us, Tensor[] vs, "
-    "int[] dims, str? backend) -> Tensor[]"
+    "spectral_norm_bwd(Tensor[] grad_ys, Tensor? grad_sigma, Tensor[] ys, Tensor sigma, Tensor uv, int[] dims, "
+    "str? backend) -> Tensor[]"
 )
 
 
-def _extents(shape: Sequence[int], dim: int) -> tuple[int, int, int]:
-    """``(outer, h, inner)`` of csrc/include/lipgan/spectral_norm.h."""
-    outer = inner = 1
-    for size in shape[:dim]:
-        outer *= size
-    for size in shape[dim + 1 :]:
-        inner *= size
-    return outer, shape[dim], inner
+def _vector_sizes(weights: Sequence[Tensor], dims: Sequence[int]) -> list[int]:
+    """The sizes of u and v of every weight, in the order of uv."""
+    sizes = []
+    for weight, dim in zip(weights, dims, strict=True):
+        h = weight.shape[dim]
+        sizes += [h, weight.numel() // h]
+    return sizes
+
+
+def split_vectors(uv: Tensor, weights: Sequence[Tensor], dims: Sequence[int]) -> tuple[list[Tensor], list[Tensor]]:
+    """The vectors u and the vectors v in uv, as views."""
+    views = torch.split_with_sizes(uv, _vector_sizes(weights, dims))
+    return list(views[::2]), list(views[1::2])
+
+
+def _join_vectors(us: Sequence[Tensor], vs: Sequence[Tensor]) -> Tensor:
+    return torch.cat([vector for pair in zip(us, vs, strict=True) for vector in pair])
+
+
+# ---- reference: PyTorch, everywhere ----
+
+
+def _reference_fwd(
+    weights: Sequence[Tensor],
+    us: Sequence[Tensor],
+    vs: Sequence[Tensor],
+    n_power_iterations: int,
+    eps: float,
+    dims: Sequence[int],
+) -> Forward:
+    ys, sigma, us, vs = reference.spectral_norm_fwd(weights, us, vs, n_power_iterations, eps, dims)
+    return ys, sigma, _join_vectors(us, vs)
+
+
+def _reference_bwd(
+    grad_ys: Sequence[Tensor],
+    grad_sigma: Tensor | None,
+    ys: Sequence[Tensor],
+    sigma: Tensor,
+    uv: Tensor,
+    dims: Sequence[int],
+) -> list[Tensor]:
+    us, vs = split_vectors(uv, ys, dims)
+    return reference.spectral_norm_bwd(grad_ys, grad_sigma, ys, sigma, us, vs, dims)
 
 
 # ---- native: C++ on CPU tensors ----
@@ -51,45 +88,9 @@ def _native_fwd(
     eps: float,
     dims: Sequence[int],
 ) -> Forward:
-    module = _backend.native()
-    assert module is not None
-    device, dtype = weights[0].device, weights[0].dtype
-    ys: list[Tensor] = []
-    new_us: list[Tensor] = []
-    new_vs: list[Tensor] = []
-    sigma = torch.empty(len(weights), dtype=accumulation_dtype(dtype), device=device)
-    layers: list[int] = []
-    keep = []  # contiguous copies live until the kernel has read them
-    for weight, u, v, dim in zip(weights, us, vs, dims, strict=True):
-        outer, h, inner = _extents(weight.shape, dim)
-        w = outer * inner
-        weight, u, v = weight.contiguous(), u.contiguous(), v.contiguous()
-        y = torch.empty_like(weight)
-        new_u, new_v = torch.empty_like(u), torch.empty_like(v)
-        keep.append((weight, u, v))
-        ys.append(y)
-        new_us.append(new_u)
-        new_vs.append(new_v)
-        layers += (
-            address(weight, dtype, h * w, device),
-            address(u, dtype, h, device),
-            address(v, dtype, w, device),
-            address(y, dtype, h * w, device),
-            address(new_u, dtype, h, device),
-            address(new_v, dtype, w, device),
-            outer,
-            h,
-            inner,
-        )
-    module.spectral_norm_fwd(
-        DTYPES[dtype],
-        layers,
-        address(sigma, sigma.dtype, len(ys), device),
-        n_power_iterations,
-        eps,
-        torch.get_num_threads(),
-    )
-    return ys, sigma, new_us, new_vs
+    module: Any = _backend.native()
+    ys, sigma, uv = module.spectral_norm_fwd(weights, us, vs, n_power_iterations, eps, dims, torch.get_num_threads())
+    return ys, sigma, uv
 
 
 def _native_bwd(
@@ -97,42 +98,12 @@ def _native_bwd(
     grad_sigma: Tensor | None,
     ys: Sequence[Tensor],
     sigma: Tensor,
-    us: Sequence[Tensor],
-    vs: Sequence[Tensor],
+    uv: Tensor,
     dims: Sequence[int],
 ) -> list[Tensor]:
-    module = _backend.native()
-    assert module is not None
-    device, dtype = ys[0].device, ys[0].dtype
-    grads: list[Tensor] = []
-    layers: list[int] = []
-    keep = []
-    for grad_y, y, u, v, dim in zip(grad_ys, ys, us, vs, dims, strict=True):
-        outer, h, inner = _extents(y.shape, dim)
-        w = outer * inner
-        grad_y, y, u, v = grad_y.contiguous(), y.contiguous(), u.contiguous(), v.contiguous()
-        grad = torch.empty_like(y)
-        keep.append((grad_y, y, u, v))
-        grads.append(grad)
-        layers += (
-            address(grad_y, dtype, h * w, device),
-            address(y, dtype, h * w, device),
-            address(u, dtype, h, device),
-            address(v, dtype, w, device),
-            address(grad, dtype, h * w, device),
-            outer,
-            h,
-            inner,
-        )
-    wide = accumulation_dtype(dtype)
-    sigma = sigma.contiguous()
-    grad_sigma = None if grad_sigma is None else grad_sigma.contiguous()
-    module.spectral_norm_bwd(
-        DTYPES[dtype],
-        layers,
-        address(sigma, wide, len(grads), device),
-        0 if grad_sigma is None else address(grad_sigma, wide, len(grads), device),
-        torch.get_num_threads(),
+    module: Any = _backend.native()
+    grads: list[Tensor] = module.spectral_norm_bwd(
+        grad_ys, grad_sigma, ys, sigma, uv, dims, torch.get_num_threads()
     )
     return grads
 
@@ -163,7 +134,7 @@ def _triton_fwd(
 
     us, vs = [u.contiguous() for u in us], [v.contiguous() for v in vs]
     ys, sigma, us, vs = kernels.spectral_norm_fwd(_matrices(weights, dims), us, vs, n_power_iterations, eps)
-    return _weights(ys, weights, dims), sigma, list(us), list(vs)
+    return _weights(ys, weights, dims), sigma, _join_vectors(us, vs)
 
 
 def _triton_bwd(
@@ -171,19 +142,19 @@ def _triton_bwd(
     grad_sigma: Tensor | None,
     ys: Sequence[Tensor],
     sigma: Tensor,
-    us: Sequence[Tensor],
-    vs: Sequence[Tensor],
+    uv: Tensor,
     dims: Sequence[int],
 ) -> list[Tensor]:
     from lipgan.kernels import spectral_norm as kernels
 
+    us, vs = split_vectors(uv.contiguous(), ys, dims)
     grads = kernels.spectral_norm_bwd(
         _matrices(grad_ys, dims),
         None if grad_sigma is None else grad_sigma.contiguous(),
         _matrices(ys, dims),
         sigma.contiguous(),
-        [u.contiguous() for u in us],
-        [v.contiguous() for v in vs],
+        us,
+        vs,
     )
     return _weights(grads, ys, dims)
 
@@ -205,13 +176,14 @@ def _cuda_fwd(
     matrices = _matrices(weights, dims)
     us, vs = [u.contiguous() for u in us], [v.contiguous() for v in vs]
     ys = [torch.empty_like(matrix) for matrix in matrices]
-    new_us, new_vs = [torch.empty_like(u) for u in us], [torch.empty_like(v) for v in vs]
+    uv = torch.empty(sum(_vector_sizes(weights, dims)), dtype=dtype, device=device)
+    new_us, new_vs = split_vectors(uv, weights, dims)
     sigma = torch.empty(len(weights), dtype=accumulation_dtype(dtype), device=device)
     layers = []
     for matrix, u, v, y, new_u, new_v in zip(matrices, us, vs, ys, new_us, new_vs, strict=True):
         h, w = matrix.shape
         row = ((matrix, h * w), (u, h), (v, w), (y, h * w), (new_u, h), (new_v, w))
-        layers.append((*(address(tensor, dtype, numel, device) for tensor, numel in row), h, w))
+        layers.append((*(address(tensor, dtype, numel, device.type) for tensor, numel in row), h, w))
     workspace_size = module.spectral_norm_fwd_workspace(layers)
     table_size = module.spectral_norm_fwd_table_size(len(layers))
     workspace = torch.empty(workspace_size, dtype=torch.uint8, device=device)
@@ -220,24 +192,24 @@ def _cuda_fwd(
         module.spectral_norm_fwd(
             DTYPES[dtype],
             layers,
-            address(sigma, sigma.dtype, len(layers), device),
+            address(sigma, sigma.dtype, len(layers), device.type),
             n_power_iterations,
             eps,
-            address(workspace, torch.uint8, workspace_size, device),
-            address(table, torch.uint8, table_size, device),
+            address(workspace, torch.uint8, workspace_size, device.type),
+            address(table, torch.uint8, table_size, device.type),
             torch.cuda.current_stream(device).cuda_stream,
         )
-    return _weights(ys, weights, dims), sigma, new_us, new_vs
+    return _weights(ys, weights, dims), sigma, uv
 
 
 _FORWARD: dict[str, Callable[..., Forward]] = {
-    "reference": reference.spectral_norm_fwd,
+    "reference": _reference_fwd,
     "native": _native_fwd,
     "triton": _triton_fwd,
     "cuda": _cuda_fwd,
 }
 _BACKWARD: dict[str, Callable[..., list[Tensor]]] = {
-    "reference": reference.spectral_norm_bwd,
+    "reference": _reference_bwd,
     "native": _native_bwd,
     "triton": _triton_bwd,
     "cuda": _triton_bwd,
@@ -261,12 +233,11 @@ def _bwd(
     grad_sigma: Tensor | None,
     ys: list[Tensor],
     sigma: Tensor,
-    us: list[Tensor],
-    vs: list[Tensor],
+    uv: Tensor,
     dims: list[int],
     backend: str | None,
 ) -> list[Tensor]:
-    return _BACKWARD[_backend.resolve(backend, ys[0].device.type)](grad_ys, grad_sigma, ys, sigma, us, vs, dims)
+    return _BACKWARD[_backend.resolve(backend, ys[0].device.type)](grad_ys, grad_sigma, ys, sigma, uv, dims)
 
 
 for _key in ("CPU", "CUDA"):
@@ -285,12 +256,8 @@ def _fwd_fake(
     backend: str | None,
 ) -> Forward:
     sigma = weights[0].new_empty(len(weights), dtype=accumulation_dtype(weights[0].dtype))
-    return (
-        [weight.new_empty(weight.shape) for weight in weights],
-        sigma,
-        [u.new_empty(u.shape) for u in us],
-        [v.new_empty(v.shape) for v in vs],
-    )
+    uv = us[0].new_empty(sum(_vector_sizes(weights, dims)))
+    return [weight.new_empty(weight.shape) for weight in weights], sigma, uv
 
 
 @torch.library.register_fake("lipgan::spectral_norm_bwd", lib=_library)  # type: ignore[untyped-decorator]
@@ -299,8 +266,7 @@ def _bwd_fake(
     grad_sigma: Tensor | None,
     ys: list[Tensor],
     sigma: Tensor,
-    us: list[Tensor],
-    vs: list[Tensor],
+    uv: Tensor,
     dims: list[int],
     backend: str | None,
 ) -> list[Tensor]:
@@ -310,37 +276,35 @@ def _bwd_fake(
 # ---- autograd ----
 
 
-def _split(tensors: Sequence[Tensor], count: int) -> list[list[Tensor]]:
-    """Consecutive runs of ``count`` tensors, one per layer."""
-    return [list(tensors[begin : begin + count]) for begin in range(0, len(tensors), count)]
-
-
 class _Backward(torch.autograd.Function):
     """dW as a function of (dY, dsigma, Y, sigma), for the second order: a gradient penalty goes through it."""
 
     @staticmethod
     def forward(
-        dims: tuple[int, ...], backend: str | None, grad_sigma: Tensor | None, sigma: Tensor, *tensors: Tensor
+        dims: Sequence[int],
+        backend: str | None,
+        uv: Tensor,
+        grad_sigma: Tensor | None,
+        sigma: Tensor,
+        *tensors: Tensor,
     ) -> tuple[Tensor, ...]:
-        grad_ys, ys, us, vs = _split(tensors, len(dims))
-        return tuple(
-            torch.ops.lipgan.spectral_norm_bwd.default(grad_ys, grad_sigma, ys, sigma, us, vs, dims, backend)
-        )
+        grad_ys, ys = tensors[: len(dims)], tensors[len(dims) :]
+        return tuple(torch.ops.lipgan.spectral_norm_bwd.default(grad_ys, grad_sigma, ys, sigma, uv, dims, backend))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        dims, _, grad_sigma, sigma, *tensors = inputs
-        ctx.dims = dims
+        ctx.dims, _, uv, grad_sigma, sigma, *tensors = inputs
         ctx.has_grad_sigma = grad_sigma is not None
-        ctx.save_for_backward(sigma, *tensors)
+        ctx.save_for_backward(uv, sigma, *tensors)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         # With G the incoming gradient, q = u^T G v, s = <dY, Y>, r = 1 / sigma:
         #   to dY: r (G - q Y)    to Y: -r q dY    to sigma: -r^2 (<G, dY> - s q)    to dsigma: q
         # Plain differentiable PyTorch, so that every higher order follows.
-        sigma, *tensors = ctx.saved_tensors
-        grad_ys, ys, us, vs = _split(tensors, len(ctx.dims))
+        uv, sigma, *tensors = ctx.saved_tensors
+        grad_ys, ys = tensors[: len(ctx.dims)], tensors[len(ctx.dims) :]
+        us, vs = split_vectors(uv, ys, ctx.dims)
         scale = reference.scale_of(sigma)
         zero = sigma.abs() < torch.finfo(sigma.dtype).tiny  # there the scale is the constant 1
         to_grad_ys, to_ys, to_sigma, to_grad_sigma = [], [], [], []
@@ -355,38 +319,33 @@ class _Backward(torch.autograd.Function):
             towards = -r * r * ((g * dy).sum() - (dy * y_wide).sum() * q)
             to_sigma.append(torch.where(zero[layer], 0.0, towards))
             to_grad_sigma.append(q)
-        none = [None] * len(us)
-        return (
-            None,
-            None,
-            torch.stack(to_grad_sigma) if ctx.has_grad_sigma else None,
-            torch.stack(to_sigma),
-            *to_grad_ys,
-            *to_ys,
-            *none,
-            *none,
-        )
+        to_dsigma = torch.stack(to_grad_sigma) if ctx.has_grad_sigma else None
+        return None, None, None, to_dsigma, torch.stack(to_sigma), *to_grad_ys, *to_ys
 
 
 def _run(
-    dims: tuple[int, ...], backend: str | None, n_power_iterations: int, eps: float, *tensors: Tensor
+    dims: Sequence[int],
+    backend: str | None,
+    n_power_iterations: int,
+    eps: float,
+    vectors: tuple[Sequence[Tensor], Sequence[Tensor]],
+    *weights: Tensor,
 ) -> tuple[Tensor, ...]:
-    weights, us, vs = _split(tensors, len(dims))
-    ys, sigma, us, vs = torch.ops.lipgan.spectral_norm_fwd.default(
-        weights, us, vs, n_power_iterations, eps, dims, backend
+    ys, sigma, uv = torch.ops.lipgan.spectral_norm_fwd.default(
+        weights, vectors[0], vectors[1], n_power_iterations, eps, dims, backend
     )
-    return (sigma, *ys, *us, *vs)
+    return (uv, sigma, *ys)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.dims, ctx.backend = inputs[:2]
-    ctx.mark_non_differentiable(*output[1 + len(ctx.dims) :])
+    ctx.mark_non_differentiable(output[0])
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*output)
 
 
 class _SpectralNorm(torch.autograd.Function):
-    """(weights, us, vs) -> (sigma, ys, us, vs); u and v are constants of the differentiation."""
+    """weights -> (uv, sigma, ys); u and v are constants of the differentiation."""
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
@@ -395,33 +354,32 @@ class _SpectralNorm(torch.autograd.Function):
         return output
 
     @staticmethod
-    def backward(ctx: Any, grad_sigma: Tensor | None, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, _: None, grad_sigma: Tensor | None, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         dims = ctx.dims
-        sigma, *tensors = ctx.saved_tensors
-        count = len(dims)
-        ys, us, vs = _split(tensors, count)
+        uv, sigma, *ys = ctx.saved_tensors
+        result: list[Tensor | None] = [None] * len(dims)
         # A layer that the loss does not reach costs nothing.
-        reached = [layer for layer in range(count) if grads[layer] is not None or grad_sigma is not None]
-        result: list[Tensor | None] = [None] * count
+        reached = [layer for layer, grad in enumerate(grads) if grad is not None or grad_sigma is not None]
         if reached:
-            if len(reached) < count:
-                ys, us, vs = ([group[layer] for layer in reached] for group in (ys, us, vs))
+            if len(reached) < len(dims):
+                us, vs = split_vectors(uv, ys, dims)
+                uv = _join_vectors([us[layer] for layer in reached], [vs[layer] for layer in reached])
+                ys = [ys[layer] for layer in reached]
+                dims = [dims[layer] for layer in reached]
                 sigma = sigma[reached]
-                dims = tuple(dims[layer] for layer in reached)
             grad_ys = []
             for layer, y in zip(reached, ys, strict=True):
                 grad = grads[layer]
                 grad_ys.append(torch.zeros_like(y) if grad is None else grad)
             if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
-                tensors = [*grad_ys, *ys, *us, *vs]
-                inner = _Backward.apply(dims, ctx.backend, grad_sigma, sigma, *tensors)  # type: ignore[no-untyped-call]
+                inner = _Backward.apply(dims, ctx.backend, uv, grad_sigma, sigma, *grad_ys, *ys)  # type: ignore[no-untyped-call]
             else:
                 inner = torch.ops.lipgan.spectral_norm_bwd.default(
-                    grad_ys, grad_sigma, ys, sigma, us, vs, dims, ctx.backend
+                    grad_ys, grad_sigma, ys, sigma, uv, dims, ctx.backend
                 )
             for layer, grad in zip(reached, inner, strict=True):
                 result[layer] = grad
-        return (None, None, None, None, *result, *[None] * (2 * count))
+        return (None, None, None, None, None, *result)
 
 
 class _SpectralNormUnderTransforms(_SpectralNorm):
@@ -439,14 +397,16 @@ def normalize(
     eps: float,
     dims: Sequence[int],
     backend: str | None = None,
-) -> tuple[Sequence[Tensor], Tensor, Sequence[Tensor], Sequence[Tensor]]:
-    """:func:`spectral_norm_group` for callers whose arguments are known to be good, as those of a layer are."""
+) -> tuple[Sequence[Tensor], Tensor, Tensor]:
+    """:func:`spectral_norm_group` for callers whose arguments are known to be good, as those of a layer are.
+
+    Returns:
+        ``(ys, sigma, uv)``; :func:`split_vectors` takes uv apart.
+    """
     under_transforms = torch._C._are_functorch_transforms_active()
     function = _SpectralNormUnderTransforms if under_transforms else _SpectralNorm
-    tensors = (*weights, *us, *vs)
-    output = function.apply(tuple(dims), backend, n_power_iterations, eps, *tensors)  # type: ignore[no-untyped-call]
-    count = len(weights)
-    return output[1 : 1 + count], output[0], output[1 + count : 1 + 2 * count], output[1 + 2 * count :]
+    uv, sigma, *ys = function.apply(dims, backend, n_power_iterations, eps, (us, vs), *weights)  # type: ignore[no-untyped-call]
+    return ys, sigma, uv
 
 
 # ---- the public functions ----
@@ -481,7 +441,7 @@ def spectral_norm_group(
     dims: Sequence[int] | None = None,
     *,
     backend: str | None = None,
-) -> Forward:
+) -> tuple[list[Tensor], Tensor, list[Tensor], list[Tensor]]:
     """Normalize several weights by one call: :func:`spectral_norm` for each of them.
 
     Args:
@@ -525,8 +485,9 @@ def spectral_norm_group(
                 "weights must share one dtype and device, "
                 f"got {first.dtype} on {first.device} and {weight.dtype} on {weight.device}"
             )
-    ys, sigma, new_us, new_vs = normalize(weights, us, vs, n_power_iterations, eps, dims, _backend.check(backend))
-    return list(ys), sigma, list(new_us), list(new_vs)
+    ys, sigma, uv = normalize(weights, us, vs, n_power_iterations, eps, dims, _backend.check(backend))
+    new_us, new_vs = split_vectors(uv, weights, dims)
+    return list(ys), sigma, new_us, new_vs
 
 
 def spectral_norm(

@@ -1,0 +1,153 @@
+// Python tensors as the kernels need them: checked addresses of what comes in, and new tensors for what goes out.
+//
+// A kernel believes what it is told about an address. This is the one place of the module where a tensor becomes one:
+// View refuses a tensor that is not what the kernel will be told.
+#pragma once
+#include <pybind11/pybind11.h>
+
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "cpu/memory.h"
+#include "dlpack.h"
+#include "lipgan/dtype.h"
+
+namespace lipgan::python {
+
+namespace py = pybind11;
+
+inline dlpack::ExchangeApi*& api() {
+  static dlpack::ExchangeApi* table = nullptr;
+  return table;
+}
+
+// Takes the table of functions of the tensor type that the module will meet.
+inline void use_dlpack(const py::capsule& capsule) {
+  auto* table = static_cast<dlpack::ExchangeApi*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
+  if (!table) throw py::error_already_set();
+  while (table && table->version.major != 1) table = table->previous;
+  if (!table || !table->view) throw std::invalid_argument("the DLPack exchange table has no version 1");
+  api() = table;
+}
+
+inline int element_size(Dtype dtype) {
+  return dtype == Dtype::float64 ? 8 : dtype == Dtype::float32 ? 4 : 2;
+}
+
+// A contiguous CPU tensor. A tensor with other strides is copied first.
+class View {
+ public:
+  View(py::handle object, const char* name) : owner_(py::reinterpret_borrow<py::object>(object)) {
+    read(name);
+    if (!contiguous()) {
+      owner_ = owner_.attr("contiguous")();
+      read(name);
+      if (!contiguous()) throw std::invalid_argument(std::string(name) + " has no contiguous copy");
+    }
+  }
+
+  void* data() const { return static_cast<char*>(tensor_.data) + tensor_.byte_offset; }
+  Dtype dtype() const { return dtype_; }
+  int64_t numel() const { return numel_; }
+  int ndim() const { return tensor_.ndim; }
+  int64_t size(int dim) const { return tensor_.shape[dim]; }
+  std::vector<int64_t> shape() const { return {tensor_.shape, tensor_.shape + tensor_.ndim}; }
+
+  const View& expect(Dtype dtype, int64_t numel, const char* name) const {
+    if (dtype != dtype_) throw std::invalid_argument(std::string(name) + " has a dtype that does not fit the others");
+    if (numel != numel_) {
+      throw std::invalid_argument(std::string(name) + " must hold " + std::to_string(numel) + " elements, got " +
+                                  std::to_string(numel_));
+    }
+    return *this;
+  }
+
+ private:
+  void read(const char* name) {
+    if (!api()) throw std::logic_error("use_dlpack() has not been called");
+    if (api()->view(owner_.ptr(), &tensor_) != 0) throw py::error_already_set();
+    if (tensor_.device.type != dlpack::kCpu) throw std::invalid_argument(std::string(name) + " must be a CPU tensor");
+    const auto [code, bits, lanes] = tensor_.dtype;
+    if (lanes == 1 && code == dlpack::kFloat && bits == 32) {
+      dtype_ = Dtype::float32;
+    } else if (lanes == 1 && code == dlpack::kFloat && bits == 64) {
+      dtype_ = Dtype::float64;
+    } else if (lanes == 1 && code == dlpack::kFloat && bits == 16) {
+      dtype_ = Dtype::float16;
+    } else if (lanes == 1 && code == dlpack::kBfloat && bits == 16) {
+      dtype_ = Dtype::bfloat16;
+    } else {
+      throw std::invalid_argument(std::string(name) + " must be float32, float64, float16 or bfloat16");
+    }
+    numel_ = 1;
+    for (int dim = 0; dim < tensor_.ndim; ++dim) numel_ *= tensor_.shape[dim];
+  }
+
+  bool contiguous() const {
+    if (!tensor_.strides) return true;
+    int64_t expected = 1;
+    for (int dim = tensor_.ndim; dim-- > 0;) {
+      if (tensor_.shape[dim] == 1) continue;
+      if (tensor_.strides[dim] != expected) return false;
+      expected *= tensor_.shape[dim];
+    }
+    return true;
+  }
+
+  py::object owner_;
+  dlpack::Tensor tensor_{};
+  Dtype dtype_ = Dtype::float32;
+  int64_t numel_ = 0;
+};
+
+// A new contiguous CPU tensor, uninitialized, in memory of cpu/memory.h.
+class NewTensor {
+ public:
+  NewTensor(std::vector<int64_t> shape, Dtype dtype) {
+    auto* output = new Output{{}, std::move(shape), {}, static_cast<size_t>(element_size(dtype))};
+    const auto ndim = static_cast<int32_t>(output->shape.size());
+    output->strides.resize(output->shape.size());
+    int64_t numel = 1;
+    for (int dim = ndim; dim-- > 0;) {
+      output->strides[dim] = numel;
+      numel *= output->shape[dim];
+    }
+    output->bytes *= static_cast<size_t>(numel);
+    try {
+      data_ = cpu::acquire(output->bytes);
+    } catch (...) {
+      delete output;
+      throw;
+    }
+    const dlpack::DataType type = {dtype == Dtype::bfloat16 ? dlpack::kBfloat : dlpack::kFloat,
+                                   static_cast<uint8_t>(8 * element_size(dtype)), 1};
+    output->managed = {api()->version, output, free, 0,
+                       {data_, {dlpack::kCpu, 0}, ndim, type, output->shape.data(), output->strides.data(), 0}};
+    void* object = nullptr;
+    if (api()->to_object(&output->managed, &object) != 0) throw py::error_already_set();
+    object_ = py::reinterpret_steal<py::object>(static_cast<PyObject*>(object));
+  }
+
+  void* data() const { return data_; }
+  const py::object& object() const { return object_; }
+
+ private:
+  struct Output {
+    dlpack::ManagedTensor managed;
+    std::vector<int64_t> shape, strides;
+    size_t bytes;
+  };
+
+  static void free(dlpack::ManagedTensor* managed) {
+    auto* output = static_cast<Output*>(managed->context);
+    cpu::release(managed->tensor.data, output->bytes);
+    delete output;
+  }
+
+  void* data_;
+  py::object object_;
+};
+
+}  // namespace lipgan::python
