@@ -5,11 +5,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OUT := runs/demo
+# A short run: five times the recipe's learning rate.
+STEPS := 1500
 
 .PHONY: demo test bench lint clean
 
 demo: $(VENV)/.installed
-	$(BIN)/lipgan train --recipe sngan --data digits --out $(OUT) --overwrite
+	$(BIN)/lipgan train --recipe sngan --data digits --steps $(STEPS) --generator-lr 1e-3 --critic-lr 1e-3 \
+		--out $(OUT) --overwrite
 	@echo "Look at $(OUT)/samples.png (digits) and $(OUT)/curves.png (losses and sigma)."
 
 test: $(VENV)/.installed

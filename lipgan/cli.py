@@ -71,9 +71,7 @@ def _train(args: argparse.Namespace) -> int:
         steps = args.steps or _planned_steps(out, default=trainer.recipe.steps)
     else:
         if existing.exists() and not args.overwrite:
-            raise ValueError(
-                f"{out} holds a run already: continue it with --resume, replace it with --overwrite"
-            )
+            raise ValueError(f"{out} holds a run already: continue it with --resume, replace it with --overwrite")
         trainer = _fresh(args)
         steps = args.steps or trainer.recipe.steps
     finished = Run(trainer, out, steps=steps, save_every=args.save_every).execute()
@@ -108,9 +106,7 @@ def _resumed(args: argparse.Namespace, path: Path) -> "Trainer":
     if args.data is not None:
         lookup(data.LOADERS, args.data, "data set")
     if not path.exists():
-        raise ValueError(
-            f"{path.parent} holds no {path.name} to resume from; leave --resume out to start a run"
-        )
+        raise ValueError(f"{path.parent} holds no {path.name} to resume from; leave --resume out to start a run")
     trainer = Trainer.load(path, device=_device(args.device))
     saved: dict[str, Any] = {flag: getattr(trainer.recipe, flag) for flag in RECIPE_FLAGS}
     dataset: Dataset = trainer.data
@@ -125,9 +121,7 @@ def _resumed(args: argparse.Namespace, path: Path) -> "Trainer":
         wanted = getattr(args, flag)
         if wanted is not None and wanted != value:
             option = "--" + flag.replace("_", "-")
-            raise ValueError(
-                f"{path} was made with {option} {value}, so it cannot be resumed with {option} {wanted}"
-            )
+            raise ValueError(f"{path} was made with {option} {value}, so it cannot be resumed with {option} {wanted}")
     return trainer
 
 
@@ -200,9 +194,7 @@ def _whole(minimum: int) -> Callable[[str], int]:
 
 def _parser() -> argparse.ArgumentParser:
     common = _Parser(add_help=False)
-    common.add_argument(
-        "--seed", type=_whole(0), metavar="N", help="start of all random numbers (default: 0)"
-    )
+    common.add_argument("--seed", type=_whole(0), metavar="N", help="start of all random numbers (default: 0)")
     common.add_argument(
         "--device",
         metavar="D",
@@ -212,9 +204,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="lipgan", description="Lipschitz-constrained GANs: train, sample, measure.")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    def add(
-        name: str, command: Callable[[argparse.Namespace], int | None], help: str, example: str
-    ) -> _Parser:
+    def add(name: str, command: Callable[[argparse.Namespace], int | None], help: str, example: str) -> _Parser:
         subparser: _Parser = commands.add_parser(
             name,
             parents=[common],
@@ -235,32 +225,18 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--recipe", metavar="NAME", help="which system (default: sngan)")
     train.add_argument("--data", metavar="NAME", help="which data set (default: digits)")
     train.add_argument("--size", type=_whole(1), metavar="N", help="pixels a side (default: 16)")
-    train.add_argument(
-        "--steps", type=_whole(1), metavar="N", help="train up to this step (default: the recipe's)"
-    )
+    train.add_argument("--steps", type=_whole(1), metavar="N", help="train up to this step (default: the recipe's)")
     train.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the results")
     again = train.add_mutually_exclusive_group()
-    again.add_argument(
-        "--resume", action="store_true", help="continue the run in --out exactly where it was saved"
-    )
+    again.add_argument("--resume", action="store_true", help="continue the run in --out exactly where it was saved")
     again.add_argument("--overwrite", action="store_true", help="replace the run in --out by a new one")
     train.add_argument("--save-every", type=_whole(1), default=500, metavar="N", help="steps (default: 500)")
-    train.add_argument(
-        "--log-every", type=_whole(1), metavar="N", help="steps per line of metrics.jsonl (default: 20)"
-    )
-    train.add_argument(
-        "--batch-size", type=_whole(1), metavar="N", help="samples per update (default: the recipe's)"
-    )
-    train.add_argument(
-        "--n-critic", type=_whole(1), metavar="N", help="critic updates per step (the recipe's)"
-    )
-    train.add_argument(
-        "--generator-lr", type=float, metavar="X", help="step size of the generator (the recipe's)"
-    )
+    train.add_argument("--log-every", type=_whole(1), metavar="N", help="steps per line of metrics.jsonl (default: 20)")
+    train.add_argument("--batch-size", type=_whole(1), metavar="N", help="samples per update (default: the recipe's)")
+    train.add_argument("--n-critic", type=_whole(1), metavar="N", help="critic updates per step (the recipe's)")
+    train.add_argument("--generator-lr", type=float, metavar="X", help="step size of the generator (the recipe's)")
     train.add_argument("--critic-lr", type=float, metavar="X", help="step size of the critic (the recipe's)")
-    train.add_argument(
-        "--ema-decay", type=float, metavar="X", help="of the averaged generator (the recipe's)"
-    )
+    train.add_argument("--ema-decay", type=float, metavar="X", help="of the averaged generator (the recipe's)")
 
     sample = add(
         "sample",
@@ -268,12 +244,8 @@ def _parser() -> argparse.ArgumentParser:
         "draw a grid of samples from a checkpoint",
         "lipgan sample runs/demo/checkpoint.pt -n 64 -o grid.png",
     )
-    sample.add_argument(
-        "checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint, or the folder of a run"
-    )
-    sample.add_argument(
-        "-n", "--number", type=_whole(1), default=64, metavar="N", help="samples (default: 64)"
-    )
+    sample.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint, or the folder of a run")
+    sample.add_argument("-n", "--number", type=_whole(1), default=64, metavar="N", help="samples (default: 64)")
     sample.add_argument(
         "-o",
         "--output",
@@ -289,14 +261,10 @@ def _parser() -> argparse.ArgumentParser:
         "measure against PyTorch on this machine, after checking that the results agree",
         "lipgan bench spectral-norm --json bench.json",
     )
-    bench.add_argument(
-        "which", nargs="?", choices=("spectral-norm", "all"), default="all", help="default: all"
-    )
+    bench.add_argument("which", nargs="?", choices=("spectral-norm", "all"), default="all", help="default: all")
     bench.add_argument("--json", type=Path, metavar="FILE", help="write every number there")
     bench.add_argument("--plot", type=Path, metavar="DIR", help="write plots there")
-    bench.add_argument(
-        "--threads", type=_whole(1), metavar="N", help="threads of torch and of the native code"
-    )
+    bench.add_argument("--threads", type=_whole(1), metavar="N", help="threads of torch and of the native code")
     bench.add_argument(
         "--seconds", type=float, default=3.0, metavar="S", help="time for each model (default: %(default)s)"
     )

@@ -209,9 +209,7 @@ class ConvOperator:
         reach = tuple(d * (k - 1) for d, k in zip(dilations, kernel, strict=True))
         if isinstance(padding, str):
             if padding not in ("valid", "same") or transposed:
-                raise ValueError(
-                    f"padding must be integers{'' if transposed else ', valid or same'}, got {padding!r}"
-                )
+                raise ValueError(f"padding must be integers{'' if transposed else ', valid or same'}, got {padding!r}")
             if padding == "same" and any(s != 1 for s in strides):
                 raise ValueError(f"padding 'same' needs stride 1, got {stride!r}")
             pads = tuple((r // 2, r - r // 2) if padding == "same" else (0, 0) for r in reach)
@@ -299,9 +297,7 @@ class ConvOperator:
                     strict=True,
                 )
             )
-            x = _CONV_TRANSPOSE[dims](
-                y, weight, None, self.stride, padding, unread, self.groups, self.dilation
-            )
+            x = _CONV_TRANSPOSE[dims](y, weight, None, self.stride, padding, unread, self.groups, self.dilation)
             return (x if self._conv_pads else self._pad_adjoint(x))[0]
 
     def _pad_adjoint(self, x: Tensor) -> Tensor:

@@ -56,9 +56,7 @@ class Recipe:
         losses.get(self.loss)
         lookup(models.ARCHITECTURES, self.architecture, "architecture")
         if self.critic_norm not in CRITIC_NORMS:
-            raise ValueError(
-                f"critic_norm must be one of {', '.join(CRITIC_NORMS)}, got {self.critic_norm!r}"
-            )
+            raise ValueError(f"critic_norm must be one of {', '.join(CRITIC_NORMS)}, got {self.critic_norm!r}")
         for field in ("n_critic", "batch_size", "steps"):
             value = getattr(self, field)
             if not isinstance(value, int) or value < 1:

@@ -16,7 +16,7 @@ from lipgan.ops import _backend
 
 @pytest.fixture
 def poisoned_outputs() -> Iterator[None]:
-    """Fill every ``torch.empty``, and every output of the C++ kernels, with NaN, so that an element that a kernel forgets to write shows."""
+    """Fill every ``torch.empty``, and every output of the C++ kernels, with NaN: an element not written shows."""
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     assert torch.empty(3).isnan().all(), "torch no longer poisons uninitialized memory"

@@ -22,16 +22,10 @@ EPS = 1e-12
 ROUNDINGS = 4.0
 
 
-def make_group(
-    shapes: list[tuple[int, int]], dtype: torch.dtype, scale: float = 1.0
-) -> tuple[list[Tensor], ...]:
+def make_group(shapes: list[tuple[int, int]], dtype: torch.dtype, scale: float = 1.0) -> tuple[list[Tensor], ...]:
     weights = [(torch.randn(shape, dtype=torch.float64) * scale).to(dtype) for shape in shapes]
-    us = [
-        torch.nn.functional.normalize(torch.randn(h, dtype=torch.float64), dim=0).to(dtype) for h, _ in shapes
-    ]
-    vs = [
-        torch.nn.functional.normalize(torch.randn(w, dtype=torch.float64), dim=0).to(dtype) for _, w in shapes
-    ]
+    us = [torch.nn.functional.normalize(torch.randn(h, dtype=torch.float64), dim=0).to(dtype) for h, _ in shapes]
+    vs = [torch.nn.functional.normalize(torch.randn(w, dtype=torch.float64), dim=0).to(dtype) for _, w in shapes]
     return weights, us, vs
 
 
@@ -174,8 +168,7 @@ def test_a_group_equals_its_members() -> None:
     weights, us, vs = make_group(shapes, torch.float32)
     together = flat(kernels.spectral_norm_fwd(weights, us, vs, 2, EPS))
     alone = [
-        flat(kernels.spectral_norm_fwd(*([x] for x in layer), 2, EPS))
-        for layer in zip(weights, us, vs, strict=True)
+        flat(kernels.spectral_norm_fwd(*([x] for x in layer), 2, EPS)) for layer in zip(weights, us, vs, strict=True)
     ]
     for value, parts in zip(together, zip(*alone, strict=True), strict=True):
         torch.testing.assert_close(value, torch.cat(parts), rtol=4e-7, atol=4e-7)
@@ -198,9 +191,7 @@ def test_a_zero_matrix_stays_zero(dtype: torch.dtype, n: int) -> None:
     assert sigma[0] == 0
     assert not ys[0].any()
     assert all(x.isfinite().all() for x in (*ys, *us, *vs))
-    grads = kernels.spectral_norm_bwd(
-        [torch.ones_like(y) for y in ys], torch.ones_like(sigma), ys, sigma, us, vs
-    )
+    grads = kernels.spectral_norm_bwd([torch.ones_like(y) for y in ys], torch.ones_like(sigma), ys, sigma, us, vs)
     assert all(grad.isfinite().all() for grad in grads)
 
 
@@ -283,14 +274,10 @@ def test_more_partial_results_than_a_step_combines(monkeypatch: pytest.MonkeyPat
 
 
 def test_partial_dot_products_of_several_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        config, "elements_per_partial", lambda numel, itemsize: 2 * config.flat_block(itemsize)
-    )
+    monkeypatch.setattr(config, "elements_per_partial", lambda numel, itemsize: 2 * config.flat_block(itemsize))
     kernels._backward_plan.cache_clear()
     # Two steps, then one whole step and a partial one, then an unaligned gradient, all of it masked.
-    ys, sigma, us, vs = kernels.spectral_norm_fwd(
-        *make_group([(128, 100), (128, 100)], torch.float32), 1, EPS
-    )
+    ys, sigma, us, vs = kernels.spectral_norm_fwd(*make_group([(128, 100), (128, 100)], torch.float32), 1, EPS)
     grad_ys = [torch.randn(128, 100), torch.randn(128 * 100 + 1)[1:].view(128, 100)]
     grads = kernels.spectral_norm_bwd(grad_ys, None, ys, sigma, us, vs)
     kernels._backward_plan.cache_clear()
@@ -318,16 +305,12 @@ def test_arguments_that_do_not_fit() -> None:
 
 
 @pytest.mark.parametrize("itemsize", [2, 4, 8])
-@pytest.mark.parametrize(
-    "shape", [(1, 1), (1, 5000), (5000, 1), (64, 27), (512, 4608), (4096, 16384), (3, 40000)]
-)
+@pytest.mark.parametrize("shape", [(1, 1), (1, 5000), (5000, 1), (64, 27), (512, 4608), (4096, 16384), (3, 40000)])
 def test_launch_shapes(shape: tuple[int, int], itemsize: int) -> None:
     tile = config.matrix_tile([shape], itemsize)
     elements = tile.block_h * tile.block_w
     assert elements & (elements - 1) == 0, "tiles have sides of powers of 2"
-    assert elements * max(itemsize, 4) <= 32 << 10, (
-        "accumulators of a tile take at most a third of the registers"
-    )
+    assert elements * max(itemsize, 4) <= 32 << 10, "accumulators of a tile take at most a third of the registers"
     assert config.column_tile([shape]).block_w in (128, 512)
     numel = shape[0] * shape[1]
     part = config.elements_per_partial(numel, itemsize)

@@ -292,9 +292,7 @@ def test_compile_with_fullgraph_and_dynamic_batch(grouped: bool) -> None:
 
 def _replica(rank: int, path: str, grouped: bool) -> None:
     torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{path}/rendezvous", rank=rank, world_size=2
-    )
+    torch.distributed.init_process_group("gloo", init_method=f"file://{path}/rendezvous", rank=rank, world_size=2)
     model = normalized(lipgan.spectral_norm)
     if grouped:
         lipgan.group_spectral_norm(model)
@@ -342,15 +340,11 @@ def test_group_equals_per_layer_and_counts_one_call(monkeypatch: pytest.MonkeyPa
         for network in (single, model):
             network.zero_grad()
             (network(X).mean() - network(-X).square().mean()).backward()
-        for (key, ours), (other, theirs) in zip(
-            model.named_parameters(), single.named_parameters(), strict=True
-        ):
+        for (key, ours), (other, theirs) in zip(model.named_parameters(), single.named_parameters(), strict=True):
             assert key == other
             assert_close(ours.grad, theirs.grad)
     assert calls == [3] * 6
-    for (key, ours), (other, theirs) in zip(
-        model.state_dict().items(), single.state_dict().items(), strict=True
-    ):
+    for (key, ours), (other, theirs) in zip(model.state_dict().items(), single.state_dict().items(), strict=True):
         assert key == other
         assert torch.equal(ours, theirs)
 
@@ -502,9 +496,7 @@ def test_bad_input(call: Callable[[], object], error: type[Exception], message: 
         call()
 
 
-@pytest.mark.parametrize(
-    "first", [lipgan.spectral_norm, parametrizations.spectral_norm, torch.nn.utils.spectral_norm]
-)
+@pytest.mark.parametrize("first", [lipgan.spectral_norm, parametrizations.spectral_norm, torch.nn.utils.spectral_norm])
 def test_applying_it_twice_is_refused_and_changes_nothing(first: Callable[[nn.Module], nn.Module]) -> None:
     layer = first(nn.Linear(3, 2))
     before = copy.deepcopy(layer.state_dict())

@@ -1,7 +1,10 @@
 """The op spectral_norm: every backend against a float64 truth, SciPy and PyTorch; gradients; bad input."""
 
 import math
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import scipy.linalg
@@ -11,9 +14,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerance import assert_as_accurate, max_error
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lipgan import _C
-from lipgan.ops import UnavailableError, explain, resolve, spectral_norm, spectral_norm_group, use_backend
+from lipgan.ops import (
+    UnavailableError,
+    empty_cache,
+    explain,
+    resolve,
+    spectral_norm,
+    spectral_norm_group,
+    use_backend,
+)
 
 BACKENDS = ["reference", "native", "triton"]
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
@@ -166,7 +179,9 @@ def test_converged_iteration_gives_scipys_largest_singular_value(
 ) -> None:
     weight, u, v = draw(shape, dim, torch.float64)
     matrix = weight.movedim(dim, 0).flatten(1)
-    y, sigma, _, _ = spectral_norm(weight, u, v, 400, dim=dim, backend=backend)
+    # Some hundred iterations; only the last two by a backend that is slow where there is no GPU.
+    _, _, u, v = spectral_norm(weight, u, v, 400, dim=dim, backend="reference" if backend == "triton" else backend)
+    y, sigma, _, _ = spectral_norm(weight, u, v, 2, dim=dim, backend=backend)
     expected = scipy.linalg.svdvals(matrix.numpy())[0]
     assert abs(float(sigma) - expected) <= 1e-12 * expected
     assert abs(scipy.linalg.svdvals(y.movedim(dim, 0).flatten(1).numpy())[0] - 1) <= 1e-12
@@ -236,7 +251,7 @@ def test_result_does_not_depend_on_the_number_of_threads(shape: tuple[int, ...],
 
 @pytest.mark.parametrize("numel", [9_000_000])
 def test_large_outputs_that_bypass_the_caches(isa: str, numel: int) -> None:
-    # Beyond 32 MB the stores are streamed; an odd width puts rows across cache lines.
+    # Beyond 8 MB the stores are streamed; an odd width puts rows across cache lines.
     w = 3001
     weight, u, v = draw((numel // w, w), 0, torch.float32)
     weight.requires_grad_()
@@ -343,6 +358,7 @@ def test_opcheck(backend: str | None) -> None:
     weights, us, vs = (list(column) for column in zip(*layers, strict=True))
     dims = [dim for _, dim in shapes]
     ys, sigma, us, vs = spectral_norm_group(weights, us, vs, 1, dims=dims)
+    uv = torch.cat([us[0], vs[0], us[1], vs[1]])
     checks = ("test_schema", "test_faketensor", "test_autograd_registration", "test_aot_dispatch_dynamic")
     torch.library.opcheck(
         torch.ops.lipgan.spectral_norm_fwd.default, (weights, us, vs, 1, 1e-12, dims, backend), test_utils=checks
@@ -350,7 +366,7 @@ def test_opcheck(backend: str | None) -> None:
     for grad_sigma in (None, torch.ones(2)):
         torch.library.opcheck(
             torch.ops.lipgan.spectral_norm_bwd.default,
-            (weights, grad_sigma, ys, sigma, us, vs, dims, backend),
+            (weights, grad_sigma, ys, sigma, uv, dims, backend),
             test_utils=checks,
         )
 
@@ -411,11 +427,110 @@ def test_backend_that_cannot_serve_is_an_error_and_leaves_the_choice_unchanged()
     assert resolve(None, "cpu") == "native"
 
 
-def test_address_refuses_what_a_kernel_could_not_survive() -> None:
+def test_native_module_refuses_what_a_kernel_could_not_survive() -> None:
     weight, u, v = draw((4, 6), 0, torch.float32)
-    operator = torch.ops.lipgan.spectral_norm_fwd.default
-    for short_u, short_v in ((u[:3], v), (u, v[:5]), (u.double(), v), (u, v.half())):
-        with pytest.raises(RuntimeError, match="expected"):
-            operator([weight], [short_u], [short_v], 1, 1e-12, [0], "native")
+    forward, backward = torch.ops.lipgan.spectral_norm_fwd.default, torch.ops.lipgan.spectral_norm_bwd.default
+    for bad_u, bad_v, message in (
+        (u[:3], v, "u must hold 4 elements, got 3"),
+        (u, v[:5], "v must hold 6 elements, got 5"),
+        (u.double(), v, "u has a dtype"),
+        (u, v.half(), "v has a dtype"),
+        (u.int(), v, "u must be float32"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            forward([weight], [bad_u], [bad_v], 1, 1e-12, [0], "native")
+    with pytest.raises(ValueError, match="dim is out of range"):
+        forward([weight], [u], [v], 1, 1e-12, [2], "native")
+    with pytest.raises(ValueError, match="differ in length"):
+        forward([weight, weight], [u], [v], 1, 1e-12, [0, 0], "native")
+    y, sigma, u, v = spectral_norm(weight, u, v)
+    for arguments, message in (
+        (([weight[:3]], None, [y], sigma[None], torch.cat([u, v]), [0]), "grad_y must hold 24 elements, got 18"),
+        (([weight], None, [y], sigma[None], u, [0]), "uv must hold 10 elements, got 4"),
+        (([weight], torch.ones(2), [y], sigma[None], torch.cat([u, v]), [0]), "grad_sigma must hold 1"),
+        (([weight], None, [y], sigma[None].double(), torch.cat([u, v]), [0]), "sigma has a dtype"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            backward(*arguments, "native")
     with pytest.raises(ValueError, match="isa must be one of"):
         _C.set_isa("quantum")
+
+
+def test_memory_of_outputs_is_reused_and_never_shared() -> None:
+    weight, u, v = draw((128, 256), 0, torch.float32)  # 128 KB
+    empty_cache()
+    ys = [spectral_norm(weight * (k + 1), u, v)[0] for k in range(4)]
+    assert len({y.data_ptr() for y in ys}) == 4
+    assert _C.cached_bytes() == 0
+    kept, address = ys[0].clone(), ys[3].data_ptr()
+    del ys[1:]
+    cached = _C.cached_bytes()
+    assert cached >= 3 * weight.nbytes
+    again = [spectral_norm(-weight, u, v)[0] for _ in range(3)]
+    assert address in {y.data_ptr() for y in again}
+    assert _C.cached_bytes() == 0
+    assert torch.equal(ys[0], kept), "memory in use was handed out again"
+    view = again[0][1:]
+    del again
+    assert _C.cached_bytes() < cached, "memory behind a view was given back"
+    assert view.isfinite().all()
+    del view, ys
+    assert empty_cache() >= 4 * weight.nbytes
+    assert _C.cached_bytes() == 0
+
+
+def test_calls_from_several_threads_at_once() -> None:
+    layers = [draw((130, 260), 0, torch.float32, seed) for seed in range(8)]
+    expected = [spectral_norm(*layer, 2) for layer in layers]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(20):
+            for ours, first in zip(pool.map(lambda layer: spectral_norm(*layer, 2), layers), expected, strict=True):
+                assert all(torch.equal(a, b) for a, b in zip(ours, first, strict=True))
+
+
+THREADS_SCRIPT = """
+import importlib.util, sys
+spec = importlib.util.spec_from_file_location("lipgan._C", sys.argv[1])
+module = sys.modules["lipgan._C"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+assert module.thread_pool() == "std::thread"  # there is no PyTorch yet whose threads could serve
+import torch
+from lipgan.ops import spectral_norm
+torch.set_num_threads(3)
+weight = torch.randn(400, 700)
+ours, theirs = (spectral_norm(weight, torch.ones(400), torch.ones(700), 2, backend=b) for b in ("native", "reference"))
+for a, b in zip(ours, theirs):
+    torch.testing.assert_close(a, b)
+print("served")
+"""
+
+
+def test_threads_are_pytorchs_and_plain_ones_serve_without() -> None:
+    if sys.platform == "linux":
+        assert _C.thread_pool() == "openmp"
+    result = subprocess.run([sys.executable, "-c", THREADS_SCRIPT, _C.__file__], capture_output=True, text=True)
+    assert result.stdout == "served\n", result.stderr
+
+
+def test_modes_and_the_profiler_see_the_op() -> None:
+    class Names(TorchDispatchMode):
+        def __init__(self) -> None:
+            super().__init__()
+            self.names: list[str] = []
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            self.names.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    weight, u, v = draw((4, 6), 0, torch.float32)
+    weight.requires_grad_()
+    with Names() as mode:
+        torch.autograd.grad(spectral_norm(weight, u, v)[0].sum(), weight)
+    assert "lipgan.spectral_norm_fwd.default" in mode.names
+    assert "lipgan.spectral_norm_bwd.default" in mode.names
+    with torch.profiler.profile() as profile:
+        spectral_norm(weight, u, v)
+    assert "lipgan::spectral_norm_fwd" in {event.key for event in profile.key_averages()}
+    with FakeTensorMode():
+        fake = spectral_norm(torch.empty(4, 6), torch.empty(4), torch.empty(6))
+    assert [tuple(t.shape) for t in fake] == [(4, 6), (), (4,), (6,)]

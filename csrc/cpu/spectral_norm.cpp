@@ -20,7 +20,7 @@ namespace {
 constexpr int64_t kBlockBytes = 128 << 10;      // of weight in a block, at least, unless the layer is smaller
 constexpr int64_t kMaxBlocks = 32;              // per layer: each has a partial sum of the width of the layer
 constexpr int64_t kChunkBytesPerThread = 512 << 10;  // of weight: half of a common L2 cache
-constexpr int64_t kStreamBytes = 32 << 20;      // outputs beyond a common last-level cache bypass it
+constexpr int64_t kStreamBytes = 8 << 20;       // of weight in a call: beyond it, the arrays of the call fit no common cache
 constexpr int64_t kBytesPerThread = 128 << 10;  // of weight that pay for waking a thread
 
 int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }

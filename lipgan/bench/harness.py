@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 
 import torch
 
-
 T = TypeVar("T")
 
 

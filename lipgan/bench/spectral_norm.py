@@ -156,7 +156,7 @@ def run(seed: int = 0, seconds: float = 3.0) -> list[Table]:
         ["model", "weights", "M numbers", "torch ms", "per layer ms", "ratio", "grouped ms", "ratio grouped", "copy"],
         notes=[
             "ratio: torch.nn.utils.parametrizations.spectral_norm over lipgan, medians of interleaved runs; each model",
-            "in a fresh process. copy: bytes per second of the grouped form (forward: W twice, Y; backward: dY twice, Y,",
+            "in a fresh process. copy: bytes per second of the grouped form (forward: 2 W, Y; backward: 2 dY, Y, and",
             f"dW) as a share of the {bandwidth / 1e9:.1f} GB/s of a large Tensor.copy_; above 1 where caches serve.",
         ],
     )

@@ -88,8 +88,7 @@ class BatchOrder:
         """
         if len(state["permutation"]) != len(self._permutation):
             raise ValueError(
-                f"the saved order is of {len(state['permutation'])} samples, "
-                f"the data set has {len(self._permutation)}"
+                f"the saved order is of {len(state['permutation'])} samples, the data set has {len(self._permutation)}"
             )
         self._random.set_state(state["random"])
         self._permutation = state["permutation"]

@@ -106,8 +106,6 @@ def conv_pair(shape: tuple[int, ...]) -> tuple[ConvGenerator, ConvCritic]:
         ValueError: not a square image, or a size or channel count out of range.
     """
     if len(shape) != 3 or shape[1] != shape[2]:
-        raise ValueError(
-            f"the conv architecture needs square images (channels, size, size), got shape {shape}"
-        )
+        raise ValueError(f"the conv architecture needs square images (channels, size, size), got shape {shape}")
     channels, size, _ = shape
     return ConvGenerator(size, channels), ConvCritic(size, channels)

@@ -135,8 +135,6 @@ def conv_spectral_norm(
         output_padding=module.output_padding,
         padding_mode=module.padding_mode,
     )
-    parametrize.register_parametrization(
-        module, name, _ConvSpectralNorm(operator, weight, n_power_iterations, eps)
-    )
+    parametrize.register_parametrization(module, name, _ConvSpectralNorm(operator, weight, n_power_iterations, eps))
     make_picklable(module)
     return module

@@ -99,6 +99,22 @@ class SpectralNorm(nn.Module):
         return f"dim={self.dim}, n_power_iterations={self.n_power_iterations}, eps={self.eps}"
 
 
+class _Parametrizations(parametrize.ParametrizationList):
+    """torch's list of the parametrizations of a parameter, with a shorter way where there is only one.
+
+    ``layer.weight`` otherwise spends as long in the search of the list as in a small layer's arithmetic.
+    """
+
+    def forward(self) -> Tensor:
+        if len(self._modules) > 1 or torch.compiler.is_compiling():
+            return super().forward()
+        held = self._parameters if "original" in self._parameters else self._buffers
+        return self._modules["0"](held["original"])  # type: ignore[no-any-return]
+
+    def _get_name(self) -> str:
+        return "ParametrizationList"
+
+
 def check_weight(weight: Tensor, name: str = "weight") -> None:
     """Raise TypeError or ValueError for a tensor that has no spectral norm."""
     if is_lazy(weight):
@@ -184,12 +200,13 @@ def spectral_norm(
         weight.detach(), n_power_iterations, default_dim(module) if dim is None else dim, eps
     )
     parametrize.register_parametrization(module, name, parametrization)
-    equip(module)
+    _equip(module, name)
     return module
 
 
-def equip(module: nn.Module) -> None:
-    """What a module with lipgan's parametrization has beside it: pickling, and loading of torch's hook layout."""
+def _equip(module: nn.Module, name: str) -> None:
+    """What a module has beside lipgan's parametrization: a short way, loading of torch's hook layout, pickling."""
+    _parametrizations(module, name).__class__ = _Parametrizations
     module.register_load_state_dict_pre_hook(_load_hook_layout)  # type: ignore[no-untyped-call]
     make_picklable(module)
 
@@ -207,7 +224,7 @@ def adopt(module: nn.Module, name: str) -> None:
         vectors = (theirs._u, theirs._v) if original.ndim > 1 else None
         ours = SpectralNorm(original, iterations, theirs.dim, theirs.eps, vectors=vectors).train(theirs.training)
         parametrizations[list(parametrizations).index(theirs)] = ours
-        equip(module)
+        _equip(module, name)
     elif hook is not None:
         original = getattr(module, f"{name}_orig")
         vectors = getattr(module, f"{name}_u"), getattr(module, f"{name}_v")
@@ -218,7 +235,7 @@ def adopt(module: nn.Module, name: str) -> None:
         parametrization = SpectralNorm(original, iterations, dim, eps, vectors=vectors).train(module.training)
         # unsafe only skips the trial forward, which would move u and v on.
         parametrize.register_parametrization(module, name, parametrization, unsafe=True)
-        equip(module)
+        _equip(module, name)
 
 
 def is_normalized(module: nn.Module, name: str) -> bool:
@@ -246,9 +263,7 @@ def hook_of(module: nn.Module, name: str) -> Any:
     return None
 
 
-def _load_hook_layout(
-    module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any
-) -> None:
+def _load_hook_layout(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
     """Rename the keys of torch.nn.utils.spectral_norm in ``state_dict`` to those of the parametrization."""
     for name in cast(nn.ModuleDict, module.parametrizations):
         if parametrization_of(module, name) is None:

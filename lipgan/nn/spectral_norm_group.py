@@ -151,9 +151,7 @@ class SpectralNormGroup:
         return normalized
 
 
-def group_spectral_norm(
-    model: nn.Module, *, n_power_iterations: int = 1, eps: float = 1e-12
-) -> SpectralNormGroup:
+def group_spectral_norm(model: nn.Module, *, n_power_iterations: int = 1, eps: float = 1e-12) -> SpectralNormGroup:
     """Normalize every weight of ``model`` by its spectral norm, all of them in one call per forward of ``model``.
 
     The group takes in the layers that are spectrally normalized already, by lipgan or by either form of torch's, with

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from lipgan.ops import _backend
 from lipgan.ops._address import DTYPES, address
@@ -102,9 +103,7 @@ def _native_bwd(
     dims: Sequence[int],
 ) -> list[Tensor]:
     module: Any = _backend.native()
-    grads: list[Tensor] = module.spectral_norm_bwd(
-        grad_ys, grad_sigma, ys, sigma, uv, dims, torch.get_num_threads()
-    )
+    grads: list[Tensor] = module.spectral_norm_bwd(grad_ys, grad_sigma, ys, sigma, uv, dims, torch.get_num_threads())
     return grads
 
 
@@ -217,27 +216,41 @@ _BACKWARD: dict[str, Callable[..., list[Tensor]]] = {
 
 
 def _fwd(
-    weights: list[Tensor],
-    us: list[Tensor],
-    vs: list[Tensor],
+    weights: Sequence[Tensor],
+    us: Sequence[Tensor],
+    vs: Sequence[Tensor],
     n_power_iterations: int,
     eps: float,
-    dims: list[int],
+    dims: Sequence[int],
     backend: str | None,
 ) -> Forward:
     return _FORWARD[_backend.resolve(backend, weights[0].device.type)](weights, us, vs, n_power_iterations, eps, dims)
 
 
 def _bwd(
-    grad_ys: list[Tensor],
+    grad_ys: Sequence[Tensor],
     grad_sigma: Tensor | None,
-    ys: list[Tensor],
+    ys: Sequence[Tensor],
     sigma: Tensor,
     uv: Tensor,
-    dims: list[int],
+    dims: Sequence[int],
     backend: str | None,
 ) -> list[Tensor]:
     return _BACKWARD[_backend.resolve(backend, ys[0].device.type)](grad_ys, grad_sigma, ys, sigma, uv, dims)
+
+
+def _is_plain(tensors: Sequence[Tensor]) -> bool:
+    """Whether the dispatcher would do nothing but call the implementation, which is then called without it.
+
+    The way through the dispatcher and back into Python takes as long as the rest of a call of a small layer. A tracer,
+    a mode, a tensor subclass or the profiler needs it.
+    """
+    return (
+        not torch.compiler.is_compiling()
+        and torch._C._len_torch_dispatch_stack() == 0
+        and not torch.autograd._profiler_enabled()  # type: ignore[attr-defined]
+        and all(type(tensor) is Tensor or type(tensor) is Parameter for tensor in tensors)
+    )
 
 
 for _key in ("CPU", "CUDA"):
@@ -331,9 +344,8 @@ def _run(
     vectors: tuple[Sequence[Tensor], Sequence[Tensor]],
     *weights: Tensor,
 ) -> tuple[Tensor, ...]:
-    ys, sigma, uv = torch.ops.lipgan.spectral_norm_fwd.default(
-        weights, vectors[0], vectors[1], n_power_iterations, eps, dims, backend
-    )
+    function = _fwd if _is_plain(weights) else torch.ops.lipgan.spectral_norm_fwd.default
+    ys, sigma, uv = function(weights, vectors[0], vectors[1], n_power_iterations, eps, dims, backend)
     return (uv, sigma, *ys)
 
 
@@ -374,9 +386,8 @@ class _SpectralNorm(torch.autograd.Function):
             if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
                 inner = _Backward.apply(dims, ctx.backend, uv, grad_sigma, sigma, *grad_ys, *ys)  # type: ignore[no-untyped-call]
             else:
-                inner = torch.ops.lipgan.spectral_norm_bwd.default(
-                    grad_ys, grad_sigma, ys, sigma, uv, dims, ctx.backend
-                )
+                function = _bwd if _is_plain(grad_ys) else torch.ops.lipgan.spectral_norm_bwd.default
+                inner = function(grad_ys, grad_sigma, ys, sigma, uv, dims, ctx.backend)
             for layer, grad in zip(reached, inner, strict=True):
                 result[layer] = grad
         return (None, None, None, None, None, *result)

@@ -80,9 +80,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
-    except (
-        Exception
-    ) as error:  # a parser fed with arbitrary bytes raises anything, from KeyError to RuntimeError
+    except Exception as error:  # a parser fed with arbitrary bytes raises anything, from KeyError to RuntimeError
         raise CheckpointError(f"{path} is not a lipgan checkpoint, or is truncated or damaged") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a lipgan checkpoint")

@@ -39,9 +39,7 @@ def sample_grid(samples: Tensor) -> Image.Image:
     levels = levels.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
     levels = F.pad(levels, (1, 1, 1, 1), value=GAP_LEVEL)
     cells = levels.view(rows, columns, channels, h * scale + 2, w * scale + 2)
-    picture = cells.permute(0, 3, 1, 4, 2).reshape(
-        rows * (h * scale + 2), columns * (w * scale + 2), channels
-    )
+    picture = cells.permute(0, 3, 1, 4, 2).reshape(rows * (h * scale + 2), columns * (w * scale + 2), channels)
     return Image.fromarray(picture.squeeze(2).numpy())
 
 

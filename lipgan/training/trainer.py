@@ -210,9 +210,7 @@ class Trainer:
             if data is None:
                 data = datasets.load(state["data"], state["shape"][-1])
             elif list(data.shape) != state["shape"]:
-                raise ValueError(
-                    f"it was trained on samples of shape {state['shape']}, got {list(data.shape)}"
-                )
+                raise ValueError(f"it was trained on samples of shape {state['shape']}, got {list(data.shape)}")
             if (generator is None) != (critic is None):
                 raise ValueError("pass both generator and critic, or neither")
             if generator is None or critic is None:
@@ -321,9 +319,7 @@ class Trainer:
         finite = torch.stack(self._unlogged).isfinite().tolist()
         for step, fine in enumerate(finite, start=self.step - len(finite) + 1):
             if not all(fine):
-                raise TrainingDiverged(
-                    step, f"the {'generator' if fine[0] else 'critic'}'s loss is not finite"
-                )
+                raise TrainingDiverged(step, f"the {'generator' if fine[0] else 'critic'}'s loss is not finite")
 
     def _check_finite(self) -> None:
         self._check_losses()
