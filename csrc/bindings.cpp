@@ -136,8 +136,8 @@ py::list spectral_norm_bwd(const py::sequence& grad_ys, const py::object& grad_s
 }  // namespace
 
 PYBIND11_MODULE(_C, module) {
-  module.def("use_dlpack", &lipgan::python::use_dlpack, py::arg("capsule"),
-             "Take torch.Tensor.__dlpack_c_exchange_api__; before anything else.");
+  module.def("use_dlpack", &lipgan::python::use_dlpack, py::arg("tensor"),
+             "Take torch.Tensor, and its table __dlpack_c_exchange_api__; before anything else.");
   module.def("spectral_norm_fwd", &spectral_norm_fwd, py::arg("weights"), py::arg("us"), py::arg("vs"),
              py::arg("n_power_iterations"), py::arg("eps"), py::arg("dims"), py::arg("num_threads"),
              "(ys, sigma, uv) of the op lipgan::spectral_norm_fwd.");

@@ -23,13 +23,20 @@ inline dlpack::ExchangeApi*& api() {
   return table;
 }
 
-// Takes the table of functions of the tensor type that the module will meet.
-inline void use_dlpack(const py::capsule& capsule) {
+inline PyTypeObject*& tensor_type() {
+  static PyTypeObject* type = nullptr;
+  return type;
+}
+
+// Takes the type of the tensors that the module will meet, and its table of functions.
+inline void use_dlpack(const py::type& type) {
+  const py::object capsule = type.attr("__dlpack_c_exchange_api__");
   auto* table = static_cast<dlpack::ExchangeApi*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
   if (!table) throw py::error_already_set();
   while (table && table->version.major != 1) table = table->previous;
   if (!table || !table->view) throw std::invalid_argument("the DLPack exchange table has no version 1");
   api() = table;
+  tensor_type() = reinterpret_cast<PyTypeObject*>(py::object(type).release().ptr());
 }
 
 inline int element_size(Dtype dtype) {
@@ -67,6 +74,10 @@ class View {
  private:
   void read(const char* name) {
     if (!api()) throw std::logic_error("use_dlpack() has not been called");
+    // The table's functions believe that they get a tensor of its library.
+    if (!PyType_IsSubtype(Py_TYPE(owner_.ptr()), tensor_type())) {
+      throw py::type_error(std::string(name) + " must be a tensor, got " + Py_TYPE(owner_.ptr())->tp_name);
+    }
     if (api()->view(owner_.ptr(), &tensor_) != 0) throw py::error_already_set();
     if (tensor_.device.type != dlpack::kCpu) throw std::invalid_argument(std::string(name) + " must be a CPU tensor");
     const auto [code, bits, lanes] = tensor_.dtype;

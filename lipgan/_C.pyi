@@ -2,7 +2,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-def use_dlpack(capsule: object) -> None: ...
+def use_dlpack(tensor: type[Tensor]) -> None: ...
 def spectral_norm_fwd(
     weights: Sequence[Tensor],
     us: Sequence[Tensor],

@@ -109,11 +109,8 @@ def test_generator_is_left_where_torch_leaves_it() -> None:
     assert torch.equal(ours, torch.rand(3))
 
 
-@pytest.mark.parametrize("name", ["weight", "bias"])
-@pytest.mark.parametrize("dim", [0, 1, -1])
+@pytest.mark.parametrize(("name", "dim"), [("weight", 0), ("weight", 1), ("weight", -1), ("bias", 0), ("bias", -1)])
 def test_name_and_dim(name: str, dim: int) -> None:
-    if name == "bias" and dim == 1:
-        pytest.skip("a bias has one dimension")
     layer = lipgan.spectral_norm(nn.Linear(6, 4), name=name, dim=dim)
     value = getattr(layer, name)
     if name == "bias":

@@ -452,6 +452,9 @@ def test_native_module_refuses_what_a_kernel_could_not_survive() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             backward(*arguments, "native")
+    for numbers in (1.5, [1.0], weight.numpy()):
+        with pytest.raises(TypeError, match="weight must be a tensor"):
+            _C.spectral_norm_fwd([numbers], [u], [v], 1, 1e-12, [0], 1)  # type: ignore[list-item]
     with pytest.raises(ValueError, match="isa must be one of"):
         _C.set_isa("quantum")
 

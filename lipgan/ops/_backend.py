@@ -30,10 +30,9 @@ class UnavailableError(RuntimeError):
 def native() -> ModuleType | None:
     """The module ``lipgan._C``, or None where it was not built or does not find what it needs in torch."""
     module = _import("lipgan._C")
-    table = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
-    if module is None or table is None:
+    if module is None or not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
         return None
-    module.use_dlpack(table)
+    module.use_dlpack(torch.Tensor)
     return module
 
 
