@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT := runs/demo
 # A short run: larger steps than those of the recipe, and an average over fewer of them.
-STEPS := 1500
+STEPS := 1400
 
 .PHONY: demo test bench lint clean
 
