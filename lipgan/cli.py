@@ -51,6 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # torch has an exception of its own for an accelerator's memory, but none for the CPU's.
         if isinstance(error, MemoryError) or ("memory" in str(error) and "alloc" in str(error)):
             return _fail("out of memory; try a smaller batch, size or number of samples")
+        from lipgan.ops import UnavailableError
+
+        if isinstance(error, UnavailableError):
+            return _fail(str(error))
         raise
 
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -28,6 +29,19 @@ def test_report_without_the_native_module(monkeypatch: pytest.MonkeyPatch) -> No
         _backend._resolve.cache_clear()
     assert "spectral_norm on cpu: reference" in report
     assert "lipgan._C was not built" in report
+
+
+def test_training_by_a_backend_that_cannot_serve_is_one_line(tmp_path: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "lipgan", "train", "--steps", "1", "--device", "cpu", "--out", str(tmp_path / "run")],
+        env={**os.environ, "LIPGAN_BACKEND": "cuda"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 2
+    assert result.stderr.startswith("lipgan: error: backend 'cuda' cannot serve here: ")
+    assert result.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
