@@ -480,7 +480,7 @@ void backward(const SpectralNormBwdLayer* layers, int64_t num_layers, const void
   const int64_t bytes = total_bytes(layers, num_layers, sizeof(T));
   Backward<T, A> op{layers, num_layers, static_cast<const A*>(sigma), static_cast<const A*>(grad_sigma),
                     bytes > kStreamBytes, {}, {}};
-  launch(op, 2 * bytes, num_threads);
+  launch(op, bytes, num_threads);
 }
 
 }  // namespace
