@@ -27,6 +27,7 @@ from lipgan.ops import (
     spectral_norm_group,
     use_backend,
 )
+from lipgan.ops._address import address
 
 BACKENDS = ["reference", "native", "triton"]
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
@@ -537,3 +538,16 @@ def test_modes_and_the_profiler_see_the_op() -> None:
     with FakeTensorMode():
         fake = spectral_norm(torch.empty(4, 6), torch.empty(4), torch.empty(6))
     assert [tuple(t.shape) for t in fake] == [(4, 6), (), (4,), (6,)]
+
+
+def test_address_refuses_what_a_kernel_could_not_survive() -> None:
+    tensor = torch.ones(4, 6)
+    assert address(tensor, torch.float32, 24, "cpu") == tensor.data_ptr()
+    for wrong, dtype, numel, device in (
+        (tensor, torch.float64, 24, "cpu"),
+        (tensor, torch.float32, 25, "cpu"),
+        (tensor.T, torch.float32, 24, "cpu"),
+        (tensor, torch.float32, 24, "cuda"),
+    ):
+        with pytest.raises(RuntimeError, match=f"expected {numel} contiguous elements of {dtype} on {device}"):
+            address(wrong, dtype, numel, device)
