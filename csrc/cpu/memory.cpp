@@ -1,13 +1,17 @@
 #include "memory.h"
 
 #include <atomic>
+#include <cstdint>
 #include <cstring>
 #include <map>
 #include <mutex>
 #include <new>
 #include <vector>
 
-#include "threads.h"
+#if defined(__linux__)
+#include <sys/mman.h>
+#include <unistd.h>
+#endif
 
 namespace lipgan::cpu {
 namespace {
@@ -31,6 +35,22 @@ struct Cache {
 Cache& cache() {
   static auto* instance = new Cache;
   return *instance;
+}
+
+// Asks for huge pages behind memory that is about to be written for the first time. Does nothing where the system has no
+// such call.
+void advise_huge_pages(void* address, size_t bytes) {
+#if defined(__linux__)
+  constexpr size_t kSmallest = size_t{4} << 20;
+  if (bytes < kSmallest) return;
+  static const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+  const uintptr_t first = (reinterpret_cast<uintptr_t>(address) + page - 1) / page * page;
+  const uintptr_t last = (reinterpret_cast<uintptr_t>(address) + bytes) / page * page;
+  madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);  // a hint: failure changes nothing
+#else
+  (void)address;
+  (void)bytes;
+#endif
 }
 
 std::atomic<bool> poisoned{false};

@@ -1,6 +1,5 @@
 #include "threads.h"
 
-#include <cstdint>
 #include <memory>
 #include <new>
 #include <thread>
@@ -8,8 +7,6 @@
 
 #if defined(__linux__)
 #include <dlfcn.h>
-#include <sys/mman.h>
-#include <unistd.h>
 #endif
 
 namespace lipgan::cpu {
@@ -109,20 +106,6 @@ void* scratch(size_t bytes) {
     capacity = bytes;
   }
   return memory.get();
-}
-
-void advise_huge_pages(void* address, size_t bytes) {
-#if defined(__linux__)
-  constexpr size_t kWorthwhile = size_t{4} << 20;
-  if (bytes < kWorthwhile) return;
-  static const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
-  const uintptr_t first = (reinterpret_cast<uintptr_t>(address) + page - 1) / page * page;
-  const uintptr_t last = (reinterpret_cast<uintptr_t>(address) + bytes) / page * page;
-  madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);  // a hint: failure changes nothing
-#else
-  (void)address;
-  (void)bytes;
-#endif
 }
 
 }  // namespace lipgan::cpu

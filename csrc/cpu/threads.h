@@ -38,8 +38,4 @@ const char* thread_pool_name();
 // At least `bytes` bytes, aligned to a cache line, kept by the calling thread for its next call.
 void* scratch(size_t bytes);
 
-// Asks for huge pages behind a large output that is about to be written for the first time: page faults cost more than
-// the arithmetic there (docs/numerics/spectral_norm.md). Does nothing where the system has no such call.
-void advise_huge_pages(void* address, size_t bytes);
-
 }  // namespace lipgan::cpu
