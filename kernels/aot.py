@@ -7,7 +7,8 @@ are recorded instead of run, so the signatures are the launchers' own. A later o
 nothing else.
 
 Each build is checked: no register spills, shared memory within the limit of the target, 128-bit global loads,
-and no matrix product in less than the precision of its operands (TF32, XF32).
+and no matrix product in less than the precision of its operands (TF32, XF32), except where a launch says
+PRECISION="tf32x3": there the compiler must have made three products in TF32 of each.
 """
 
 import argparse
@@ -31,7 +32,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 from triton.runtime.jit import JITFunction
 
-from . import spectral_norm
+from . import matrix_sqrt, spectral_norm
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -150,9 +151,28 @@ def _spectral_norm_cases() -> None:
     forward_and_backward(torch.float32, [(512, 20000)], iterations=(1,))  # the wide tile of the column sums
 
 
+def _matrix_sqrt_cases() -> None:
+    def polar(batch: int, m: int, n: int) -> None:
+        # Meta tensors, because the largest of these would not fit into memory.
+        matrices = torch.empty(batch, m, n, dtype=dtype, device="meta")
+        matrix_sqrt.polar_iteration(matrices, [(1.875, -1.25, 0.375)], precision=precision)
+
+    for dtype, precision in (
+        (torch.float32, "ieee"),
+        (torch.float64, "ieee"),
+        (torch.float32, "tf32x3"),
+    ):
+        polar(8, 4096, 4096)  # the largest tile
+        polar(1, 2048, 2048)  # one of the statistics of Inception features
+        polar(1, 256, 2048)  # the Gram matrix of the rows: the strides change places
+        polar(1024, 32, 32)  # the tiles of small matrices
+        polar(1024, 16, 16)
+
+
 # Calls of the launchers of an op that reach every kernel, dtype and launch shape worth compiling.
 CASES: dict[str, Callable[[], None]] = {
     "spectral_norm": _spectral_norm_cases,
+    "matrix_sqrt": _matrix_sqrt_cases,
 }
 
 
@@ -168,15 +188,45 @@ def wide_loads(assembly: str) -> int:
     """Number of global loads of 128 bits or more per thread, in PTX or AMD assembly."""
     vectors = re.findall(r"\bld\.global[\w.:]*?\.v(\d)\.[bfsu](\d+)\b", assembly)
     nvidia = sum(int(count) * int(bits) >= 128 for count, bits in vectors)
-    return nvidia + len(re.findall(r"\b(?:global|buffer)_load_(?:dwordx4|b128)\b", assembly))
+    to_shared = re.findall(r"\bcp\.async\.cg\.shared\.global\b", assembly)  # exists for 16 bytes only
+    return nvidia + len(to_shared) + len(re.findall(r"\b(?:global|buffer)_load_(?:dwordx4|b128)\b", assembly))
 
 
 def reduced_precision(ttgir: str, assembly: str) -> list[str]:
     """The matrix products that round float32 operands to fewer bits: TF32 (NVIDIA) or XF32 (AMD)."""
     found = set(re.findall(r"inputPrecision = ((?:tf32|bf16)\w*)", ttgir))
-    found |= set(re.findall(r"\b(?:mma|wgmma|tcgen05)[\w.:]*\.(tf32)\b", assembly))
+    found |= set(re.findall(r"\b(?:mma|wgmma|tcgen05)[\w.:]*[.:](tf32)\b", assembly))
     found |= set(re.findall(r"\bv_mfma\w*_(xf32)\b", assembly))
     return sorted(found)
+
+
+def products(ir: str) -> list[str]:
+    """The precision of every matrix product in TTIR or TTGIR: "ieee", "tf32", "tf32x3", ..."""
+    # An operation with operands of float32 is in TF32 where it has no attribute to say otherwise (tc_gen5_mma).
+    found = []
+    for name, rest in re.findall(r"\b(tt\.dot|ttng\.warp_group_dot|ttng\.tc_gen5_mma) ([^\n]*)", ir):
+        by_name = re.search(r"inputPrecision = ([a-z]\w*)", rest)
+        by_number = re.search(r"inputPrecision = (\d) : i32", rest)
+        if by_name:
+            found.append(by_name[1])
+        elif by_number:
+            found.append(("tf32", "tf32x3", "ieee")[int(by_number[1])])
+        else:
+            found.append("tf32" if name == "ttng.tc_gen5_mma" and "xf32" in rest else "ieee")
+    return found
+
+
+def precision_violations(precision: str | None, ttir: str, ttgir: str, assembly: str) -> list[str]:
+    """What is wrong with the matrix products of a kernel that was asked for a precision, or for none."""
+    if precision == "tf32x3":
+        asked, made = products(ttir), products(ttgir)
+        if asked and set(asked) == {"tf32x3"} and made == ["tf32"] * (3 * len(asked)):
+            return []
+        return [f"matrix products in {made} where three in tf32 make one: {asked}"]
+    violations = [f"a matrix product in {found}" for found in reduced_precision(ttgir, assembly)]
+    if precision is not None and set(products(ttgir)) != {precision}:
+        violations.append(f"matrix products in {products(ttgir)} where {precision} was asked for")
+    return violations
 
 
 def _resources(compiled: CompiledKernel, ptxas_log: str) -> tuple[int, int]:
@@ -222,8 +272,8 @@ def build(launch: Launch, target: str) -> Build:
         violations.append(f"{shared} bytes of shared memory exceed {SHARED_LIMIT[target]}")
     if not wide:
         violations.append("no 128-bit load")
-    for precision in reduced_precision(compiled.asm["ttgir"], assembly):
-        violations.append(f"a matrix product in {precision}")
+    precision = dict(launch.constants).get("PRECISION")
+    violations += precision_violations(precision, compiled.asm["ttir"], compiled.asm["ttgir"], assembly)
     return Build(launch.name, launch.describe(), target, registers, spills, shared, wide, tuple(violations))
 
 
@@ -241,7 +291,12 @@ def _build_in_worker(index: int, target: str) -> Build:
 
 def build_all(ops: list[str], targets: list[str], jobs: int) -> Iterator[Build]:
     """Compile and check the launches of some ops for some targets, leaving the user's cache alone."""
-    work = [(index, target) for index in range(len(launches_of(ops))) for target in targets]
+    work = [
+        (index, target)
+        for index, launch in enumerate(launches_of(ops))
+        for target in targets
+        if not (dict(launch.constants).get("PRECISION") == "tf32x3" and TARGETS[target].backend == "hip")
+    ]
     with (
         tempfile.TemporaryDirectory() as cache,
         mock.patch.dict(os.environ, TRITON_CACHE_DIR=cache),

@@ -76,3 +76,37 @@ def elements_per_partial(numel: int, itemsize: int) -> int:
     """Elements that one program of a full reduction takes: at most 1024 partial results a matrix."""
     block = flat_block(itemsize)
     return block * max(ceil_div(numel, block * 1024), 1)
+
+
+@dataclass(frozen=True)
+class ProductTile:
+    """A square tile of a matrix product, and the steps in which its operands are loaded."""
+
+    block: int
+    block_k: int
+    num_warps: int
+
+    @property
+    def blocks(self) -> dict[str, int]:
+        """The tile as compile-time arguments of a kernel."""
+        return {"BLOCK": self.block, "BLOCK_K": self.block_k}
+
+    @property
+    def options(self) -> dict[str, Any]:
+        # Two steps are in flight while a third one is computed.
+        return {**launch_options(self.num_warps), "num_stages": 3}
+
+
+def product_tile(m: int, n: int, batch: int, itemsize: int) -> ProductTile:
+    """Tile of the matrix products with a result [batch, m, n].
+
+    A tile of side s reads 2 s numbers for s^2 multiplications, so large ones ask less of the caches. They need
+    many programs, though: for n = 2048 the lower triangle is 136 tiles of 128, two rounds of the 132
+    multiprocessors of an H100 of which the second is all but empty, and 528 tiles of 64, which is four full rounds.
+    In float64 a tile of 128 does not fit the registers next to its mirror image.
+    """
+    many = batch * ceil_div(m, 128) * ceil_div(n, 128) >= 2048
+    largest = 128 if many and itemsize < 8 else 64
+    block = min(max(next_power_of_2(max(m, n)), 16), largest)
+    # 32 accumulators a thread, 64 in the largest tile.
+    return ProductTile(block, block_k=16, num_warps=min(max(block * block // 1024, 1), 8))
