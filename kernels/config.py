@@ -97,16 +97,17 @@ class ProductTile:
         return {**launch_options(self.num_warps), "num_stages": 3}
 
 
-def product_tile(m: int, n: int, batch: int, itemsize: int) -> ProductTile:
-    """Tile of the matrix products with a result [batch, m, n].
+def product_tile(m: int, n: int, batch: int, itemsize: int, symmetric: bool) -> ProductTile:
+    """Tile of the matrix products with a result [batch, m, n]; if symmetric, of its lower triangle alone.
 
     A tile of side s reads 2 s numbers for s^2 multiplications, so large ones ask less of the caches. They need
-    many programs, though: for n = 2048 the lower triangle is 136 tiles of 128, two rounds of the 132
-    multiprocessors of an H100 of which the second is all but empty, and 528 tiles of 64, which is four full rounds.
+    many programs, though: of [2048, 2048] the lower triangle is 136 tiles of 128, two rounds of the 132
+    multiprocessors of an H100 of which the second is all but empty, but 528 tiles of 64, four full rounds.
     In float64 a tile of 128 does not fit the registers next to its mirror image.
     """
-    many = batch * ceil_div(m, 128) * ceil_div(n, 128) >= 2048
-    largest = 128 if many and itemsize < 8 else 64
+    side = ceil_div(m, 128)
+    tiles = batch * (side * (side + 1) // 2 if symmetric else side * ceil_div(n, 128))
+    largest = 64 if tiles < 256 or (symmetric and itemsize == 8) else 128
     block = min(max(next_power_of_2(max(m, n)), 16), largest)
     # 32 accumulators a thread, 64 in the largest tile.
     return ProductTile(block, block_k=16, num_warps=min(max(block * block // 1024, 1), 8))

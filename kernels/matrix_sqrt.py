@@ -69,10 +69,9 @@ def _product_tile(
 @triton.jit
 def _triangle_place(index):
     """(i, j) with i >= j of the tile `index`, counted along the rows of the lower triangle."""
-    i = ((tl.sqrt(8.0 * index.to(tl.float32) + 1.0) - 1.0) * 0.5).to(tl.int32)
-    # The root is rounded, so i may be off by one.
+    # The index is i (i + 1) / 2 + j. The root of twice that lies between i and i + 3/2, so at worst one row too far.
+    i = tl.sqrt(2.0 * index.to(tl.float32)).to(tl.int32)
     i = tl.where(i * (i + 1) // 2 > index, i - 1, i)
-    i = tl.where((i + 1) * (i + 2) // 2 <= index, i + 1, i)
     return i, index - i * (i + 1) // 2
 
 
@@ -189,9 +188,15 @@ def _coefficient_table(coefficients: Sequence[tuple[float, float, float]], like:
     return table.to(like.device, non_blocking=True)
 
 
+def _check_strides(x: Tensor, tile: config.ProductTile) -> None:
+    if max(x.stride()[1:]) * tile.block >= 1 << 31:
+        raise ValueError(f"x has strides {x.stride()}, which are too large: offsets within a tile are 32-bit")
+
+
 def _launch_gram(x: Tensor, coefficients: Tensor | None, out: Tensor, precision: str) -> None:
     batch, m, n = x.shape
-    tile = config.product_tile(n, n, batch, x.element_size())
+    tile = config.product_tile(n, n, batch, x.element_size(), symmetric=True)
+    _check_strides(x, tile)
     side = config.ceil_div(n, tile.block)
     tiles = side * (side + 1) // 2
     if batch * tiles == 0:
@@ -205,7 +210,8 @@ def _launch_gram(x: Tensor, coefficients: Tensor | None, out: Tensor, precision:
 
 def _launch_product(x: Tensor, q: Tensor, out: Tensor, precision: str) -> None:
     batch, m, n = x.shape
-    tile = config.product_tile(m, n, batch, x.element_size())
+    tile = config.product_tile(m, n, batch, x.element_size(), symmetric=False)
+    _check_strides(x, tile)
     tiles = config.ceil_div(m, tile.block) * config.ceil_div(n, tile.block)
     if batch * tiles == 0:
         return

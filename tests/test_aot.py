@@ -39,6 +39,14 @@ def _dot_kernel(x, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def _large_dot_kernel(x):
+    # Large enough for the tensor memory of Blackwell, whose instruction names TF32 in its own way.
+    index = tl.arange(0, 64)[:, None] * 64 + tl.arange(0, 64)[None, :]
+    a = tl.load(x + index)
+    tl.store(x + index, tl.dot(a, a, input_precision="tf32"))
+
+
+@triton.jit
 def _spilling_kernel(x, n):
     # Every value of the first loop is still needed in the second one.
     index = tl.arange(0, 16384)
@@ -58,12 +66,16 @@ def _build_rule_breakers() -> dict[str, list[str]]:
     with aot.recorded() as launches:
         _good_kernel[(1,)](x)
         _narrow_kernel[(1,)](x)
-        for precision in ("tf32", "ieee"):
+        for precision in ("tf32", "tf32x3", "ieee"):
             _dot_kernel[(1,)](x, PRECISION=precision)
         _spilling_kernel[(1,)](x, 1000, num_warps=4, maxnreg=32)
         _broken_kernel[(1,)](x)
     found = {f"{launch.name} {launch.describe()}".strip(): aot.build(launch, "sm_90") for launch in launches}
     (dot,) = (launch for launch in launches if dict(launch.constants).get("PRECISION") == "ieee")
+    with aot.recorded() as launches:
+        _large_dot_kernel[(1,)](x, num_warps=4)
+    (large,) = launches
+    found["_dot_kernel on Blackwell"] = aot.build(large, "sm_100")
     with mock.patch.dict(aot.SHARED_LIMIT, sm_90=1024):
         found["_dot_kernel with 1 KiB"] = aot.build(dot, "sm_90")
     return {name: list(made.violations) for name, made in found.items()}
@@ -84,6 +96,12 @@ def test_every_kernel_compiles_within_the_limits() -> None:
         assert any(row[0] == f"_spectral_norm_{name}_kernel" for row in rows)
     for dtype in ("fp32", "fp64", "fp16", "bf16"):
         assert any(f"DTYPE={dtype}" in row for row in rows)
+    for name in ("gram", "product"):
+        for precision, targets in (("ieee", {"sm_90", "gfx942"}), ("tf32x3", {"sm_90"})):
+            found = {
+                row[1] for row in rows if row[0] == f"_matrix_sqrt_{name}_kernel" and f"PRECISION={precision}" in row
+            }
+            assert found == targets
     # The largest float32 tile, 8 x 1024 over 256 threads, is 8 loads of 16 bytes a thread, loaded twice;
     # with fewer wide loads, some of W would come in 4 bytes at a time.
     (iterate,) = (
@@ -103,6 +121,8 @@ def test_the_checks_can_fail(tmp_path: Path) -> None:
     assert found["_narrow_kernel"] == ["no 128-bit load"]
     assert "a matrix product in tf32" in found["_dot_kernel PRECISION=tf32"]
     assert found["_dot_kernel PRECISION=ieee"] == []
+    assert found["_dot_kernel PRECISION=tf32x3"] == []
+    assert found["_dot_kernel on Blackwell"] == ["a matrix product in tf32"]
     assert any("spilled" in text for text in found["_spilling_kernel num_warps=4 maxnreg=32"])
     assert any("shared memory exceed 1024" in text for text in found["_dot_kernel with 1 KiB"])
     assert any("does not compile" in text for text in found["_broken_kernel"])
@@ -131,6 +151,11 @@ def test_wide_loads_are_counted() -> None:
     st.global.v4.b32 [ %rd1 + 0 ], { %r1, %r2, %r3, %r4 };
     """
     assert aot.wide_loads(ptx) == 3
+    ptx = """
+    cp.async.cg.shared.global [ %r1 + 0 ], [ %rd1 + 0 ], 0x10, %r2;
+    cp.async.ca.shared.global [ %r1 + 0 ], [ %rd1 + 0 ], 0x8, %r2;
+    """
+    assert aot.wide_loads(ptx) == 1
     names = ("global_load_dwordx4", "buffer_load_dwordx4", "global_load_dwordx2", "global_load_dword")
     assert aot.wide_loads("\n".join(f"{name} v[0:3], v4" for name in names)) == 2
 
@@ -139,10 +164,47 @@ def test_reduced_precision_is_found() -> None:
     assert aot.reduced_precision("tt.dot %a, %b, %c, inputPrecision = tf32 : tensor", "") == ["tf32"]
     assert aot.reduced_precision("", "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%r1}") == ["tf32"]
     assert aot.reduced_precision("", "wgmma.mma_async.sync.aligned.m64n32k8.f32.tf32.tf32 {%r1}") == ["tf32"]
+    assert aot.reduced_precision("", "tcgen05.mma.cta_group::1.kind::tf32 [ %r1 + 0 ], %rd1, %rd2") == ["tf32"]
     assert aot.reduced_precision("", "v_mfma_f32_16x16x8_xf32 a[0:3], v[0:1], v[2:3]") == ["xf32"]
     assert (
         aot.reduced_precision("tt.dot %a, %b, %c : tensor", "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32") == []
     )
+
+
+# One matrix product, as each stage and target of the compiler writes it.
+TTIR = "%c = tt.dot %a, %b, %acc{} : tensor<64x32xf32> * tensor<32x64xf32> -> tensor<64x64xf32>"
+WGMMA = "%c = ttng.warp_group_dot %a, %b, %acc {inputPrecision = 0 : i32, isAsync = true} : tensor<64x32xf32>"
+WAIT = "%c = ttng.warp_group_dot_wait %c, %b {pendings = 0 : i32} : tensor<64x64xf32>"
+TCGEN05 = "%t = ttng.tc_gen5_mma %a, %b, %acc[], %true, %true {is_async} : !ttg.memdesc<64x32xf32>"
+
+
+def test_the_precision_of_every_product_is_read() -> None:
+    assert aot.products(TTIR.format("")) == ["ieee"]
+    assert aot.products(TTIR.format(", inputPrecision = tf32x3")) == ["tf32x3"]
+    assert aot.products("\n".join([WGMMA, WAIT, WGMMA])) == ["tf32", "tf32"]
+    assert aot.products(TCGEN05) == ["tf32"]
+    assert aot.products(TCGEN05.replace("f32", "f16")) == ["ieee"]
+    assert aot.products("%c = arith.addf %a, %b : tensor<64x64xf32>") == []
+
+
+def test_three_products_in_tf32_make_one() -> None:
+    asked = TTIR.format(", inputPrecision = tf32x3")
+    one = TTIR.format(", inputPrecision = tf32")
+    for made in (one, WGMMA, TCGEN05):
+        assert aot.precision_violations("tf32x3", asked, "\n".join([made] * 3), "") == []
+        for bad in (made, "\n".join([made] * 2), "\n".join([made, made, TTIR.format("")]), ""):
+            assert aot.precision_violations("tf32x3", asked, bad, "") != []
+    assert aot.precision_violations("tf32x3", "", "", "") != []
+    assert aot.precision_violations("tf32x3", one, "\n".join([one] * 3), "") != []
+
+
+def test_ieee_means_no_other_product() -> None:
+    plain, reduced = TTIR.format(""), TTIR.format(", inputPrecision = tf32")
+    assert aot.precision_violations("ieee", plain, plain, "fma.rn.f32") == []
+    assert aot.precision_violations("ieee", plain, "", "fma.rn.f32") != []
+    for ttgir, assembly in ((reduced, ""), (WGMMA, ""), (TCGEN05, ""), (plain, "mma.sync.m16n8k8.f32.tf32.tf32.f32")):
+        assert aot.precision_violations("ieee", plain, ttgir, assembly) != []
+    assert aot.precision_violations(None, "", "", "") == []
 
 
 if __name__ == "__main__":
