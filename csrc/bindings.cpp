@@ -11,6 +11,7 @@
 #include "cpu/isa.h"
 #include "cpu/memory.h"
 #include "cpu/threads.h"
+#include "lipgan/matrix_sqrt.h"
 #include "lipgan/spectral_norm.h"
 
 namespace {
@@ -133,6 +134,30 @@ py::list spectral_norm_bwd(const py::sequence& grad_ys, const py::object& grad_s
   return grads;
 }
 
+py::tuple matrix_sqrt_fwd(const py::object& a, bool inverse, double eps, double resolution, bool spectrum,
+                          int num_threads) {
+  const View view(a, "a");
+  const Dtype dtype = view.dtype();
+  if (dtype != Dtype::float32 && dtype != Dtype::float64) throw std::invalid_argument("a must be float32 or float64");
+  const int ndim = view.ndim();
+  const int64_t n = ndim < 2 ? 0 : view.size(ndim - 1);
+  if (ndim < 2 || view.size(ndim - 2) != n || n > lipgan::kMatrixSqrtLimit) {
+    throw std::invalid_argument("a must be square, of at most " + std::to_string(lipgan::kMatrixSqrtLimit) + " rows");
+  }
+  const int64_t count = n == 0 ? 0 : view.numel() / (n * n);
+  std::vector<int64_t> square = view.shape(), line(square.begin(), square.end() - 1);
+  const NewTensor root(square, dtype), seen({4, count}, dtype);
+  if (!spectrum) square[ndim - 1] = square[ndim - 2] = line[ndim - 2] = 0;
+  const NewTensor roots(line, dtype), vectors(square, dtype);
+  const lipgan::MatrixSqrtFwd args{view.data(), root.data(), spectrum ? roots.data() : nullptr,
+                                   spectrum ? vectors.data() : nullptr, seen.data(), count, n, inverse, eps, resolution};
+  {
+    py::gil_scoped_release release;
+    lipgan::cpu::matrix_sqrt_fwd(dtype, args, num_threads);
+  }
+  return py::make_tuple(root.object(), roots.object(), vectors.object(), seen.object());
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, module) {
@@ -144,6 +169,9 @@ PYBIND11_MODULE(_C, module) {
   module.def("spectral_norm_bwd", &spectral_norm_bwd, py::arg("grad_ys"), py::arg("grad_sigma"), py::arg("ys"),
              py::arg("sigma"), py::arg("uv"), py::arg("dims"), py::arg("num_threads"),
              "The gradients of the op lipgan::spectral_norm_bwd.");
+  module.def("matrix_sqrt_fwd", &matrix_sqrt_fwd, py::arg("a"), py::arg("inverse"), py::arg("eps"),
+             py::arg("resolution"), py::arg("spectrum"), py::arg("num_threads"),
+             "(root, roots, vectors) of the op lipgan::matrix_sqrt_fwd, and what was seen of a.");
   module.def("empty_cache", &lipgan::cpu::empty_cache, "Free the memory kept for outputs; returns its bytes.");
   module.def("cached_bytes", &lipgan::cpu::cached_bytes, "Bytes kept for outputs and not in use.");
   module.def("poison_outputs", &lipgan::cpu::poison, py::arg("on"), "Fill outputs with NaN first, for tests.");

@@ -5,11 +5,13 @@
 #include <cstdlib>
 #include <stdexcept>
 
+#include "lipgan/matrix_sqrt.h"
 #include "lipgan/spectral_norm.h"
 
 // Each kernel file is compiled once per instruction set, into a namespace named after it.
 #define LIPGAN_DECLARE(isa)                                                                                     \
   namespace isa {                                                                                               \
+  void matrix_sqrt_fwd(Dtype, const MatrixSqrtFwd&, int);                                                       \
   void spectral_norm_fwd(Dtype, const SpectralNormFwdLayer*, int64_t, void*, int64_t, double, int);             \
   void spectral_norm_bwd(Dtype, const SpectralNormBwdLayer*, int64_t, const void*, const void*, int);           \
   }
@@ -76,6 +78,10 @@ void set_isa(const std::string& name) { current().store(find(name)); }
 #else
 #define LIPGAN_DISPATCH(call) return baseline::call;
 #endif
+
+void matrix_sqrt_fwd(Dtype dtype, const MatrixSqrtFwd& args, int num_threads) {
+  LIPGAN_DISPATCH(matrix_sqrt_fwd(dtype, args, num_threads))
+}
 
 void spectral_norm_fwd(Dtype dtype, const SpectralNormFwdLayer* layers, int64_t num_layers, void* sigma,
                        int64_t n_power_iterations, double eps, int num_threads) {

@@ -1,7 +1,4 @@
-"""Norms of matrices and of convolutions.
-
-Every function takes and returns torch tensors, works on batches where it says so, and is differentiable.
-"""
+"""Norms of matrices and of convolutions."""
 
 import math
 from collections.abc import Callable, Sequence

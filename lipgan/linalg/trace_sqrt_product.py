@@ -1,0 +1,409 @@
+r"""``tr (S1 S2)^(1/2)``, by factors: with ``S = L L^T`` it is the sum of the singular values of ``L1^T L2``.
+
+No square root of a product is formed, so nothing is complex, and a deficient rank is no special case. Derivations,
+routes and bounds: docs/numerics/matrix_sqrt.md.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lipgan.linalg._arguments import check_square, check_symmetric, refuse_indefinite
+from lipgan.ops.matrix_sqrt import polar_trace
+from lipgan.reference.matrix_sqrt import resolution
+
+METHODS = ("auto", "cholesky", "eigh", "svd", "polar")
+
+# Where the bound on the error of the eigenvalues is above this share of the trace, "auto" takes singular values.
+_ACCEPTED = 1e-9
+_BLOCK = 512  # columns of a triangular factor, whose zeros above the block a product leaves out
+_LOW_RANK = 0.9  # share of d from which on a factor of that rank is no cheaper than one of full rank
+
+
+@dataclass(frozen=True)
+class Factor:
+    """``S = L L^T`` up to rounding; made by :func:`factorize`, or of a known L by :meth:`of`."""
+
+    matrix: Tensor  # L [d, r], float64
+    triangular: bool  # a Cholesky factor, r = d
+    clipped: float = 0.0  # trace of what was set to 0: negative and unresolved eigenvalues, by magnitude
+    error: float = 0.0  # bound on the spectral norm of S - L L^T
+
+    @property
+    def rank(self) -> int:
+        """The number of columns."""
+        return self.matrix.shape[1]
+
+    @classmethod
+    def of(cls, matrix: Tensor) -> "Factor":
+        """The factor ``L [d, r]``, such as one saved before, or centred features divided by ``(n - 1)^(1/2)``."""
+        matrix = matrix.detach().double()
+        triangular = matrix.shape[0] == matrix.shape[1] and not bool(matrix.triu(1).any())
+        return cls(matrix, triangular)
+
+
+@dataclass(frozen=True)
+class TraceInfo:
+    """How a trace was computed, and how far off it may be."""
+
+    route: str  # "cholesky", "eigh", "svd" or "polar"
+    iterations: int  # of the polar route, else 0
+    error_bound: float  # absolute, on the trace
+    rank: tuple[int, int]  # of the two covariances; full for one that no factor was needed of
+    clipped: float  # as in Factor, of both
+
+
+def factorize(s: Tensor, *, name: str = "s", method: str = "cholesky") -> Factor:
+    """A factor of a covariance ``s [d, d]``, in float64.
+
+    Args:
+        s: finite, symmetric and positive semi-definite up to rounding.
+        name: what the errors call it.
+        method: "cholesky": Cholesky's; where a pivot is not resolved, one with pivoting, or eigenvalues. "eigh":
+            eigenvalues at once.
+
+    Raises:
+        TypeError: not a real floating-point tensor.
+        ValueError: not square, not finite, not symmetric, or clearly indefinite.
+    """
+    check_square(name, s)
+    return _factorize(_covariance(name, s), name, method)
+
+
+def _covariance(name: str, s: Tensor) -> Tensor:
+    s = s.detach().double()
+    return s if check_symmetric(name, s) else 0.5 * (s + s.mT)
+
+
+def _factorize(s: Tensor, name: str, method: str) -> Factor:
+    d = s.shape[0]
+    if d == 0:
+        return Factor(s, True)
+    unit = resolution(d, s.dtype)
+    # The largest eigenvalue of a definite matrix lies between the largest entry and the Frobenius norm.
+    largest, norm = float(s.diagonal().max()), float(torch.linalg.matrix_norm(s))
+    if method == "cholesky" and largest > 0:
+        factor, info = torch.linalg.cholesky_ex(s)
+        if int(info) == 0 and float(factor.diagonal().square().min()) > unit * largest:
+            return Factor(factor, True, 0.0, unit * norm)
+        pivoted = _pivoted_cholesky(s, 4 * unit * largest)
+        if pivoted is not None:
+            return pivoted
+    values, vectors = torch.linalg.eigh(s)
+    refuse_indefinite(name, values[0], values[-1], s.dtype)
+    keep = values > unit * float(values[-1].clamp_min(0))
+    return Factor(vectors[:, keep] * values[keep].sqrt(), False, float(values[~keep].abs().sum()), unit * norm)
+
+
+def _pivoted_cholesky(s: Tensor, smallest: float) -> Factor | None:
+    """A factor of low rank, or None where eigenvalues serve better: on a GPU, of large rank, or not definite."""
+    if s.device.type != "cpu":
+        return None
+    from scipy.linalg.lapack import dpstrf
+
+    d = s.shape[0]
+    c, pivots, rank, _ = dpstrf(s.numpy().T, tol=smallest, lower=1)  # the transpose is in LAPACK's order, and is s
+    if rank == 0 or rank > _LOW_RANK * d:
+        return None
+    factor = torch.zeros(d, rank, dtype=s.dtype)
+    factor[torch.from_numpy(pivots).long() - 1] = torch.from_numpy(c[:, :rank]).tril()
+    rest = s - factor @ factor.mT
+    # What is left of a definite matrix is definite: no entry is larger than the largest one on the diagonal.
+    if float(rest.abs().max()) > 2 * smallest:
+        return None
+    return Factor(factor, False, float(rest.diagonal().abs().sum()), float(torch.linalg.matrix_norm(rest)))
+
+
+# ---- one pair ----
+
+
+class _Pair:
+    """The two covariances of a call, and their factors once they are asked for."""
+
+    def __init__(self, sides: tuple[Tensor | Factor, Tensor | Factor], names: tuple[str, str], method: str) -> None:
+        self.names = names
+        self.how = "eigh" if method == "eigh" else "cholesky"
+        self.factors = [side if isinstance(side, Factor) else None for side in sides]
+        self.given = [None if isinstance(s, Factor) else _covariance(n, s) for n, s in zip(names, sides, strict=True)]
+        self.wanted = [isinstance(side, Tensor) and side.requires_grad for side in sides]
+
+    def factor(self, k: int) -> Factor:
+        factor = self.factors[k]
+        if factor is None:
+            factor = self.factors[k] = _factorize(self.covariance(k), self.names[k], self.how)
+        return factor
+
+    def covariance(self, k: int) -> Tensor:
+        given = self.given[k]
+        if given is None:
+            given = self.given[k] = self.factor(k).matrix @ self.factor(k).matrix.mT
+        return given
+
+    def rank(self, k: int) -> int:
+        factor = self.factors[k]
+        return self.covariance(k).shape[0] if factor is None else factor.rank
+
+    def trace(self, k: int) -> float:
+        given = self.given[k]
+        return float(self.factor(k).matrix.square().sum() if given is None else given.diagonal().sum())
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """A trace, a bound on the error of its spectrum, and ``halves``: ``d tr / d S_k = half_k half_k^T / 2``."""
+
+    route: str
+    trace: float
+    bound: float
+    halves: tuple[Tensor | None, Tensor | None] = (None, None)
+    iterations: int = 0
+
+    @property
+    def accepted(self) -> bool:
+        return self.bound <= _ACCEPTED * self.trace
+
+
+def _by_eigenvalues(pair: _Pair, k: int, route: str) -> _Outcome:
+    """By the eigenvalues of ``L_k^T S_j L_k``, the squares of the singular values of ``L_k^T L_j``."""
+    factor, j = pair.factor(k), 1 - k
+    if factor.rank == 0:
+        return _nothing(pair, route)
+    gram = _congruence(factor, pair.covariance(j))
+    if any(pair.wanted):
+        values, vectors = torch.linalg.eigh(gram)
+    else:
+        values, vectors = torch.linalg.eigvalsh(gram), None
+    error = resolution(factor.rank, values.dtype) * float(values[-1].clamp_min(0))
+    if float(values[0]) < -error and pair.factors[j] is None:
+        # S_j has negative eigenvalues. Clear ones are refused by its factor, small ones are set to 0 there.
+        pair.factor(j)
+        pair.given[j] = None
+        return _by_eigenvalues(pair, k, route)
+    roots = values.clamp_min(0).sqrt()
+    # |sqrt(x + e) - sqrt(x)| <= min(e / sqrt(x), sqrt(e))
+    bound = float((error / roots.clamp_min(math.sqrt(error))).sum()) if error > 0 else 0.0
+    halves: list[Tensor | None] = [None, None]
+    if vectors is not None:
+        keep = values > error
+        roots_kept, kept = roots[keep], vectors[:, keep]
+        if pair.wanted[j]:
+            halves[j] = factor.matrix @ (kept * roots_kept.rsqrt())
+        if pair.wanted[k] and factor.triangular:
+            halves[k] = torch.linalg.solve_triangular(factor.matrix.mT, kept * roots_kept.sqrt(), upper=True)
+        elif pair.wanted[k]:
+            halves[k] = pair.covariance(j) @ (factor.matrix @ (kept * roots_kept.pow(-1.5)))
+    return _Outcome(route, float(roots.sum()), bound, (halves[0], halves[1]))
+
+
+def _congruence(factor: Factor, s: Tensor) -> Tensor:
+    """``L^T S L``; only its lower triangle where L is triangular and large."""
+    left = factor.matrix
+    d = left.shape[0]
+    if not factor.triangular or d <= _BLOCK:
+        return left.mT @ (s @ left)
+    product, result = left.new_empty(d, d), left.new_zeros(d, d)
+    for begin in range(0, d, _BLOCK):
+        block = slice(begin, begin + _BLOCK)
+        torch.mm(s[:, begin:], left[begin:, block], out=product[:, block])
+        end = min(d, begin + _BLOCK)
+        torch.mm(left[begin:, block].mT, product[begin:, :end], out=result[block, :end])
+    return result
+
+
+def _by_singular_values(pair: _Pair) -> _Outcome:
+    first, second = pair.factor(0).matrix, pair.factor(1).matrix
+    if 0 in (first.shape[1], second.shape[1]):
+        return _nothing(pair, "svd")
+    product = first.mT @ second
+    unit = resolution(max(product.shape), product.dtype)
+    if not any(pair.wanted):
+        values = torch.linalg.svdvals(product)
+        return _Outcome("svd", float(values.sum()), values.numel() * unit * float(values[0]))
+    left, values, right = torch.linalg.svd(product, full_matrices=False)
+    keep = values > unit * values[0]
+    scales = values[keep].rsqrt()
+    halves = second @ (right[keep].mT * scales), first @ (left[:, keep] * scales)
+    return _Outcome("svd", float(values.sum()), values.numel() * unit * float(values[0]), halves)
+
+
+def _by_polar_iteration(pair: _Pair) -> _Outcome:
+    first, second = pair.factor(0).matrix, pair.factor(1).matrix
+    if 0 in (first.shape[1], second.shape[1]):
+        return _nothing(pair, "polar")
+    trace, bound, iterations = polar_trace(first.mT @ second)
+    # The derivatives need singular vectors.
+    halves = _by_singular_values(pair).halves if any(pair.wanted) else (None, None)
+    return _Outcome("polar", trace, bound, halves, iterations)
+
+
+def _nothing(pair: _Pair, route: str) -> _Outcome:
+    """Where a covariance is 0."""
+    halves = [pair.covariance(k)[:, :0] for k in (0, 1)]
+    return _Outcome(route, 0.0, 0.0, (halves[0], halves[1]))
+
+
+def _auto(pair: _Pair) -> _Outcome:
+    known = [k for k in (0, 1) if pair.factors[k] is not None]
+    if len(known) == 2:
+        return _by_singular_values(pair)
+    k = known[0] if known else 0
+    outcome = _by_eigenvalues(pair, k, "cholesky")
+    if outcome.accepted:
+        return outcome
+    if pair.factor(1 - k).rank <= _LOW_RANK * pair.factor(k).rank:
+        # What the eigenvalues do not resolve are zeros, which the factor of the smaller rank leaves out.
+        outcome = _by_eigenvalues(pair, 1 - k, "cholesky")
+        if outcome.accepted:
+            return outcome
+    return _by_singular_values(pair)
+
+
+def _solve(pair: _Pair, method: str) -> _Outcome:
+    if method == "svd":
+        return _by_singular_values(pair)
+    if method == "polar":
+        return _by_polar_iteration(pair)
+    if method == "auto":
+        return _auto(pair)
+    known = [k for k in (0, 1) if pair.factors[k] is not None]
+    return _by_eigenvalues(pair, known[0] if known else 0, method)
+
+
+def _factor_error(factor: Factor, trace: float, other_trace: float) -> float:
+    """How far ``E = S - L L^T`` can move the trace.
+
+    In any case by ``|E^(1/2) L2|_* <= (tr E tr S2)^(1/2)``; where L has an inverse, in proportion to
+    ``|E| |L^-1|^2 / 2``.
+    """
+    bound = math.sqrt((factor.clipped + factor.error) * max(0.0, other_trace))
+    if factor.triangular and factor.error > 0:
+        x = factor.matrix.new_ones(factor.rank, 1)
+        norm = 0.0
+        for _ in range(3):  # the largest eigenvalue of S^-1, by the power method; twice it is taken
+            x = torch.linalg.solve_triangular(factor.matrix, x / torch.linalg.vector_norm(x), upper=False)
+            x = torch.linalg.solve_triangular(factor.matrix.mT, x, upper=True)
+            norm = float(torch.linalg.vector_norm(x))
+        bound = min(bound, factor.error * norm * trace)
+    return bound
+
+
+class _TraceSqrtProduct(torch.autograd.Function):
+    """The tensors among the two sides -> the trace."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        sides: tuple[Tensor | Factor, Tensor | Factor],
+        names: tuple[str, str],
+        method: str,
+        told: list[TraceInfo],
+        *tensors: Tensor,
+    ) -> Tensor:
+        pair = _Pair(sides, names, method)
+        outcome = _solve(pair, method)
+        bound = outcome.bound
+        for k in (0, 1):
+            factor = pair.factors[k]
+            if factor is not None:
+                bound += _factor_error(factor, outcome.trace, pair.trace(1 - k))
+        clipped = sum(factor.clipped for factor in pair.factors if factor is not None)
+        told.append(TraceInfo(outcome.route, outcome.iterations, bound, (pair.rank(0), pair.rank(1)), clipped))
+        ctx.dtypes = [tensor.dtype for tensor in tensors]
+        ctx.save_for_backward(*(outcome.halves[k] for k in (0, 1) if isinstance(sides[k], Tensor)))
+        device = pair.covariance(0).device if isinstance(sides[0], Tensor) else pair.factor(0).matrix.device
+        return torch.tensor(outcome.trace, dtype=torch.float64, device=device)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        result: list[Tensor | None] = [None, None, None, None]
+        for half, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True):
+            result.append(None if half is None else (0.5 * grad * (half @ half.mT)).to(dtype))
+        return tuple(result)
+
+
+def trace_sqrt_product_info(
+    first: Tensor | Factor,
+    second: Tensor | Factor,
+    *,
+    method: str = "auto",
+    names: tuple[str, str] = ("s1", "s2"),
+) -> tuple[Tensor, TraceInfo]:
+    """:func:`trace_sqrt_product` of one pair, with what is known of its error; a side may be a :class:`Factor`.
+
+    Args:
+        first, second: covariances ``[d, d]`` of any real dtype, or factors of them, which saves their factorization.
+        method: as in :func:`trace_sqrt_product`.
+        names: what the errors call the two.
+
+    Returns:
+        The trace, 0-dim float64, differentiable once in those arguments that are tensors; and a :class:`TraceInfo`.
+
+    Raises:
+        As :func:`trace_sqrt_product`.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    sides = (first, second)
+    sizes = []
+    for name, side in zip(names, sides, strict=True):
+        if not isinstance(side, Factor):
+            check_square(name, side)
+            if side.ndim != 2:
+                raise ValueError(f"{name} must have two dimensions, got shape {tuple(side.shape)}")
+        sizes.append(side.matrix.shape[0] if isinstance(side, Factor) else side.shape[0])
+    if sizes[0] != sizes[1]:
+        raise ValueError(f"{names[1]} must have the size of {names[0]}, {sizes[0]}, got {sizes[1]}")
+    told: list[TraceInfo] = []
+    tensors = [side for side in sides if isinstance(side, Tensor)]
+    trace = _TraceSqrtProduct.apply(sides, names, method, told, *tensors)  # type: ignore[no-untyped-call]
+    return trace, told[0]
+
+
+def trace_sqrt_product(s1: Tensor, s2: Tensor, *, method: str = "auto") -> Tensor:
+    r"""``tr (S1 S2)^(1/2)`` of symmetric positive semi-definite matrices, the cross term of the Frechet distance.
+
+    Computed in float64 whatever the dtype, as the nuclear norm of ``L1^T L2`` with ``S = L L^T``. The derivative is
+    ``L2 P^T L1^+ / 2`` in S1, with P the polar factor of ``L1^T L2``. Where S1 is singular and S2 is not so in the same
+    directions, the trace has no derivative in those: this one is then that along matrices of the same rank.
+
+    Args:
+        s1, s2: ``(..., d, d)``, real; their leading dimensions broadcast. Only one pair is taken at a time: the function
+            is meant for large matrices.
+        method: "cholesky": Cholesky of S1 (pivoted, or by eigenvalues, where it is singular to rounding), then the
+            eigenvalues of ``L1^T S2 L1``. "eigh": the same with ``L1`` by eigenvalues. "svd": factors of both, then the
+            singular values of ``L1^T L2``: the most accurate. "polar": factors of both, then an iteration of matrix
+            products only. "auto": "cholesky" where the bound on its error is below 1e-9 of the trace, else "svd".
+
+    Returns:
+        ``(...)``, float64 for float64 and float32 for float32 and half types. Differentiable once.
+
+    Raises:
+        TypeError: an argument is not a real floating-point tensor.
+        ValueError: an argument is not square, not finite, not symmetric beyond rounding, or clearly indefinite; the sizes
+            differ; no method has that name.
+
+    Example::
+
+        >>> trace_sqrt_product(torch.diag(torch.tensor([4.0, 1.0])), torch.diag(torch.tensor([9.0, 1.0])))
+        tensor(7.)
+    """
+    check_square("s1", s1)
+    check_square("s2", s2)
+    dtype = torch.float64 if torch.float64 in (s1.dtype, s2.dtype) else torch.float32
+    if s1.shape[-1] != s2.shape[-1]:
+        raise ValueError(f"s2 must have the size of s1, {s1.shape[-1]}, got {s2.shape[-1]}")
+    try:
+        batch = torch.broadcast_shapes(s1.shape[:-2], s2.shape[:-2])
+    except RuntimeError:
+        raise ValueError(
+            f"s2 must have leading dimensions that broadcast with those of s1, {tuple(s1.shape[:-2])}, "
+            f"got {tuple(s2.shape[:-2])}"
+        ) from None
+    firsts, seconds = (s.expand(*batch, *s.shape[-2:]).reshape(-1, *s.shape[-2:]) for s in (s1, s2))
+    traces = [trace_sqrt_product_info(a, b, method=method)[0] for a, b in zip(firsts, seconds, strict=True)]
+    stacked = torch.stack(traces) if traces else s1.new_zeros(0, dtype=torch.float64)
+    return stacked.reshape(batch).to(dtype)
