@@ -160,11 +160,11 @@ def _matrix_sqrt_product_kernel(
     tl.store(corner + (index[:, None] * n + index[None, :]), value, mask=inside)
 
 
-def _check(x: Tensor, precision: str) -> None:
+def _check(name: str, x: Tensor, precision: str) -> None:
     if x.dim() < 2:
-        raise ValueError(f"x must have at least 2 dimensions, got shape {tuple(x.shape)}")
+        raise ValueError(f"{name} must have at least 2 dimensions, got shape {tuple(x.shape)}")
     if x.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"x must be float32 or float64, got {x.dtype}")
+        raise TypeError(f"{name} must be float32 or float64, got {x.dtype}")
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
     if precision == "tf32x3" and (x.dtype != torch.float32 or torch.version.hip):
@@ -190,7 +190,7 @@ def _coefficient_table(coefficients: Sequence[tuple[float, float, float]], like:
 
 def _check_strides(x: Tensor, tile: config.ProductTile) -> None:
     if max(x.stride()[1:]) * tile.block >= 1 << 31:
-        raise ValueError(f"x has strides {x.stride()}, which are too large: offsets within a tile are 32-bit")
+        raise ValueError(f"a matrix has strides {x.stride()}, which are too large: offsets within a tile are 32-bit")
 
 
 def _launch_gram(x: Tensor, coefficients: Tensor | None, out: Tensor, precision: str) -> None:
@@ -235,7 +235,7 @@ def symmetric_product(x: Tensor, *, precision: str = "ieee") -> Tensor:
         ValueError: fewer than 2 dimensions, an unknown precision, or "tf32x3" where it cannot serve.
         TypeError: another dtype.
     """
-    _check(x, precision)
+    _check("x", x, precision)
     n = x.shape[-1]
     out = x.new_empty(*x.shape[:-2], n, n)
     _launch_gram(_as_batch(x), None, _as_batch(out), precision)
@@ -259,7 +259,7 @@ def polynomial(x: Tensor, gram: Tensor, a: float, b: float, c: float, *, precisi
     Raises:
         As symmetric_product; ValueError for a `gram` whose shape, dtype or device does not fit.
     """
-    _check(x, precision)
+    _check("x", x, precision)
     n = x.shape[-1]
     if gram.shape != (*x.shape[:-2], n, n) or gram.dtype != x.dtype or gram.device != x.device:
         raise ValueError(
@@ -292,7 +292,7 @@ def polar_iteration(
     Raises:
         As symmetric_product.
     """
-    _check(m, precision)
+    _check("m", m, precision)
     # The Gram matrix is taken of the shorter side.
     wide = m.shape[-2] < m.shape[-1]
     x = _as_batch(m.mT if wide else m)

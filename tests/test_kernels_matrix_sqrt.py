@@ -233,20 +233,22 @@ def test_the_places_of_the_triangle() -> None:
     assert j.tolist() == cols.tolist()
 
 
-def test_symmetric_products_take_half_of_the_programs(monkeypatch: pytest.MonkeyPatch) -> None:
-    grids = {}
+@pytest.mark.parametrize("precision", ["ieee", "tf32x3"])
+def test_symmetric_products_take_half_of_the_programs(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    launches = []
 
     class Recorder:
         def __init__(self, name: str) -> None:
             self.name = name
 
         def __getitem__(self, grid: tuple[int]) -> Any:
-            return lambda *_, **__: grids.setdefault(self.name, grid)
+            return lambda *_, PRECISION, **__: launches.append((self.name, grid, PRECISION))
 
     monkeypatch.setattr(kernels, "_matrix_sqrt_gram_kernel", Recorder("gram"))
     monkeypatch.setattr(kernels, "_matrix_sqrt_product_kernel", Recorder("product"))
-    kernels.polar_iteration(torch.empty(2048, 2048), [STEP])
-    assert grids == {"gram": (32 * 33 // 2,), "product": (16 * 16,)}  # of 64 and of 128
+    kernels.polar_iteration(torch.empty(2048, 2048), [STEP], precision=precision)
+    half, full = 32 * 33 // 2, 16 * 16  # of tiles of 64 and of 128
+    assert launches == [("gram", (half,), precision), ("gram", (half,), precision), ("product", (full,), precision)]
 
 
 def test_arguments_that_do_not_fit() -> None:
@@ -256,7 +258,7 @@ def test_arguments_that_do_not_fit() -> None:
         kernels.symmetric_product(x[0])
     with pytest.raises(TypeError, match=r"torch\.bfloat16"):
         kernels.symmetric_product(x.bfloat16())
-    with pytest.raises(TypeError, match=r"torch\.complex64"):
+    with pytest.raises(TypeError, match=r"m must be .* torch\.complex64"):
         kernels.polar_iteration(x + 1j, [STEP])
     with pytest.raises(ValueError, match=r"one of ieee, tf32x3, got 'tf32'"):
         kernels.symmetric_product(x, precision="tf32")
