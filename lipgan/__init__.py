@@ -8,7 +8,8 @@ from lipgan.nn import SpectralNormGroup, group_spectral_norm, spectral_norm
 from lipgan.ops import use_backend
 
 if TYPE_CHECKING:
-    from lipgan import data, losses, models, recipes
+    from lipgan import data, losses, metrics, models, recipes
+    from lipgan.metrics import frechet_distance
     from lipgan.training import Trainer
 
 __version__ = _version("lipgan")
@@ -18,9 +19,11 @@ __all__ = [
     "Trainer",
     "__version__",
     "data",
+    "frechet_distance",
     "group_spectral_norm",
     "linalg",
     "losses",
+    "metrics",
     "models",
     "nn",
     "ops",
@@ -36,6 +39,8 @@ def __getattr__(name: str) -> Any:
 
     if name == "Trainer":
         return importlib.import_module("lipgan.training").Trainer
-    if name in {"data", "losses", "models", "recipes"}:
+    if name == "frechet_distance":
+        return importlib.import_module("lipgan.metrics").frechet_distance
+    if name in {"data", "losses", "metrics", "models", "recipes"}:
         return importlib.import_module(f"lipgan.{name}")
     raise AttributeError(f"module 'lipgan' has no attribute {name!r}")

@@ -1,0 +1,94 @@
+"""What users hand to the metrics, NumPy arrays or tensors, as tensors."""
+
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lipgan.linalg._arguments import check_finite, check_symmetric
+
+Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]] | Tensor"
+
+__all__ = ["Array", "as_covariance", "as_factor", "as_mean", "as_real_tensor"]
+
+_NUMPY_DTYPES = (np.float16, np.float32, np.float64)
+
+
+def as_real_tensor(name: str, value: object) -> Tensor:
+    """``value`` as a tensor of its own dtype, without a copy where the memory allows it.
+
+    Raises:
+        TypeError: neither an array nor a tensor, or not a real floating-point dtype.
+    """
+    if isinstance(value, Tensor):
+        if not value.is_floating_point():
+            raise TypeError(f"{name} must have a real floating-point dtype, got {value.dtype}")
+        return value
+    if not isinstance(value, np.ndarray):
+        raise TypeError(f"{name} must be a NumPy array or a tensor, got {type(value).__name__}")
+    if value.dtype.type not in _NUMPY_DTYPES:
+        raise TypeError(f"{name} must have a real floating-point dtype, got {value.dtype}")
+    if not value.dtype.isnative:
+        value = value.astype(value.dtype.newbyteorder("="))
+    # torch has no negative strides, and warns of memory that it could write to but must not.
+    if not value.flags.writeable or any(stride < 0 for stride in value.strides):
+        value = value.copy()
+    return torch.from_numpy(value)
+
+
+def as_mean(name: str, value: object) -> Tensor:
+    """``value [d]`` in float64.
+
+    Raises:
+        TypeError: as :func:`as_real_tensor`.
+        ValueError: not one dimension of at least 1, or not finite.
+    """
+    mean = as_real_tensor(name, value)
+    if mean.ndim != 1 or not len(mean):
+        raise ValueError(f"{name} must have shape (d,), got {tuple(mean.shape)}")
+    check_finite(name, mean)
+    return mean.double()
+
+
+def as_covariance(name: str, value: object, dim: int) -> Tensor:
+    """``value [dim, dim]`` in float64 and exactly symmetric.
+
+    Raises:
+        TypeError: as :func:`as_real_tensor`.
+        ValueError: another shape, not finite, or not symmetric beyond the rounding of its dtype.
+    """
+    cov = as_real_tensor(name, value)
+    if cov.shape != (dim, dim):
+        raise ValueError(f"{name} must have shape ({dim}, {dim}), got {tuple(cov.shape)}")
+    if cov.dtype != torch.float64:
+        cov = cov.float()
+    exact = check_symmetric(name, cov.detach())
+    cov = cov.double()
+    return cov if exact else 0.5 * (cov + cov.T)
+
+
+# A factor of the right covariance misses it by rounding and by what was clipped; a stale one by far more.
+_FACTOR_TOLERANCE = 1e-6
+
+
+def as_factor(name: str, value: object, cov: Tensor) -> Tensor:
+    """``value [dim, r]`` in float64, a factor of ``cov``.
+
+    Raises:
+        TypeError: as :func:`as_real_tensor`.
+        ValueError: another shape, not finite, or ``value value^T`` differs from ``cov``, judged by one product of each
+            with a vector.
+    """
+    factor = as_real_tensor(name, value).detach().double()
+    dim = cov.shape[0]
+    if factor.ndim != 2 or factor.shape[0] != dim:
+        raise ValueError(f"{name} must have shape ({dim}, r), got {tuple(factor.shape)}")
+    check_finite(name, factor)
+    probe = torch.cos(torch.arange(dim, dtype=torch.float64, device=cov.device))
+    expected = cov.detach() @ probe
+    difference = torch.linalg.vector_norm(factor @ (factor.T @ probe) - expected)
+    size = torch.linalg.matrix_norm(cov.detach()) * torch.linalg.vector_norm(probe)
+    if not difference <= _FACTOR_TOLERANCE * size:
+        raise ValueError(f"{name} must be a factor L of its covariance L L^T, but differs by {difference / size:.1e}")
+    return factor

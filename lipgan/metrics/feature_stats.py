@@ -1,0 +1,289 @@
+"""Mean and covariance of features that come in batches."""
+
+from __future__ import annotations
+
+import io
+import os
+import zipfile
+import zlib
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lipgan.linalg import check_count
+from lipgan.linalg._arguments import check_finite
+from lipgan.linalg.trace_sqrt_product import factorize
+from lipgan.metrics._inputs import Array, as_covariance, as_factor, as_mean, as_real_tensor
+
+__all__ = ["FeatureStats"]
+
+# Entries of the centred rows that one product reads: 20 MiB of float64, so that they stay in a last-level cache.
+_CHUNK_ENTRIES = 1280 * 2048
+
+# Columns of a block of the scatter matrix: blocks above the diagonal are not computed, and a product of this width
+# still runs at the speed of a large one.
+_BLOCK = 512
+
+
+def _add_gram(scatter: Tensor, rows: Tensor) -> None:
+    """``scatter += rows^T rows`` on the blocks up to the diagonal. ``scatter [d, d]``, ``rows [k, d]``."""
+    for begin in range(0, rows.shape[1], _BLOCK):
+        end = begin + _BLOCK
+        scatter[begin:end, :end].addmm_(rows[:, begin:end].T, rows[:, :end])
+
+
+def _two_sum(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """``a + b`` and its rounding error, exactly (Knuth)."""
+    total = a + b
+    rest = total - a
+    return total, (a - (total - rest)) + (b - rest)
+
+
+class FeatureStats:
+    """Streaming mean and covariance of feature vectors, in float64.
+
+    Batches are centred at their own mean and joined by the formula of Chan, Golub and LeVeque, so a common offset of
+    the features costs no accuracy, however large; the order and the size of the batches change the result by
+    roundings only. It holds ``dim**2`` numbers and, during an update, 20 MiB more.
+
+    Args:
+        dim: length of a feature vector.
+        ddof: the covariance is the scatter matrix over ``count - ddof``: 1 as numpy.cov and most FID code, or 0.
+        device: where the sums are held; features from elsewhere are moved there.
+
+    Raises:
+        TypeError, ValueError: ``dim`` is not an int of at least 1, or ``ddof`` is neither 0 nor 1.
+
+    Example::
+
+        >>> stats = FeatureStats(3).update(torch.eye(3))
+        >>> stats.count, stats.mean
+        (3, tensor([0.3333, 0.3333, 0.3333], dtype=torch.float64))
+
+    Source: Chan, Golub, LeVeque, "Algorithms for Computing the Sample Variance" (1983), eq. 2.1. The rounding errors
+    are derived in docs/numerics/matrix_sqrt.md.
+    """
+
+    def __init__(self, dim: int, *, ddof: int = 1, device: torch.device | str = "cpu") -> None:
+        check_count("dim", dim)
+        if ddof not in (0, 1):
+            raise ValueError(f"ddof must be 0 or 1, got {ddof!r}")
+        self._ddof = int(ddof)
+        self._count: int | None = 0
+        # The mean is the sum of the two. The second keeps what the difference of two means loses to a large offset.
+        self._mean = torch.zeros(dim, dtype=torch.float64, device=device)
+        self._mean_low = torch.zeros_like(self._mean)
+        # Sum of (x - mean) (x - mean)^T over all samples; only the blocks up to the diagonal are kept.
+        self._scatter = torch.zeros(dim, dim, dtype=torch.float64, device=device)
+        self._factor: Tensor | None = None
+
+    def __repr__(self) -> str:
+        count = "unknown" if self._count is None else self._count
+        return f"FeatureStats(dim={self.dim}, count={count}, ddof={self._ddof})"
+
+    @property
+    def dim(self) -> int:
+        """Length of a feature vector."""
+        return self._mean.shape[0]
+
+    @property
+    def ddof(self) -> int:
+        """The covariance is the scatter matrix over ``count - ddof``."""
+        return self._ddof
+
+    @property
+    def count(self) -> int | None:
+        """Number of samples; None if it was read from a file that does not say."""
+        return self._count
+
+    @property
+    def mean(self) -> Tensor:
+        """``[dim]``, float64. ValueError without samples."""
+        if self._count == 0:
+            raise ValueError("the mean needs at least 1 sample, got 0")
+        return self._mean.clone()
+
+    @property
+    def cov(self) -> Tensor:
+        """``[dim, dim]``, float64, exactly symmetric. ValueError with fewer than 2 samples."""
+        if self._count is not None and self._count < 2:
+            raise ValueError(f"the covariance needs at least 2 samples, got {self._count}")
+        cov = self._scatter / (1 if self._count is None else self._count - self._ddof)
+        for begin in range(0, self.dim, _BLOCK):
+            end = begin + _BLOCK
+            cov[:begin, begin:end] = cov[begin:end, :begin].T
+            # A product of a block with itself need not come out exactly symmetric.
+            square = cov[begin:end, begin:end]
+            square.copy_(square.tril() + square.tril(-1).T)
+        return cov
+
+    @property
+    def factor(self) -> Tensor:
+        """``L [dim, r]`` with ``cov = L L^T`` up to rounding, ``r`` the rank; computed once, kept until samples come.
+
+        :func:`lipgan.frechet_distance` takes it as ``factor1`` or ``factor2``, and need not factorize this side then.
+        """
+        if self._factor is None:
+            self._factor = factorize(self.cov, name="the covariance").matrix
+        return self._factor.clone()
+
+    def update(self, features: Array) -> FeatureStats:
+        """Add samples, and return self.
+
+        Args:
+            features: ``[n, dim]``, float64, float32 or a half type; ``n`` may be 0.
+
+        Raises:
+            TypeError: ``features`` is not an array or tensor of real floating-point numbers.
+            ValueError: another shape, a NaN or an infinity, or statistics without a count. Nothing was added then.
+        """
+        rows = as_real_tensor("features", features).detach()
+        if rows.ndim != 2 or rows.shape[1] != self.dim:
+            raise ValueError(f"features must have shape (n, {self.dim}), got {tuple(rows.shape)}")
+        count = self._known_count()
+        if not len(rows):
+            return self
+        rows = rows.to(self._mean.device)
+        parts = rows.tensor_split(-(-rows.numel() // _CHUNK_ENTRIES))
+        means = [part.mean(0, dtype=torch.float64) for part in parts]
+        if not all(mean.isfinite().all() for mean in means):
+            check_finite("features", rows)
+            raise ValueError("features must be small enough to be summed in float64")
+        buffer = torch.empty(len(parts[0]) + 1, self.dim, dtype=torch.float64, device=self._mean.device)
+        for part, mean in zip(parts, means, strict=True):
+            size = len(part)
+            centred = torch.sub(part, mean, out=buffer[:size])
+            mean_low = centred.mean(0)
+            difference = self._join(count, mean, mean_low, size)
+            # The distance of the means enters as one more row of the product, instead of another pass over the matrix.
+            buffer[size] = difference * (count / (count + size) * size) ** 0.5
+            _add_gram(self._scatter, buffer[: size + 1])
+            count += size
+        self._count, self._factor = count, None
+        return self
+
+    def merge(self, other: FeatureStats) -> FeatureStats:
+        """Add the samples of ``other``, which stays as it is, and return self.
+
+        Raises:
+            TypeError: ``other`` is not a FeatureStats.
+            ValueError: another ``dim``, or a side without a count.
+        """
+        if not isinstance(other, FeatureStats):
+            raise TypeError(f"other must be a FeatureStats, got {type(other).__name__}")
+        if other.dim != self.dim:
+            raise ValueError(f"other must have dim {self.dim}, got {other.dim}")
+        count, size = self._known_count(), other._known_count()
+        if size:
+            device = self._mean.device
+            scatter = other._scatter.to(device, copy=other is self)
+            difference = self._join(count, other._mean.to(device), other._mean_low.to(device), size)
+            self._scatter += scatter
+            _add_gram(self._scatter, difference[None] * (count / (count + size) * size) ** 0.5)
+            self._count, self._factor = count + size, None
+        return self
+
+    def _known_count(self) -> int:
+        if self._count is None:
+            raise ValueError(
+                "these statistics were read from a file without a count, so they cannot be added to others"
+            )
+        return self._count
+
+    def _join(self, count: int, mean: Tensor, mean_low: Tensor, size: int) -> Tensor:
+        """Move the mean of ``count`` samples to include ``size`` more; return the distance of the two means."""
+        if count == 0:
+            self._mean, self._mean_low = mean.clone(), mean_low.clone()
+            return torch.zeros_like(mean)
+        difference = (mean - self._mean) + (mean_low - self._mean_low)
+        step = self._mean_low + difference * (size / (count + size))
+        self._mean, self._mean_low = _two_sum(self._mean, step)
+        return difference
+
+    def save(self, path: str | os.PathLike[str], *, factor: bool = False) -> None:
+        """Write ``mu`` and ``sigma``, as other FID programs do, and ``count`` and ``ddof``, as one .npz file.
+
+        The file appears whole or not at all, under exactly this name.
+
+        Args:
+            path: of the file.
+            factor: write :attr:`factor` too, for the reference side of many distances. It doubles the file.
+
+        Raises:
+            ValueError: fewer than 2 samples.
+            OSError: it cannot be written.
+        """
+        from lipgan.training.checkpoint import write_atomically
+
+        arrays: dict[str, Any] = {"mu": self.mean.cpu().numpy(), "sigma": self.cov.cpu().numpy(), "ddof": self._ddof}
+        if self._count is not None:
+            arrays["count"] = self._count
+        if factor:
+            arrays["factor"] = self.factor.cpu().numpy()
+        buffer = io.BytesIO()
+        np.savez(buffer, **arrays)
+        write_atomically(path, buffer.getvalue())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> FeatureStats:
+        """Read a file of :meth:`save`, or of another program: an .npz with ``mu`` and ``sigma``.
+
+        Without the key ``count`` the result has no count, and can be compared but not updated or merged. Nothing in
+        the file is unpickled.
+
+        Raises:
+            ValueError: not such a file; the message names it and says what is wrong.
+            OSError: it cannot be read.
+        """
+        try:
+            arrays = _read(path)
+            stats = _from_arrays(arrays, device)
+        except (ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+            raise ValueError(f"{os.fspath(path)} is no file of feature statistics: {error}") from error
+        return stats
+
+
+_KEYS = ("mu", "sigma", "count", "ddof", "factor")
+
+
+def _read(path: str | os.PathLike[str]) -> dict[str, np.ndarray[Any, Any]]:
+    """Those of :data:`_KEYS` that the .npz file holds; ``mu`` and ``sigma`` are among them."""
+    with open(path, "rb") as file:
+        if not zipfile.is_zipfile(file):
+            raise ValueError("it is not an .npz archive, or was cut off")
+        file.seek(0)
+        with np.load(file, allow_pickle=False) as archive:
+            arrays = {key: archive[key] for key in _KEYS if key in archive.files}
+            for key in ("mu", "sigma"):
+                if key not in arrays:
+                    raise ValueError(f"it has no array {key!r}, only {', '.join(sorted(archive.files)) or 'none'}")
+    for key, array in arrays.items():
+        if not isinstance(array, np.ndarray):
+            raise ValueError(f"{key} in it is not an array")
+    return arrays
+
+
+def _whole_number(arrays: dict[str, np.ndarray[Any, Any]], key: str) -> int | None:
+    if key not in arrays:
+        return None
+    array = arrays[key]
+    if array.shape != () or array.dtype.kind not in "iu":
+        raise ValueError(f"{key} must be one integer, got an array of {array.dtype} of shape {array.shape}")
+    return int(array)
+
+
+def _from_arrays(arrays: dict[str, np.ndarray[Any, Any]], device: torch.device | str) -> FeatureStats:
+    mean = as_mean("mu", arrays["mu"])
+    cov = as_covariance("sigma", arrays["sigma"], len(mean))
+    count, ddof = _whole_number(arrays, "count"), _whole_number(arrays, "ddof")
+    if count is not None and count < 2:
+        raise ValueError(f"count must be at least 2, got {count}")
+    stats = FeatureStats(len(mean), ddof=1 if ddof is None else ddof, device=device)
+    stats._mean = mean.to(stats._mean)
+    stats._scatter = cov.to(stats._mean) * (1 if count is None else count - stats.ddof)
+    stats._count = count
+    if "factor" in arrays:
+        stats._factor = as_factor("factor", arrays["factor"], cov).to(stats._mean)
+    return stats

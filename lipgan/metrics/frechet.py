@@ -1,0 +1,334 @@
+r"""The Frechet distance between two Gaussians, from their statistics or from features.
+
+``d^2 = |mu1 - mu2|^2 + tr S1 + tr S2 - 2 tr (S1 S2)^(1/2)``. The last term is the nuclear norm of ``L1^T L2`` with
+``S = L L^T``, so no square root of a product is formed. Routes, bounds and gradients: docs/numerics/matrix_sqrt.md.
+
+Source: Heusel, Ramsauer, Unterthiner, Nessler, Hochreiter, "GANs Trained by a Two Time-Scale Update Rule Converge to a
+Local Nash Equilibrium" (2017), eq. 6; Dowson and Landau, "The Frechet Distance between Multivariate Normal
+Distributions" (1982).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lipgan.linalg import nuclear_norm
+from lipgan.linalg._arguments import check_finite
+from lipgan.linalg.trace_sqrt_product import Factor, trace_sqrt_product_info
+from lipgan.metrics._inputs import Array, as_covariance, as_factor, as_mean, as_real_tensor
+from lipgan.metrics.feature_stats import FeatureStats
+
+__all__ = ["FrechetDistance", "FrechetInfo", "frechet_distance", "frechet_distance_from_features"]
+
+EPS = torch.finfo(torch.float64).eps
+
+# Statistics within this power of two, up or down, are taken as they are: no product of two leaves float64.
+_ORDINARY = 200
+
+
+@dataclass(frozen=True)
+class FrechetInfo:
+    """How a distance was computed, and how far off it may be."""
+
+    route: str  # of the trace: "cholesky", "eigh", "svd" or "polar"
+    iterations: int  # of the polar route, else 0
+    error_bound: float  # absolute, on the distance
+    rank: tuple[int, int]  # of the two covariances; full for one that no factor was needed of
+    clipped: float  # trace of what was set to 0: negative and unresolved eigenvalues, by magnitude
+
+
+@dataclass(frozen=True)
+class _Side:
+    """The statistics of one side, float64."""
+
+    mean: Tensor  # [d]
+    cov: Tensor  # [d, d]
+    factor: Tensor | None  # [d, r]
+    name: str  # of the covariance
+
+    def term(self, scale: float) -> Tensor | Factor:
+        """What the trace is taken of, with the covariance multiplied by ``scale``."""
+        # A factor has no way back to a covariance whose gradient is asked for.
+        if self.factor is not None and not self.cov.requires_grad:
+            return Factor.of(self.factor if scale == 1 else self.factor * math.sqrt(scale))
+        return self.cov if scale == 1 else self.cov * scale
+
+
+def _side(number: int, mean: Array, cov: Array, factor: Array | None) -> _Side:
+    mu = as_mean(f"mu{number}", mean)
+    name = f"sigma{number}"
+    sigma = as_covariance(name, cov, len(mu))
+    return _Side(mu, sigma, None if factor is None else as_factor(f"factor{number}", factor, sigma), name)
+
+
+def _in_order(first: _Side, second: _Side) -> tuple[_Side, _Side]:
+    """The two sides in an order that does not depend on which was given first, so that swapping them changes no bit."""
+    for a, b in ((first.cov.diagonal(), second.cov.diagonal()), (first.cov, second.cov)):
+        difference = (a - b).detach().flatten()
+        if bool(difference.any()):
+            largest = difference[difference.abs().argmax()]
+            return (first, second) if largest > 0 else (second, first)
+    return first, second
+
+
+def _distance(first: _Side, second: _Side, method: str) -> tuple[Tensor, FrechetInfo]:
+    first, second = _in_order(first, second)
+    difference = first.mean - second.mean
+    scale = _scale(_exponent(first.cov.diagonal(), second.cov.diagonal()), _exponent(difference))
+    trace, info = trace_sqrt_product_info(
+        first.term(scale), second.term(scale), method=method, names=(first.name, second.name)
+    )
+    terms = _terms(difference, first.cov.diagonal(), second.cov.diagonal(), scale)
+    # Sums of d terms, each rounded.
+    error = 2 * info.error_bound + 4 * math.sqrt(len(difference)) * EPS * float(terms.detach())
+    return _join(terms, trace, scale), FrechetInfo(
+        info.route, info.iterations, error / scale, info.rank, info.clipped / scale
+    )
+
+
+def _exponent(*values: Tensor) -> float:
+    """About the binary logarithm of the largest magnitude."""
+    largest = max(float(value.detach().abs().amax()) for value in values)
+    return math.log2(largest) if largest > 0 else -math.inf
+
+
+def _scale(of_squares: float, of_features: float) -> float:
+    """What statistics are multiplied by, and features by its root, so that no product leaves the range of float64.
+
+    It is 1 at all ordinary sizes, and a power of 4, which costs no accuracy. The arguments are binary logarithms.
+    """
+    exponent = max(of_squares, 2 * of_features)
+    if abs(exponent) <= _ORDINARY or exponent == -math.inf:
+        return 1.0
+    return math.ldexp(1.0, -2 * int(max(-500, min(500, exponent // 2))))
+
+
+def _terms(difference: Tensor, first: Tensor, second: Tensor, scale: float) -> Tensor:
+    """``scale (|mu1 - mu2|^2 + tr S1 + tr S2)``, of the diagonals of the covariances."""
+    if scale != 1:
+        difference, first, second = difference * math.sqrt(scale), first * scale, second * scale
+    return difference.square().sum() + first.sum() + second.sum()
+
+
+def _join(terms: Tensor, trace: Tensor, scale: float) -> Tensor:
+    # Where both sides agree the terms cancel, and what is left is rounding of either sign.
+    return (terms - 2 * trace).clamp(min=0) / scale
+
+
+def frechet_distance(
+    mu1: Array,
+    sigma1: Array,
+    mu2: Array,
+    sigma2: Array,
+    *,
+    method: str = "auto",
+    return_info: bool = False,
+    factor1: Array | None = None,
+    factor2: Array | None = None,
+) -> Any:
+    r"""The squared Frechet distance of two Gaussians, the "FID" of two sets of features.
+
+    ``|mu1 - mu2|^2 + tr S1 + tr S2 - 2 tr (S1 S2)^(1/2)``, in float64 whatever the dtype. It is never negative, complex
+    or NaN; singular covariances need no ``eps``; swapping the sides changes no bit. A bound on the error is given on
+    request.
+
+    Args:
+        mu1, mu2: means, ``[d]``; NumPy arrays or tensors, like the covariances.
+        sigma1, sigma2: covariances, ``[d, d]``, symmetric positive semi-definite up to rounding.
+        method: route to the trace, as in :func:`lipgan.linalg.trace_sqrt_product`: "auto", "cholesky", "eigh", "svd" or
+            "polar".
+        return_info: return a :class:`FrechetInfo` too: the route, its iterations, a bound on the error, the ranks, and
+            the trace of what was clipped.
+        factor1, factor2: ``L [d, r]`` with ``S = L L^T``, such as :attr:`FeatureStats.factor`: what is computed of a
+            reference side once and for all. Not used where the covariance requires a gradient.
+
+    Returns:
+        numpy.float64 for arrays, a 0-dim float64 tensor for tensors, differentiable once in means and covariances; with
+        ``return_info``, a pair of that and the info.
+
+    Raises:
+        TypeError: an argument is neither an array nor a tensor, or not of a real floating-point dtype; arrays and
+            tensors are mixed.
+        ValueError: shapes that do not fit, a NaN or an infinity, a covariance that is not symmetric beyond rounding or
+            clearly indefinite, a factor of something else, no method of that name.
+
+    Example::
+
+        >>> one = torch.eye(2)
+        >>> frechet_distance(torch.zeros(2), one, torch.ones(2), 4 * one)
+        tensor(4., dtype=torch.float64)
+    """
+    arguments = {"mu1": mu1, "sigma1": sigma1, "mu2": mu2, "sigma2": sigma2, "factor1": factor1, "factor2": factor2}
+    given = {name: value for name, value in arguments.items() if value is not None}
+    tensors = [name for name, value in given.items() if isinstance(value, Tensor)]
+    for name, value in given.items():
+        if tensors and not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a tensor like {tensors[0]}, got {type(value).__name__}")
+    devices = {value.device for value in given.values() if isinstance(value, Tensor)}
+    if len(devices) > 1:
+        raise ValueError(f"all arguments must be on one device, got {', '.join(sorted(map(str, devices)))}")
+    first, second = _side(1, mu1, sigma1, factor1), _side(2, mu2, sigma2, factor2)
+    if len(first.mean) != len(second.mean):
+        raise ValueError(f"mu2 must have the length of mu1, {len(first.mean)}, got {len(second.mean)}")
+    distance, info = _distance(first, second, method)
+    result = distance if tensors else np.float64(distance.item())
+    return (result, info) if return_info else result
+
+
+# ---- features ----
+
+_FEATURE_METHODS = ("auto", "cross-gram", "covariance")
+
+
+def frechet_distance_from_features(real: Array, fake: Array, *, method: str = "auto", ddof: int = 1) -> Tensor:
+    r"""The squared Frechet distance of the Gaussians fitted to two sets of features, differentiable in the features.
+
+    With few samples the trace is the nuclear norm of the ``n1 x n2`` matrix ``X1 X2^T`` of the centred features: no
+    ``d x d`` matrix is made, and the derivative in ``X1`` is ``P X2`` with P the polar factor.
+
+    Args:
+        real: ``[n1, d]``, ``n1 >= 2``; float64, float32 or a half type, computed in float64.
+        fake: ``[n2, d]``, ``n2 >= 2``.
+        method: "cross-gram" is the route above, "covariance" that of :func:`frechet_distance`, "auto" the first where
+            ``n1 n2 <= d^2``.
+        ddof: the covariances are scatter matrices over ``n - ddof``, 0 or 1.
+
+    Returns:
+        0-dim, float64; differentiable once. Where a singular value of ``X1 X2^T`` is 0 although neither side is, the
+        derivative is the subgradient of least norm.
+
+    Raises:
+        TypeError: an argument is neither an array nor a tensor, or not of a real floating-point dtype.
+        ValueError: another shape, fewer than 2 samples, a NaN or an infinity, two devices, or an unknown method.
+
+    Example::
+
+        >>> features = torch.tensor([[0.0, 1.0], [2.0, 3.0]])
+        >>> frechet_distance_from_features(features, features + 1)
+        tensor(2., dtype=torch.float64)
+    """
+    sides = {"real": as_real_tensor("real", real), "fake": as_real_tensor("fake", fake)}
+    for name, x in sides.items():
+        if x.ndim != 2 or not x.shape[1]:
+            raise ValueError(f"{name} must have shape (n, d), got {tuple(x.shape)}")
+        if len(x) < 2:
+            raise ValueError(f"{name} must have at least 2 samples, got {len(x)}")
+    first, second = sides.values()
+    if first.shape[1] != second.shape[1]:
+        raise ValueError(f"fake must have {first.shape[1]} features like real, got {second.shape[1]}")
+    if first.device != second.device:
+        raise ValueError(f"fake must be on the device of real, {first.device}, got {second.device}")
+    for name, x in sides.items():
+        check_finite(name, x.detach())
+    if method not in _FEATURE_METHODS:
+        raise ValueError(f"method must be one of {', '.join(_FEATURE_METHODS)}, got {method!r}")
+    if ddof not in (0, 1):
+        raise ValueError(f"ddof must be 0 or 1, got {ddof!r}")
+    if method == "auto":
+        method = "cross-gram" if len(first) * len(second) <= first.shape[1] ** 2 else "covariance"
+    # The distance does not depend on a common offset, but the accuracy of means and products does.
+    offset = first.detach().mean(0, dtype=torch.float64)
+    first, second = first - offset, second - offset
+    scale = _scale(-math.inf, _exponent(first, second))
+    if scale != 1:
+        first, second = first * math.sqrt(scale), second * math.sqrt(scale)
+    mean1, mean2 = first.mean(0), second.mean(0)
+    first = (first - mean1) / math.sqrt(len(first) - ddof)
+    second = (second - mean2) / math.sqrt(len(second) - ddof)
+    terms = (mean1 - mean2).square().sum() + first.square().sum() + second.square().sum()
+    if method == "cross-gram":
+        trace = nuclear_norm(first @ second.T)
+    else:
+        trace, _ = trace_sqrt_product_info(first.T @ first, second.T @ second)
+    return _join(terms, trace, scale)
+
+
+class FrechetDistance:
+    """The Frechet distance of features that come in batches, with the interface of torchmetrics.
+
+    Args:
+        features: takes a batch of images to features ``[n, d]``, without gradient and as it is: put a network into eval
+            mode first. None: ``update`` is given features.
+        reset_real_features: whether :meth:`reset` forgets the real features too. If not, what is computed of them alone
+            is computed once.
+        ddof: as in :class:`FeatureStats`.
+
+    Raises:
+        TypeError, ValueError: ``features`` cannot be called; ``ddof`` is neither 0 nor 1.
+
+    Example::
+
+        >>> metric = FrechetDistance(torch.nn.Flatten())
+        >>> metric.update(torch.rand(10, 1, 2, 2), real=True)
+        >>> metric.update(torch.rand(10, 1, 2, 2), real=False)
+        >>> distance = metric.compute()
+    """
+
+    def __init__(
+        self,
+        features: Callable[[Tensor], Tensor] | None = None,
+        reset_real_features: bool = True,
+        *,
+        ddof: int = 1,
+    ) -> None:
+        if features is not None and not callable(features):
+            raise TypeError(f"features must be callable or None, got {type(features).__name__}")
+        if ddof not in (0, 1):
+            raise ValueError(f"ddof must be 0 or 1, got {ddof!r}")
+        self.features = features
+        self.reset_real_features = reset_real_features
+        self._ddof = ddof
+        self._stats: dict[bool, FeatureStats] = {}
+
+    def update(self, x: Array, real: bool) -> None:
+        """Add a batch to the real or to the generated side.
+
+        Args:
+            x: what ``features`` takes; or features ``[n, d]``.
+            real: which side.
+
+        Raises:
+            TypeError: ``real`` is not a bool.
+            TypeError, ValueError: the features are not such as :meth:`FeatureStats.update` takes, of the same length on
+                both sides.
+        """
+        if not isinstance(real, bool):
+            raise TypeError(f"real must be a bool, got {real!r}")
+        with torch.no_grad():
+            rows = as_real_tensor("features", x if self.features is None else self.features(x))  # type: ignore[arg-type]
+        if rows.ndim != 2 or not rows.shape[1]:
+            raise ValueError(f"features must have shape (n, d), got {tuple(rows.shape)}")
+        stats = self._stats.get(real)
+        if stats is None:
+            other = self._stats.get(not real)
+            dim = rows.shape[1] if other is None else other.dim
+            stats = FeatureStats(dim, ddof=self._ddof, device=rows.device)
+        stats.update(rows)
+        self._stats[real] = stats
+
+    def compute(self) -> Tensor:
+        """The distance of all samples so far: 0-dim, float64. ValueError unless both sides have at least 2."""
+        sides = []
+        for name, key in (("real", True), ("generated", False)):
+            stats = self._stats.get(key)
+            count = 0 if stats is None else stats.count
+            if stats is None or count is None or count < 2:
+                raise ValueError(f"the {name} side needs at least 2 samples, got {count}")
+            sides.append(stats)
+        real, fake = sides
+        first = _Side(real.mean, real.cov, real.factor, "the real covariance")
+        second = _Side(fake.mean.to(first.mean), fake.cov.to(first.mean), None, "the generated covariance")
+        return _distance(first, second, "auto")[0]
+
+    def reset(self) -> None:
+        """Forget the generated side, and the real one if ``reset_real_features``."""
+        self._stats.pop(False, None)
+        if self.reset_real_features:
+            self._stats.pop(True, None)
