@@ -317,8 +317,10 @@ class _TraceSqrtProduct(torch.autograd.Function):
         return torch.tensor(outcome.trace, dtype=torch.float64, device=device)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        # once_differentiable sees only whether grad depends on something, and the halves depend on the arguments too.
+        if torch.is_grad_enabled():
+            raise RuntimeError("trace_sqrt_product is differentiable once, and create_graph=True asks for twice")
         result: list[Tensor | None] = [None, None, None, None]
         for half, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True):
             result.append(None if half is None else (0.5 * grad * (half @ half.mT)).to(dtype))

@@ -153,6 +153,11 @@ def optimal_odd_polynomial(lower: float) -> tuple[float, float, float, float]:
 # the rounding of the large ones grows by its inverse.
 _CUSHION = 0.02
 
+# Near 1 the nearest polynomial is that of Newton and Schulz, which takes 1 - x to 5/2 (1 - x)^3 and is at most 1 on
+# [0, 1], and Remez's equations lose their digits.
+_NEAR = 0.99
+_NEWTON_SCHULZ = (15 / 8, -10 / 8, 3 / 8)
+
 
 @functools.lru_cache(maxsize=256)
 def polar_schedule(smallest: float) -> tuple[tuple[float, float, float, float], ...]:
@@ -161,19 +166,22 @@ def polar_schedule(smallest: float) -> tuple[tuple[float, float, float, float], 
     Each is the nearest to 1 on the interval that the one before it has left, scaled so that its largest value is 1.
 
     Returns:
-        ``(a, b, c, reached)`` for each step: numbers of at least ``reached`` have come to at least 1/2 after it, and
-        stay there or above from then on up to rounding. ``reached`` is 1 while no such number is known.
+        ``(a, b, c, reached)`` for each step: after it, numbers from ``reached`` to 1 have come to at least 1/2.
+        ``reached`` is 1 while no such number is known.
     """
     if not 0 < smallest < 1:
         raise ValueError(f"smallest must lie between 0 and 1, got {smallest}")
     steps: list[tuple[float, float, float]] = []
     low = smallest
-    while 1 - low > 1e-8:  # one step more cubes the distance to 1
-        a, b, c, error = optimal_odd_polynomial(max(low, _CUSHION))
-        a, b, c = (x / (1 + error) for x in (a, b, c))
-        low = min(_value(a, b, c, low), (1 - error) / (1 + error))
+    while low < 1:
+        if low > _NEAR:
+            a, b, c = _NEWTON_SCHULZ
+            low = _value(a, b, c, low)
+        else:
+            a, b, c, error = optimal_odd_polynomial(max(low, _CUSHION))
+            a, b, c = (x / (1 + error) for x in (a, b, c))
+            low = min(_value(a, b, c, low), (1 - error) / (1 + error))
         steps.append((a, b, c))
-    steps.append((15 / 8, -10 / 8, 3 / 8))  # Newton-Schulz of degree 5: at most 1 on [0, 1]
     return tuple((a, b, c, _reached(steps[: k + 1])) for k, (a, b, c) in enumerate(steps))
 
 
