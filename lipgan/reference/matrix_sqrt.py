@@ -173,7 +173,7 @@ def polar_schedule(smallest: float) -> tuple[tuple[float, float, float, float], 
         raise ValueError(f"smallest must lie between 0 and 1, got {smallest}")
     steps: list[tuple[float, float, float]] = []
     low = smallest
-    while low < 1:
+    while 1 - low > 1e-15:
         if low > _NEAR:
             a, b, c = _NEWTON_SCHULZ
             low = _value(a, b, c, low)
