@@ -188,9 +188,12 @@ struct Group {
         p[r] += sum;
       }
       V along{};
-      for (int64_t j = 0; j < i; ++j) along += p[j] * v[j];
-      along *= beta[i] * beta[i] * T(0.5);
-      for (int64_t j = 0; j < i; ++j) p[j] = p[j] * beta[i] - along * v[j];
+      for (int64_t j = 0; j < i; ++j) {
+        p[j] *= beta[i];  // before the sum: the square of beta may leave the range
+        along += p[j] * v[j];
+      }
+      along *= T(0.5) * beta[i];
+      for (int64_t j = 0; j < i; ++j) p[j] -= along * v[j];
       for (int64_t r = 0; r < i; ++r) {
         V* row = a + r * n;
         const V vr = v[r], pr = p[r];
@@ -224,7 +227,9 @@ struct Group {
 
   // QL steps: the eigenvalues come to d, the rotations that lead there to z.
   void diagonalize() {
-    constexpr T kEps = std::numeric_limits<T>::epsilon(), kTiny = std::numeric_limits<T>::min() / kEps;
+    constexpr T kEps = std::numeric_limits<T>::epsilon();
+    // The matrix is of the size of 1. Below kNothing an element is nothing, and its square has not all of its digits.
+    constexpr T kSquare = std::numeric_limits<T>::min() / kEps, kNothing = sizeof(T) == 8 ? T(1e-146) : T(4e-16);
     const V one = V{} + T(1);
     for (int64_t low = 0; low < n - 1; ++low) {
       for (int step = 0; step < kSteps; ++step) {
@@ -233,7 +238,7 @@ struct Group {
         V end{}, last = d[low];
         int64_t high = low;
         for (int64_t i = low; i < n - 1 && any_of(open); ++i) {
-          open = open & (abs_of(e[i]) > kEps * (abs_of(d[i]) + abs_of(d[i + 1])) + kTiny);
+          open = open & (abs_of(e[i]) > kEps * (abs_of(d[i]) + abs_of(d[i + 1])) + kNothing);
           last = open ? d[i + 1] : last;
           end = open ? V{} + T(i + 1) : end;
           if (any_of(open)) high = i + 1;
@@ -250,8 +255,9 @@ struct Group {
         for (int64_t i = high - 1; i >= low; --i) {
           const auto in = active & (end > T(i));
           const V f = sine * e[i], b = cosine * e[i];
-          const V r = sqrt_of(f * f + g * g);
-          const auto turn = r > 0;
+          const V square = f * f + g * g;
+          const auto turn = square > kSquare;
+          const V r = sqrt_of(turn ? square : V{});
           const V inverse = 1 / (turn ? r : one);
           const V sine_new = turn ? f * inverse : V{}, cosine_new = turn ? g * inverse : one;
           e[i + 1] = in & (end > T(i + 1)) ? r : e[i + 1];

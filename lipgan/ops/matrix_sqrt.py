@@ -49,7 +49,7 @@ def _eigh_fwd(a: Tensor, inverse: bool, eps: float, spectrum: bool) -> Forward:
     if values.numel():
         _check_values(values[..., 0], values[..., -1], inverse, eps, a)
     root, roots, vectors = reference.from_eigenvalues(values + eps, vectors, inverse)
-    return (root, roots, vectors) if spectrum else (root, *_no_spectrum(a))
+    return (root, roots, vectors.contiguous()) if spectrum else (root, *_no_spectrum(a))
 
 
 def _no_spectrum(a: Tensor) -> tuple[Tensor, Tensor]:
@@ -57,7 +57,7 @@ def _no_spectrum(a: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _native_fwd(a: Tensor, inverse: bool, eps: float, spectrum: bool) -> Forward:
-    if a.shape[-1] > NATIVE_LIMIT or not _served(a):
+    if a.shape[-1] > NATIVE_LIMIT or a.dtype not in (torch.float32, torch.float64) or a.numel() == 0:
         return _eigh_fwd(a, inverse, eps, spectrum)
     module: Any = _backend.native()
     unit = reference.resolution(a.shape[-1], a.dtype)
@@ -74,10 +74,6 @@ def _newton_schulz_fwd(a: Tensor, inverse: bool, eps: float) -> Forward:
         a = a + eps * torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
     root, inverse_root = reference.newton_schulz(a)
     return inverse_root if inverse else root, *_no_spectrum(a)
-
-
-def _served(a: Tensor) -> bool:
-    return a.dtype in (torch.float32, torch.float64)
 
 
 def _check_seen(a: Tensor, seen: Tensor, inverse: bool, eps: float) -> None:
@@ -248,7 +244,9 @@ class _Polar(torch.autograd.Function):
 # ---- for lipgan.linalg: arguments known to be good but for their values ----
 
 
-def root(a: Tensor, inverse: bool = False, eps: float = 0.0, method: str = "auto", backend: str | None = None) -> Tensor:
+def root(
+    a: Tensor, inverse: bool = False, eps: float = 0.0, method: str = "auto", backend: str | None = None
+) -> Tensor:
     """``(a + eps I)^(1/2)``, or its inverse, of the symmetric part of ``a [..., n, n]``, float32 or float64."""
     spectrum = torch.is_grad_enabled() and a.requires_grad
     result: Tensor = _Root.apply(a, inverse, eps, method, spectrum, backend)[0]  # type: ignore[no-untyped-call]
