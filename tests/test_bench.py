@@ -2,13 +2,14 @@
 
 import argparse
 import json
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from lipgan import bench
-from lipgan.bench import harness
+from lipgan.bench import frechet, harness
 from lipgan.bench import spectral_norm as benchmark
 
 
@@ -28,6 +29,19 @@ def test_variants_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     assert calls == ["a", "b", *["a", "a", "b", "b"] * 5]  # one call of a turn is not counted
     assert set(times) == {"a", "b"}
     assert all(value >= 0 for value in times.values())
+
+
+def test_long_calls_are_not_repeated_for_their_caches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(harness, "_TURN_SECONDS", 0.0)
+    monkeypatch.setattr(harness, "_LONG_SECONDS", 0.02)
+    calls: list[str] = []
+
+    def slow() -> None:
+        calls.append("slow")
+        time.sleep(0.03)
+
+    harness.interleave({"slow": slow, "a": lambda: calls.append("a")}, seconds=0, warmup=2, rounds=2)
+    assert calls == ["slow", "a", "a", *["slow", "a", "a"] * 2]
 
 
 def test_fresh_process_keeps_the_number_of_threads() -> None:
@@ -84,6 +98,50 @@ def test_run_writes_tables_json_and_a_picture(tmp_path: Path, capsys: pytest.Cap
     assert [row["variant"] for row in memory["rows"]] in (["torch", "per layer", "grouped"], [])
     assert [row["n"] for row in growth["rows"]] == [1, 2]
     assert (tmp_path / "plots" / "spectral-norm.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.fixture
+def small_frechet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frechet, "SIZES", [4, 8])
+    monkeypatch.setattr(frechet, "SAMPLES", 100)
+    monkeypatch.setattr(frechet, "FEW", 5)
+    monkeypatch.setattr(frechet, "MATRICES", (3, 4))
+    monkeypatch.setattr(frechet, "in_fresh_process", lambda function, *args: function(*args))
+
+
+@pytest.mark.usefixtures("small_frechet")
+def test_frechet_tables_and_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "out.json"
+    args = argparse.Namespace(which="frechet", json=path, plot=tmp_path, threads=None, seed=None, seconds=0.0)
+    bench.main(args)
+    assert "Frechet distance from statistics" in capsys.readouterr().out
+    distances, few, updates, roots, memory = json.loads(path.read_text())["results"]["frechet"]
+    assert [row["d"] for row in distances["rows"]] == [4, 8]
+    assert all(row["to sqrtm"] == pytest.approx(row["sqrtm ms"] / row["lipgan ms"]) for row in distances["rows"])
+    assert few["rows"][0]["backward over forward"] > 0
+    assert [row["variant"] for row in updates["rows"]][-2:] == ["FeatureStats.update", "FeatureStats.update, float32"]
+    assert [row["dtype"] for row in roots["rows"]] == ["float32", "float64"]
+    assert len(memory["rows"]) == 4
+    assert (tmp_path / "frechet.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.usefixtures("small_frechet")
+@pytest.mark.parametrize("name", ["_by_sqrtm", "_by_eigvals", "frechet_distance"])
+def test_a_wrong_distance_is_not_timed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = getattr(frechet, name)
+    monkeypatch.setattr(frechet, name, lambda *args, **kwargs: right(*args, **kwargs) * 1.01)
+    with pytest.raises(AssertionError, match=r"the distance is off by (1\.0e-02|9\.9e-03), relative"):
+        frechet._times(8, seed=0, seconds=0)
+
+
+@pytest.mark.usefixtures("small_frechet")
+def test_a_wrong_covariance_or_root_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frechet, "_eigh_sqrtm", lambda a: a)
+    with pytest.raises(AssertionError, match="the root is off by"):
+        frechet._batch_times(3, 4, seed=0, seconds=0)
+    monkeypatch.setattr(frechet.FeatureStats, "cov", property(lambda self: self._scatter))
+    with pytest.raises(AssertionError, match="the covariance is off by"):
+        frechet._update_times(10, 4, seed=0, seconds=0)
 
 
 def test_threads_must_be_positive() -> None:

@@ -81,9 +81,10 @@ def test_every_dtype_is_widened_before_it_is_summed(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.usefixtures("poisoned_outputs")
-@pytest.mark.parametrize("d", [1, 2, 3, 4, 5, 7, 8, 9, 16, 17])
+@pytest.mark.parametrize("d", [1, 2, 3, 5, 6, 7, 11, 12, 13, 17])
 def test_blocks_and_chunks(d: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feature_stats, "_BLOCK", 4)
+    monkeypatch.setattr(feature_stats, "_BLOCK", 6)
+    monkeypatch.setattr(feature_stats, "_SMALL_BLOCK", 2)
     monkeypatch.setattr(feature_stats, "_CHUNK_ENTRIES", 50)
     x, mean, cov = grid(101, d)
     stats = FeatureStats(d).update(x[:30]).update(x[30:])

@@ -51,26 +51,39 @@ def _format(value: Any) -> str:
 # machine.
 _TURN_SECONDS = 0.02
 
+# A call that takes longer than this gains nothing from caches that the call before it has filled.
+_LONG_SECONDS = 1.0
 
-def interleave(variants: Mapping[str, Callable[[], object]], *, seconds: float, warmup: int = 2) -> dict[str, float]:
+
+def interleave(
+    variants: Mapping[str, Callable[[], object]], *, seconds: float, warmup: int = 2, rounds: int = 5
+) -> dict[str, float]:
     """Median seconds of a call of each variant; the variants take turns in every round.
 
-    A turn is one call that is not counted, then calls for 20 ms, and at least one.
+    A turn is one call that is not counted, then calls for 20 ms, and at least one. Where a call takes more than a
+    second it is one call, and so is the warm-up.
 
     Args:
         variants: name to function; what it returns is dropped outside of the time.
-        seconds: rounds go on for about this long, and at least 5 times.
+        seconds: rounds go on for about this long, and at least ``rounds`` times.
         warmup: calls of each before the first round.
+        rounds: the least number of rounds.
     """
     times: dict[str, list[float]] = {name: [] for name in variants}
+    long: set[str] = set()
     for _ in range(warmup):
-        for run in variants.values():
-            run()
-    begin = time.perf_counter()
-    rounds = 0
-    while rounds < 5 or time.perf_counter() - begin < seconds:
         for name, run in variants.items():
-            run()
+            if name not in long:
+                start = time.perf_counter()
+                run()
+                if time.perf_counter() - start > _LONG_SECONDS:
+                    long.add(name)
+    begin = time.perf_counter()
+    done = 0
+    while done < rounds or time.perf_counter() - begin < seconds:
+        for name, run in variants.items():
+            if name not in long:
+                run()
             turn = time.perf_counter()
             while True:
                 start = time.perf_counter()
@@ -80,7 +93,7 @@ def interleave(variants: Mapping[str, Callable[[], object]], *, seconds: float, 
                 del result
                 if end - turn > _TURN_SECONDS:
                     break
-        rounds += 1
+        done += 1
     return {name: statistics.median(values) for name, values in times.items()}
 
 

@@ -22,16 +22,21 @@ __all__ = ["FeatureStats"]
 # Entries of the centred rows that one product reads: 20 MiB of float64, so that they stay in a last-level cache.
 _CHUNK_ENTRIES = 1280 * 2048
 
-# Columns of a block of the scatter matrix: blocks above the diagonal are not computed, and a product of this width
-# still runs at the speed of a large one.
-_BLOCK = 512
+# Rows of a block of the scatter matrix. Blocks above the diagonal are not computed: left of the large ones the products
+# run at full speed, and the small ones leave little of a square on the diagonal to compute twice.
+_BLOCK, _SMALL_BLOCK = 768, 192
 
 
 def _add_gram(scatter: Tensor, rows: Tensor) -> None:
-    """``scatter += rows^T rows`` on the blocks up to the diagonal. ``scatter [d, d]``, ``rows [k, d]``."""
-    for begin in range(0, rows.shape[1], _BLOCK):
-        end = begin + _BLOCK
-        scatter[begin:end, :end].addmm_(rows[:, begin:end].T, rows[:, :end])
+    """``scatter += rows^T rows`` on the small blocks up to the diagonal. ``scatter [d, d]``, ``rows [k, d]``."""
+    dim = rows.shape[1]
+    for left in range(0, dim, _BLOCK):
+        right = min(left + _BLOCK, dim)
+        if left:
+            scatter[left:right, :left].addmm_(rows[:, left:right].T, rows[:, :left])
+        for begin in range(left, right, _SMALL_BLOCK):
+            end = min(begin + _SMALL_BLOCK, right)
+            scatter[begin:end, left:end].addmm_(rows[:, begin:end].T, rows[:, left:end])
 
 
 def _two_sum(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -111,8 +116,8 @@ class FeatureStats:
         if self._count is not None and self._count < 2:
             raise ValueError(f"the covariance needs at least 2 samples, got {self._count}")
         cov = self._scatter / (1 if self._count is None else self._count - self._ddof)
-        for begin in range(0, self.dim, _BLOCK):
-            end = begin + _BLOCK
+        for begin in range(0, self.dim, _SMALL_BLOCK):
+            end = begin + _SMALL_BLOCK
             cov[:begin, begin:end] = cov[begin:end, :begin].T
             # A product of a block with itself need not come out exactly symmetric.
             square = cov[begin:end, begin:end]
