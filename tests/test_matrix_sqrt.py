@@ -63,7 +63,7 @@ def draw(n: int, kind: str = "flat", batch: tuple[int, ...] = (), seed: int = 0)
 
 
 def bound(a: Tensor) -> Tensor:
-    """``min(e^(1/2), e / (2 l^(1/2)))`` with ``e = 4 n^(1/2) eps |a|`` and l the smallest eigenvalue, for each matrix."""
+    """``min(e^(1/2), e / (2 l^(1/2)))`` with ``e = 4 n^(1/2) eps |a|`` and l the smallest eigenvalue."""
     if a.numel() == 0:
         return a.new_zeros(a.shape[:-2], dtype=torch.float64)
     values = torch.linalg.eigvalsh(a.double())
@@ -447,7 +447,7 @@ def test_without_the_native_module(monkeypatch: pytest.MonkeyPatch) -> None:
     _backend._resolve.cache_clear()
     try:
         assert torch.equal(sqrtm(draw(3)), sqrtm(draw(3), method="eigh"))
-        with pytest.raises(UnavailableError, match="lipgan._C was not built"):
+        with pytest.raises(UnavailableError, match=r"lipgan\._C was not built"):
             sqrtm(draw(3), method="native")
     finally:
         _backend._resolve.cache_clear()

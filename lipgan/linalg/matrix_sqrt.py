@@ -28,7 +28,8 @@ def sqrtm(a: Tensor, *, method: str = "auto") -> Tensor:
         a: ``(..., n, n)``, real. Of float16 and bfloat16 the root is computed in float32 and rounded once. Only the
             symmetric part counts, and the gradient is symmetric.
         method: "eigh": eigenvalues, by LAPACK or cuSOLVER. "native": eigenvalues of many matrices at once, in C++, for
-            n up to 64 on a CPU. "newton-schulz": products of matrices only, for matrices whose squares stay in range. "auto": "native" where it serves, else "eigh".
+            n up to 64 on a CPU. "newton-schulz": products of matrices only, for matrices whose squares stay in
+            range. "auto": "native" where it serves, else "eigh".
 
     Returns:
         ``(..., n, n)``, in the dtype of a, exactly symmetric.

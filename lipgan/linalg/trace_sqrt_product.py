@@ -31,6 +31,7 @@ class Factor:
     triangular: bool  # a Cholesky factor, r = d
     clipped: float = 0.0  # trace of what was set to 0: negative and unresolved eigenvalues, by magnitude
     error: float = 0.0  # bound on the spectral norm of S - L L^T
+    inverse: float = math.inf  # twice the spectral norm of S^-1, by an estimate; inf where r < d
 
     @property
     def rank(self) -> int:
@@ -88,14 +89,24 @@ def _factorize(s: Tensor, name: str, method: str) -> Factor:
     if method == "cholesky" and largest > 0:
         factor, info = torch.linalg.cholesky_ex(s)
         if int(info) == 0 and float(factor.diagonal().square().min()) > unit * largest:
-            return Factor(factor, True, 0.0, unit * norm)
+            return Factor(factor, True, 0.0, unit * norm, _inverse_norm(factor))
         pivoted = _pivoted_cholesky(s, 4 * unit * largest)
         if pivoted is not None:
             return pivoted
     values, vectors = torch.linalg.eigh(s)
     refuse_indefinite(name, values[0], values[-1], s.dtype)
     keep = values > unit * float(values[-1].clamp_min(0))
-    return Factor(vectors[:, keep] * values[keep].sqrt(), False, float(values[~keep].abs().sum()), unit * norm)
+    matrix, clipped = vectors[:, keep] * values[keep].sqrt(), float(values[~keep].abs().sum())
+    return Factor(matrix, False, clipped, unit * norm, 2 / float(values[0]) if bool(keep.all()) else math.inf)
+
+
+def _inverse_norm(factor: Tensor) -> float:
+    """Twice the largest eigenvalue of ``(L L^T)^-1`` as three steps of the power method see it, from below."""
+    x = factor.new_ones(factor.shape[0], 1)
+    for _ in range(3):
+        x = torch.linalg.solve_triangular(factor, x / torch.linalg.vector_norm(x), upper=False)
+        x = torch.linalg.solve_triangular(factor.mT, x, upper=True)
+    return 2 * float(torch.linalg.vector_norm(x))
 
 
 def _pivoted_cholesky(s: Tensor, smallest: float) -> Factor | None:
@@ -278,16 +289,10 @@ def _factor_error(factor: Factor, trace: float, other_trace: float) -> float:
     In any case by ``|E^(1/2) L2|_* <= (tr E tr S2)^(1/2)``; where L has an inverse, in proportion to
     ``|E| |L^-1|^2 / 2``.
     """
+    if factor.clipped + factor.error == 0:
+        return 0.0
     bound = math.sqrt((factor.clipped + factor.error) * max(0.0, other_trace))
-    if factor.triangular and factor.error > 0:
-        x = factor.matrix.new_ones(factor.rank, 1)
-        norm = 0.0
-        for _ in range(3):  # the largest eigenvalue of S^-1, by the power method; twice it is taken
-            x = torch.linalg.solve_triangular(factor.matrix, x / torch.linalg.vector_norm(x), upper=False)
-            x = torch.linalg.solve_triangular(factor.matrix.mT, x, upper=True)
-            norm = float(torch.linalg.vector_norm(x))
-        bound = min(bound, factor.error * norm * trace)
-    return bound
+    return min(bound, 0.5 * factor.error * factor.inverse * trace) if math.isfinite(factor.inverse) else bound
 
 
 class _TraceSqrtProduct(torch.autograd.Function):
@@ -373,8 +378,8 @@ def trace_sqrt_product(s1: Tensor, s2: Tensor, *, method: str = "auto") -> Tenso
     directions, the trace has no derivative in those: this one is then that along matrices of the same rank.
 
     Args:
-        s1, s2: ``(..., d, d)``, real; their leading dimensions broadcast. Only one pair is taken at a time: the function
-            is meant for large matrices.
+        s1, s2: ``(..., d, d)``, real; their leading dimensions broadcast. Pairs are taken one at a time: it is
+            meant for large matrices.
         method: "cholesky": Cholesky of S1 (pivoted, or by eigenvalues, where it is singular to rounding), then the
             eigenvalues of ``L1^T S2 L1``. "eigh": the same with ``L1`` by eigenvalues. "svd": factors of both, then the
             singular values of ``L1^T L2``: the most accurate. "polar": factors of both, then an iteration of matrix
@@ -385,8 +390,8 @@ def trace_sqrt_product(s1: Tensor, s2: Tensor, *, method: str = "auto") -> Tenso
 
     Raises:
         TypeError: an argument is not a real floating-point tensor.
-        ValueError: an argument is not square, not finite, not symmetric beyond rounding, or clearly indefinite; the sizes
-            differ; no method has that name.
+        ValueError: an argument is not square, not finite, not symmetric beyond rounding, or clearly indefinite; the
+            sizes differ; no method has that name.
 
     Example::
 
@@ -399,13 +404,13 @@ def trace_sqrt_product(s1: Tensor, s2: Tensor, *, method: str = "auto") -> Tenso
     if s1.shape[-1] != s2.shape[-1]:
         raise ValueError(f"s2 must have the size of s1, {s1.shape[-1]}, got {s2.shape[-1]}")
     try:
-        batch = torch.broadcast_shapes(s1.shape[:-2], s2.shape[:-2])
+        batch = torch.broadcast_shapes(s1.shape[:-2], s2.shape[:-2])  # type: ignore[no-untyped-call]
     except RuntimeError:
         raise ValueError(
             f"s2 must have leading dimensions that broadcast with those of s1, {tuple(s1.shape[:-2])}, "
             f"got {tuple(s2.shape[:-2])}"
         ) from None
-    firsts, seconds = (s.expand(*batch, *s.shape[-2:]).reshape(-1, *s.shape[-2:]) for s in (s1, s2))
+    firsts, seconds = (s.expand(*batch, *s.shape[-2:]).reshape(math.prod(batch), *s.shape[-2:]) for s in (s1, s2))
     traces = [trace_sqrt_product_info(a, b, method=method)[0] for a, b in zip(firsts, seconds, strict=True)]
     stacked = torch.stack(traces) if traces else s1.new_zeros(0, dtype=torch.float64)
     return stacked.reshape(batch).to(dtype)

@@ -182,7 +182,7 @@ class _Lyapunov(torch.autograd.Function):
 
 
 class _Root(torch.autograd.Function):
-    """``a -> (root, roots, vectors)``; the last two are constants of the differentiation, and known of ``X = a^(1/2)``."""
+    """``a -> (root, roots, vectors)``; the last two are constants, and known of the root."""
 
     @staticmethod
     def forward(a: Tensor, inverse: bool, eps: float, method: str, spectrum: bool, backend: str | None) -> Forward:
@@ -238,7 +238,8 @@ class _Polar(torch.autograd.Function):
             twice = 2 * torch.eye(a.shape[-1], dtype=a.dtype, device=a.device).expand_as(h)
             inverse = _Lyapunov.apply(twice, h, roots, vectors, None)  # type: ignore[no-untyped-call]
             total = total + (grad_u - u @ inner) @ inverse
-        return total
+        gradient: Tensor = total
+        return gradient
 
 
 # ---- for lipgan.linalg: arguments known to be good but for their values ----
@@ -266,7 +267,8 @@ def nuclear_norm(a: Tensor) -> Tensor:
     """The sum of the singular values of ``a [..., m, n]``, ``m >= n``, float32 or float64."""
     if torch.is_grad_enabled() and a.requires_grad:
         h: Tensor = _Polar.apply(a)[1]  # type: ignore[no-untyped-call]
-        return h.diagonal(dim1=-2, dim2=-1).sum(-1)
+        norm: Tensor = h.diagonal(dim1=-2, dim2=-1).sum(-1)
+        return norm
     _arguments.check_finite("a", a)
     return reference.nuclear_norm(a)
 

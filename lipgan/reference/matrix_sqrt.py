@@ -53,7 +53,7 @@ def resolved(roots: Tensor) -> Tensor:
 
 
 def lyapunov(g: Tensor, roots: Tensor, vectors: Tensor) -> Tensor:
-    """The solution T of ``X T + T X = G`` for ``X = vectors diag(roots) vectors^T``, without a part in the kernel of X.
+    """T of ``X T + T X = G`` for ``X = vectors diag(roots) vectors^T``, without a part in the kernel of X.
 
     It is the derivative of ``X = A^(1/2)`` along G, and its own adjoint.
     """
@@ -69,8 +69,8 @@ def polar_fwd(a: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """``a = u h`` for ``a [..., m, n]``, ``m >= n``: ``u`` with orthonormal columns, ``h`` positive semi-definite.
 
     Returns:
-        ``u``, ``h [..., n, n]``, the singular values ``[..., n]``, 0 where unresolved, and the right singular vectors as
-        columns ``[..., n, n]``.
+        ``u``, ``h [..., n, n]``, the singular values ``[..., n]``, 0 where unresolved, and the right singular vectors
+        as columns ``[..., n, n]``.
     """
     left, values, right = torch.linalg.svd(a, full_matrices=False)
     h = symmetric_part((right.mT * values.unsqueeze(-2)) @ right)
@@ -78,7 +78,7 @@ def polar_fwd(a: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def polar_bwd(grad_u: Tensor, grad_h: Tensor, u: Tensor, roots: Tensor, vectors: Tensor) -> Tensor:
-    """The gradient to a of what :func:`polar_fwd` returned; where ``s_i + s_j = 0`` the quotients below count as 0.
+    """The gradient to a of what :func:`polar_fwd` returned; where ``s_i + s_j = 0`` quotients count as 0.
 
     With ``G = V^T u^T dU V`` and the symmetric ``H = V^T dH V``: ``u V [(G - G^T + 2 s_i H) / (s_i + s_j)] V^T``, and
     ``(I - u u^T) dU h^-1`` beside the columns of u.
@@ -104,7 +104,8 @@ def resolved_singular(values: Tensor, m: int) -> Tensor:
 
 def nuclear_norm(a: Tensor) -> Tensor:
     """Sum of the singular values of ``a [..., m, n]``."""
-    return torch.linalg.svdvals(a).sum(-1)
+    norm: Tensor = torch.linalg.svdvals(a).sum(-1)
+    return norm
 
 
 def trace_sqrt_product(s1: Tensor, s2: Tensor) -> Tensor:
@@ -115,7 +116,8 @@ def trace_sqrt_product(s1: Tensor, s2: Tensor) -> Tensor:
 def _factor(s: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh(symmetric_part(s))
     unresolved = resolution(s.shape[-1], s.dtype) * values.abs().amax(-1, keepdim=True)
-    return vectors * torch.where(values > unresolved, values, 0.0).sqrt().unsqueeze(-2)
+    factor: Tensor = vectors * torch.where(values > unresolved, values, 0.0).sqrt().unsqueeze(-2)
+    return factor
 
 
 # ---- odd polynomials ----
@@ -229,8 +231,8 @@ def norm_bound(gram: Tensor) -> Tensor:
 def newton_schulz(a: Tensor) -> tuple[Tensor, Tensor]:
     """``a^(1/2)`` and ``a^(-1/2)`` by products: ``y <- y q(z y)``, ``z <- q(z y) z`` from ``y = a``, ``z = I``.
 
-    With ``p(x) = x q(x^2)`` of :func:`polar_schedule`, an eigenvalue t of a follows ``x <- p(x)`` from ``x = t^(1/2)``, and
-    y and z are ``x t^(1/2)`` and ``x t^(-1/2)``. Eigenvalues below the resolution are not waited for.
+    With ``p(x) = x q(x^2)`` of :func:`polar_schedule`, an eigenvalue t of a follows ``x <- p(x)`` from ``x = t^(1/2)``,
+    and y and z are ``x t^(1/2)`` and ``x t^(-1/2)``. Eigenvalues below the resolution are not waited for.
     """
     n = a.shape[-1]
     eye = torch.eye(n, dtype=a.dtype, device=a.device).expand_as(a)
