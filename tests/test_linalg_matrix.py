@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lipgan.linalg import nuclear_norm, polar, trace_sqrt_product
 from lipgan.linalg.trace_sqrt_product import METHODS, Factor, factorize, trace_sqrt_product_info
+from lipgan.ops import use_backend
 from lipgan.reference import matrix_sqrt as reference
 
 EPS = torch.finfo(torch.float64).eps
@@ -332,6 +333,14 @@ def test_trace_by_products_is_within_its_bound(shape: tuple[int, int], kind: str
     assert abs(rough - float(values.sum())) <= rough_bound
     assert rough_bound <= 2e-3 * float(values.sum())
     assert rough_steps <= steps
+
+
+def test_trace_by_the_products_of_the_kernels() -> None:
+    first, second, truth = exact_pair(9, (9, 4), seed=2)
+    with use_backend("triton"):
+        trace, info = trace_sqrt_product_info(first, second, method="polar")
+    assert abs(float(trace) - truth) <= 1e-10 * truth
+    assert info.iterations > 0
 
 
 # ---- bad input ----

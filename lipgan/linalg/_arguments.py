@@ -6,6 +6,8 @@ from torch import Tensor
 # Statistics in float64 have often been summed in float32, and so are symmetric and definite only as far.
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}
 
+_TILE = 256
+
 
 def tolerance(dtype: torch.dtype) -> float:
     """Share of the largest entry (eigenvalue) up to which asymmetry (negative eigenvalues) passes for rounding."""
@@ -40,7 +42,12 @@ def check_finite(name: str, a: Tensor) -> None:
 def check_symmetric(name: str, a: Tensor) -> bool:
     """ValueError unless ``a`` is finite and symmetric up to rounding; returns whether it is so exactly."""
     check_finite(name, a)
-    if torch.equal(a, a.mT):
+    # Tile by tile, a matrix and its transpose meet in the caches.
+    if all(
+        torch.equal(a[..., i : i + _TILE, j : j + _TILE], a[..., j : j + _TILE, i : i + _TILE].mT)
+        for i in range(0, a.shape[-1], _TILE)
+        for j in range(0, i + 1, _TILE)
+    ):
         return True
     refuse_asymmetry(name, (a - a.mT).abs().amax((-2, -1)), a.abs().amax((-2, -1)), a.dtype)
     return False

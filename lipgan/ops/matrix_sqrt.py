@@ -275,4 +275,8 @@ def nuclear_norm(a: Tensor) -> Tensor:
 
 def polar_trace(m: Tensor, tolerance: float = 1e-12) -> tuple[float, float, int]:
     """The nuclear norm of ``m [h, w]`` by products of matrices only: as :func:`reference.polar_trace`."""
+    if _backend.resolve(None, m.device.type) == "triton":
+        from lipgan.kernels import matrix_sqrt as kernels
+
+        return reference.polar_trace(m, tolerance, kernels.symmetric_product, kernels.polynomial)
     return reference.polar_trace(m, tolerance)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -261,10 +262,21 @@ def lyapunov_by_products(g: Tensor, x: Tensor) -> Tensor:
     return 0.5 * g
 
 
-def polar_trace(m: Tensor, tolerance: float = 1e-12) -> tuple[float, float, int]:
+def gram_of(x: Tensor) -> Tensor:
+    """``x^T x``."""
+    return x.mT @ x
+
+
+def polar_trace(
+    m: Tensor,
+    tolerance: float = 1e-12,
+    gram_of: Callable[[Tensor], Tensor] = gram_of,
+    polynomial: Callable[[Tensor, Tensor, float, float, float], Tensor] = polynomial,
+) -> tuple[float, float, int]:
     """The nuclear norm of ``m [h, w]`` by products: ``|m|_* = tr (u^T m)``, with u the polar factor.
 
-    The iteration ends when a bound on the error of the trace falls below ``tolerance`` of it.
+    The iteration ends when a bound on the error of the trace falls below ``tolerance`` of it. The products are those of
+    ``gram_of`` and ``polynomial``, which kernels may serve.
 
     Returns:
         The norm, the bound, and the number of steps.
@@ -272,7 +284,7 @@ def polar_trace(m: Tensor, tolerance: float = 1e-12) -> tuple[float, float, int]
     if m.shape[0] < m.shape[1]:
         m = m.mT
     n = m.shape[1]
-    gram = m.mT @ m
+    gram = gram_of(m)
     square = float(gram.diagonal().sum()) if n else 0.0
     if square == 0:
         return 0.0, 0.0, 0
@@ -284,7 +296,7 @@ def polar_trace(m: Tensor, tolerance: float = 1e-12) -> tuple[float, float, int]
     steps = 0
     for a, b, c, reached in polar_schedule(smallest):
         x = polynomial(x, gram, a, b, c)
-        gram = x.mT @ x
+        gram = gram_of(x)
         steps += 1
         if reached < 1:
             trace, bound = _trace_and_bound(m, x, gram, reached * scale)
