@@ -61,7 +61,7 @@ def interleave(
     """Median seconds of a call of each variant; the variants take turns in every round.
 
     A turn is one call that is not counted, then calls for 20 ms, and at least one. Where a call takes more than a
-    second it is one call, and so is the warm-up.
+    second, every call counts, and a turn is one of them.
 
     Args:
         variants: name to function; what it returns is dropped outside of the time.
@@ -76,8 +76,10 @@ def interleave(
             if name not in long:
                 start = time.perf_counter()
                 run()
-                if time.perf_counter() - start > _LONG_SECONDS:
+                taken = time.perf_counter() - start
+                if taken > _LONG_SECONDS:
                     long.add(name)
+                    times[name].append(taken)
     begin = time.perf_counter()
     done = 0
     while done < rounds or time.perf_counter() - begin < seconds:
