@@ -112,6 +112,19 @@ def test_any_spectra(first: str, second: str, d: int, seed: int, same_basis: boo
     assert info.error_bound < 1e-6 * scale * pair.scale
 
 
+@pytest.mark.usefixtures("poisoned_outputs")
+@pytest.mark.parametrize("kinds", [("clustered", "flat"), ("rank-deficient", "clustered"), ("decaying", "decaying")])
+def test_large_exact_constructions(kinds: tuple[str, str]) -> None:
+    # Wider than the blocks of the products, and in one basis, so that the trace is a sum of known roots.
+    d = 600
+    pair = Pair(*kinds, d, same_basis=True)
+    roots = [spectrum(kind, d).sqrt() for kind in kinds]
+    means = (pair.mean1 - pair.mean2).square().sum()
+    truth = float(means + (roots[0] - roots[1]).square().sum())
+    value = float(frechet_distance(*pair.statistics))
+    assert abs(value - truth) <= 1e-10 * float(means + roots[0].square().sum() + roots[1].square().sum())
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kinds", list(itertools.product(["flat", "rank-deficient", "rank-1"], repeat=2)))
 @pytest.mark.parametrize("d", [1, 2, 7, 8, 9, 31, 65])
