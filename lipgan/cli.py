@@ -265,7 +265,8 @@ def _parser() -> argparse.ArgumentParser:
         "measure against PyTorch on this machine, after checking that the results agree",
         "lipgan bench spectral-norm --json bench.json",
     )
-    bench.add_argument("which", nargs="?", choices=("spectral-norm", "frechet", "all"), default="all", help="default: all")
+    names = ("spectral-norm", "frechet", "all")
+    bench.add_argument("which", nargs="?", choices=names, default="all", help="default: all")
     bench.add_argument("--json", type=Path, metavar="FILE", help="write every number there")
     bench.add_argument("--plot", type=Path, metavar="DIR", help="write plots there")
     bench.add_argument("--threads", type=_whole(1), metavar="N", help="threads of torch and of the native code")
