@@ -15,7 +15,7 @@ import torch
 from lipgan.bench.harness import Table, machine
 
 # Name on the command line, and the module that has run(seed) and plot(tables, axes).
-BENCHMARKS = {"spectral-norm": "lipgan.bench.spectral_norm"}
+BENCHMARKS = {"spectral-norm": "lipgan.bench.spectral_norm", "gradient-penalty": "lipgan.bench.gradient_penalty"}
 
 
 def main(args: argparse.Namespace) -> None:
