@@ -5,20 +5,25 @@
 
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "bindings_tensor.h"
 #include "cpu/isa.h"
 #include "cpu/memory.h"
 #include "cpu/threads.h"
+#include "lipgan/gradient_penalty.h"
 #include "lipgan/matrix_sqrt.h"
+#include "lipgan/mlp_gradient_penalty.h"
 #include "lipgan/spectral_norm.h"
 
 namespace {
 
 namespace py = pybind11;
 using lipgan::Dtype;
+using lipgan::PenaltyKind;
 using lipgan::python::element_size;
+using lipgan::python::Layout;
 using lipgan::python::NewTensor;
 using lipgan::python::View;
 
@@ -158,6 +163,116 @@ py::tuple matrix_sqrt_fwd(const py::object& a, bool inverse, double eps, double 
   return py::make_tuple(root.object(), roots.object(), vectors.object(), seen.object());
 }
 
+void check_samples(const View& samples, const char* name) {
+  if (samples.ndim() < 1 || samples.numel() == 0) {
+    throw std::invalid_argument(std::string(name) + " must hold at least one sample");
+  }
+}
+
+py::object gradient_penalty_interpolate(const py::object& real, const py::object& fake, const py::object& mix,
+                                        int num_threads) {
+  View real_view(real, "real", Layout::samples), fake_view(fake, "fake", Layout::samples);
+  if (!real_view.same_shape(fake_view)) throw std::invalid_argument("fake must have the shape of real");
+  if (!real_view.same_strides(fake_view)) real_view = View(real, "real"), fake_view = View(fake, "fake");
+  check_samples(real_view, "real");
+  const Dtype dtype = real_view.dtype();
+  const int64_t batch = real_view.size(0);
+  fake_view.expect(dtype, real_view.numel(), "fake");
+  const View mix_view(mix, "mix");
+  mix_view.expect(accumulation_dtype(dtype), batch, "mix");
+  const NewTensor x_hat(real_view.shape(), dtype, real_view.strides());
+  {
+    py::gil_scoped_release release;
+    lipgan::cpu::gradient_penalty_interpolate(dtype, real_view.data(), fake_view.data(), mix_view.data(), x_hat.data(),
+                                              batch, real_view.numel() / batch, num_threads);
+  }
+  return x_hat.object();
+}
+
+PenaltyKind penalty_kind(std::string_view kind) {
+  if (kind == "two-sided") return PenaltyKind::two_sided;
+  if (kind == "one-sided") return PenaltyKind::one_sided;
+  if (kind == "squared") return PenaltyKind::squared;
+  if (kind == "max") return PenaltyKind::max;
+  const std::string got(kind);
+  throw std::invalid_argument("kind must be one of two-sided, one-sided, squared, max, got '" + got + "'");
+}
+
+py::tuple gradient_penalty_fwd(const py::object& grads, std::string_view kind, double weight, double target,
+                               std::string_view norm, int num_threads) {
+  const bool per_pixel = norm == "pixel";
+  if (!per_pixel && norm != "sample") {
+    throw std::invalid_argument("norm must be one of sample, pixel, got '" + std::string(norm) + "'");
+  }
+  const View view(grads, "grads", per_pixel ? Layout::pixels : Layout::samples);
+  check_samples(view, "grads");
+  std::vector<int64_t> norms_shape = {view.size(0)};
+  int64_t outer = view.size(0), length = view.numel() / outer, inner = 1;
+  if (per_pixel) {
+    if (view.ndim() < 2) throw std::invalid_argument("grads must have at least 2 dimensions for norm='pixel'");
+    for (int dim = 2; dim < view.ndim(); ++dim) norms_shape.push_back(view.size(dim));
+    inner = length / view.size(1);
+    length = view.size(1);
+    if (!view.contiguous()) outer *= inner, inner = 1;  // channels_last: every pixel is a sample of its channels
+  }
+  const Dtype dtype = view.dtype();
+  const NewTensor penalty({}, accumulation_dtype(dtype)), norms(std::move(norms_shape), accumulation_dtype(dtype)),
+      cotangent(view.shape(), dtype, view.strides());
+  const PenaltyKind penalty_of = penalty_kind(kind);
+  {
+    py::gil_scoped_release release;
+    lipgan::cpu::gradient_penalty_fwd(dtype, penalty_of, view.data(), penalty.data(), norms.data(), cotangent.data(),
+                                      outer, length, inner, weight, target, num_threads);
+  }
+  return py::make_tuple(penalty.object(), norms.object(), cotangent.object());
+}
+
+py::tuple mlp_gradient_penalty_fwd(const py::object& x, const py::sequence& weights, const py::sequence& biases,
+                                   const std::vector<double>& slopes, const py::sequence& scales, std::string_view kind,
+                                   double weight, double target, int num_threads) {
+  const size_t count = weights.size();
+  check_lengths(count, {biases.size(), slopes.size() + 1, scales.size() + 1});
+  const View input(x, "x");
+  check_samples(input, "x");
+  const Dtype dtype = input.dtype();
+  if (dtype != Dtype::float32 && dtype != Dtype::float64) throw std::invalid_argument("x must be float32 or float64");
+  if (input.ndim() != 2) throw std::invalid_argument("x must have 2 dimensions");
+  const int64_t batch = input.size(0);
+  int64_t before = input.size(1);
+  std::vector<View> inputs;  // copies of tensors that were not contiguous live until the kernel has run
+  std::vector<lipgan::MlpLayer> layers;
+  inputs.reserve(3 * count);
+  layers.reserve(count);
+  py::list grads(count);
+  const auto optional = [&](const py::object& object, int64_t numel, const char* name) -> const void* {
+    return object.is_none() ? nullptr : inputs.emplace_back(object, name).expect(dtype, numel, name).data();
+  };
+  for (size_t l = 0; l < count; ++l) {
+    const bool last = l + 1 == count;
+    const View& matrix = inputs.emplace_back(weights[l], "weight");
+    if (matrix.ndim() != 2) throw std::invalid_argument("a weight must have 2 dimensions");
+    const int64_t width = matrix.size(0);
+    if (width == 0) throw std::invalid_argument("a weight must not be empty");
+    matrix.expect(dtype, width * before, "weight");
+    const void* bias = optional(biases[l], width, "bias");
+    const void* scale = last ? nullptr : optional(scales[l], batch * width, "scale");
+    const NewTensor grad(matrix.shape(), dtype);
+    grads[l] = grad.object();
+    layers.push_back({matrix.data(), bias, scale, grad.data(), last ? 1.0 : slopes[l], width});
+    before = width;
+  }
+  if (before != 1) throw std::invalid_argument("the last weight must have one row");
+  const NewTensor penalty({}, dtype), norms({batch}, dtype);
+  const PenaltyKind penalty_of = penalty_kind(kind);
+  {
+    py::gil_scoped_release release;
+    lipgan::cpu::mlp_gradient_penalty_fwd(dtype, penalty_of, input.data(), layers.data(), static_cast<int64_t>(count),
+                                          penalty.data(), norms.data(), batch, input.size(1), weight, target,
+                                          num_threads);
+  }
+  return py::make_tuple(penalty.object(), norms.object(), grads);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, module) {
@@ -172,6 +287,14 @@ PYBIND11_MODULE(_C, module) {
   module.def("matrix_sqrt_fwd", &matrix_sqrt_fwd, py::arg("a"), py::arg("inverse"), py::arg("eps"),
              py::arg("resolution"), py::arg("spectrum"), py::arg("num_threads"),
              "(root, roots, vectors) of the op lipgan::matrix_sqrt_fwd, and what was seen of a.");
+  module.def("gradient_penalty_interpolate", &gradient_penalty_interpolate, py::arg("real"), py::arg("fake"),
+             py::arg("mix"), py::arg("num_threads"), "x_hat of the op lipgan::gradient_penalty_interpolate.");
+  module.def("gradient_penalty_fwd", &gradient_penalty_fwd, py::arg("grads"), py::arg("kind"), py::arg("weight"),
+             py::arg("target"), py::arg("norm"), py::arg("num_threads"),
+             "(penalty, norms, cotangent) of the op lipgan::gradient_penalty_fwd.");
+  module.def("mlp_gradient_penalty_fwd", &mlp_gradient_penalty_fwd, py::arg("x"), py::arg("weights"), py::arg("biases"),
+             py::arg("slopes"), py::arg("scales"), py::arg("kind"), py::arg("weight"), py::arg("target"),
+             py::arg("num_threads"), "(penalty, norms, grads) of the op lipgan::mlp_gradient_penalty_fwd.");
   module.def("empty_cache", &lipgan::cpu::empty_cache, "Free the memory kept for outputs; returns its bytes.");
   module.def("cached_bytes", &lipgan::cpu::cached_bytes, "Bytes kept for outputs and not in use.");
   module.def("poison_outputs", &lipgan::cpu::poison, py::arg("on"), "Fill outputs with NaN first, for tests.");

@@ -43,12 +43,20 @@ inline int element_size(Dtype dtype) {
   return dtype == Dtype::float64 ? 8 : dtype == Dtype::float32 ? 4 : 2;
 }
 
-// A contiguous CPU tensor. A tensor with other strides is copied first.
+// What a View leaves as it lies.
+enum class Layout {
+  contiguous,
+  samples,  // the samples of a batch one behind the other, each without a gap: contiguous, channels_last, ...
+  pixels,   // contiguous, or channels_last: the channels of a pixel side by side
+};
+
+// A contiguous CPU tensor, or one of another layout that is asked for. A tensor with other strides is copied first.
 class View {
  public:
-  View(py::handle object, const char* name) : owner_(py::reinterpret_borrow<py::object>(object)) {
+  View(py::handle object, const char* name, Layout layout = Layout::contiguous)
+      : owner_(py::reinterpret_borrow<py::object>(object)) {
     read(name);
-    if (!contiguous()) {
+    if (!contiguous() && !(layout == Layout::samples && samples()) && !(layout == Layout::pixels && channels_last())) {
       owner_ = owner_.attr("contiguous")();
       read(name);
       if (!contiguous()) throw std::invalid_argument(std::string(name) + " has no contiguous copy");
@@ -61,6 +69,29 @@ class View {
   int ndim() const { return tensor_.ndim; }
   int64_t size(int dim) const { return tensor_.shape[dim]; }
   std::vector<int64_t> shape() const { return {tensor_.shape, tensor_.shape + tensor_.ndim}; }
+  std::vector<int64_t> strides() const {
+    std::vector<int64_t> strides(static_cast<size_t>(tensor_.ndim));
+    int64_t compact = 1;
+    for (int dim = tensor_.ndim; dim-- > 0; compact *= tensor_.shape[dim]) {
+      strides[static_cast<size_t>(dim)] = tensor_.strides ? tensor_.strides[dim] : compact;
+    }
+    return strides;
+  }
+
+  bool same_shape(const View& other) const { return same(other, tensor_.shape, other.tensor_.shape); }
+  bool same_strides(const View& other) const {
+    if (!tensor_.strides || !other.tensor_.strides) return contiguous() && other.contiguous();
+    return same(other, tensor_.strides, other.tensor_.strides);
+  }
+
+  bool contiguous() const {
+    if (!tensor_.strides || numel_ == 0) return true;
+    int64_t expected = 1;
+    for (int dim = tensor_.ndim; dim-- > 0;) {
+      if (!follows(dim, expected)) return false;
+    }
+    return true;
+  }
 
   const View& expect(Dtype dtype, int64_t numel, const char* name) const {
     if (dtype != dtype_) throw std::invalid_argument(std::string(name) + " has a dtype that does not fit the others");
@@ -96,15 +127,40 @@ class View {
     for (int dim = 0; dim < tensor_.ndim; ++dim) numel_ *= tensor_.shape[dim];
   }
 
-  bool contiguous() const {
-    if (!tensor_.strides) return true;
-    int64_t expected = 1;
-    for (int dim = tensor_.ndim; dim-- > 0;) {
-      if (tensor_.shape[dim] == 1) continue;
-      if (tensor_.strides[dim] != expected) return false;
-      expected *= tensor_.shape[dim];
-    }
+  bool same(const View& other, const int64_t* mine, const int64_t* theirs) const {
+    bool equal = tensor_.ndim == other.tensor_.ndim;
+    for (int dim = 0; equal && dim < tensor_.ndim; ++dim) equal = mine[dim] == theirs[dim];
+    return equal;
+  }
+
+  // Whether `dim` is the next of the dimensions that walk over the memory without a gap, the innermost first.
+  bool follows(int dim, int64_t& expected) const {
+    if (tensor_.shape[dim] == 1) return true;
+    if (tensor_.strides[dim] != expected) return false;
+    expected *= tensor_.shape[dim];
     return true;
+  }
+
+  bool samples() const {
+    const int ndim = tensor_.ndim;
+    int64_t expected = 1;
+    int left = 0;
+    for (int dim = 1; dim < ndim; ++dim) left += tensor_.shape[dim] != 1;
+    for (bool found = true; found && left > 0;) {
+      found = false;
+      for (int dim = 1; dim < ndim && !found; ++dim) found = tensor_.shape[dim] != 1 && follows(dim, expected);
+      left -= found;
+    }
+    return left == 0 && (ndim == 0 || follows(0, expected));
+  }
+
+  bool channels_last() const {
+    int64_t expected = 1;
+    if (tensor_.ndim < 2 || !follows(1, expected)) return false;
+    for (int dim = tensor_.ndim; dim-- > 2;) {
+      if (!follows(dim, expected)) return false;
+    }
+    return follows(0, expected);
   }
 
   py::object owner_;
@@ -113,16 +169,18 @@ class View {
   int64_t numel_ = 0;
 };
 
-// A new contiguous CPU tensor, uninitialized, in memory of cpu/memory.h.
+// A new CPU tensor without gaps, uninitialized, in memory of cpu/memory.h.
 class NewTensor {
  public:
-  NewTensor(std::vector<int64_t> shape, Dtype dtype) {
-    auto* output = new Output{{}, std::move(shape), {}, static_cast<size_t>(element_size(dtype))};
+  // Contiguous, unless it is to lie like another tensor.
+  NewTensor(std::vector<int64_t> shape, Dtype dtype, std::vector<int64_t> strides = {}) {
+    auto* output = new Output{{}, std::move(shape), std::move(strides), static_cast<size_t>(element_size(dtype))};
     const auto ndim = static_cast<int32_t>(output->shape.size());
+    const bool compact = output->strides.empty();
     output->strides.resize(output->shape.size());
     int64_t numel = 1;
     for (int dim = ndim; dim-- > 0;) {
-      output->strides[dim] = numel;
+      if (compact) output->strides[dim] = numel;
       numel *= output->shape[dim];
     }
     output->bytes *= static_cast<size_t>(numel);

@@ -32,7 +32,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 from triton.runtime.jit import JITFunction
 
-from . import matrix_sqrt, spectral_norm
+from . import config, gradient_penalty, matrix_sqrt, spectral_norm
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -108,6 +108,8 @@ def launch_of(kernel: JITFunction, args: tuple[Any, ...], kwargs: dict[str, Any]
         # Triton makes a constant of None and of the integer 1.
         if parameter.is_constexpr or value is None or (type(value) is int and value == 1):
             signature[parameter.name], constants[parameter.name] = "constexpr", value
+        elif isinstance(value, float) and parameter.annotation_type:
+            signature[parameter.name] = parameter.annotation_type
         else:
             signature[parameter.name], is_aligned = _argument(value)
             if is_aligned:
@@ -151,6 +153,24 @@ def _spectral_norm_cases() -> None:
     forward_and_backward(torch.float32, [(512, 20000)], iterations=(1,))  # the wide tile of the column sums
 
 
+def _gradient_penalty_cases() -> None:
+    def forward(dtype: torch.dtype, shape: tuple[int, int, int], kinds: tuple[str, ...] = ("two-sided", "max")) -> None:
+        for kind in kinds:
+            gradient_penalty.gradient_penalty_fwd(torch.empty(shape, dtype=dtype), kind, weight=10.0, target=1.0)
+
+    for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
+        samples = torch.empty(16, 4096, dtype=dtype)
+        mix = torch.empty(16, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+        gradient_penalty.gradient_penalty_interpolate(samples, samples, mix)
+        forward(dtype, (16, config.longest_row(dtype.itemsize), 1))
+        forward(dtype, (16, 131072, 1), ("two-sided",))  # rows in parts
+        forward(dtype, (16, 512, 256))  # columns walked down
+    for kind in gradient_penalty.KINDS:
+        forward(torch.float32, (256, 640, 1), (kind,))  # several rows a program
+        forward(torch.float32, (16, 131072, 1), (kind,))
+        forward(torch.float32, (16, 64, 1024), (kind,))  # columns in registers
+
+
 def _matrix_sqrt_cases() -> None:
     for dtype, precision in ((torch.float32, "ieee"), (torch.float64, "ieee"), (torch.float32, "tf32x3")):
         for batch, m, n in (
@@ -165,6 +185,7 @@ def _matrix_sqrt_cases() -> None:
 
 # Calls of the launchers of an op that reach every kernel, dtype and launch shape worth compiling.
 CASES: dict[str, Callable[[], None]] = {
+    "gradient_penalty": _gradient_penalty_cases,
     "spectral_norm": _spectral_norm_cases,
     "matrix_sqrt": _matrix_sqrt_cases,
 }

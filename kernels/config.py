@@ -12,6 +12,9 @@ Shape = tuple[int, int]
 # Partial results of a reduction that one program combines per step.
 PARTIALS_PER_STEP = 256
 
+# Norms, or parts of them, that the one program which sums them up takes per step.
+SUMMANDS_PER_STEP = 1024
+
 # Warps of the kernels that treat a matrix as one array.
 FLAT_WARPS = 8
 
@@ -111,3 +114,49 @@ def product_tile(m: int, n: int, batch: int, itemsize: int, symmetric: bool) -> 
     block = min(max(next_power_of_2(max(m, n)), 16), largest)
     # 32 accumulators a thread, 64 in the largest tile.
     return ProductTile(block, block_k=16, num_warps=min(max(block * block // 1024, 1), 8))
+
+
+def flat_tile(h: int, w: int, itemsize: int) -> Tile:
+    """Tile of the kernels that read and write each element of a matrix once: the elements of flat_block."""
+    block_w = min(next_power_of_2(w), flat_block(itemsize))
+    block_h = min(flat_block(itemsize) // block_w, next_power_of_2(h))
+    return Tile(block_h, block_w, FLAT_WARPS)
+
+
+def longest_row(itemsize: int) -> int:
+    """Elements of the longest row whose norm one program takes: it stays in registers, 64 KiB of them."""
+    return 65536 // max(itemsize, 4)
+
+
+def _warps(elements: int, itemsize: int) -> int:
+    """Warps for a tile kept in registers: 16 of them a thread, and 32 in the largest tiles, for 512 threads at most."""
+    return min(max(elements * max(itemsize, 4) // 2048, 1), 16)
+
+
+def row_tile(h: int, w: int, itemsize: int) -> Tile:
+    """Tile of whole rows that one program takes the norms of: several of them where they are short."""
+    block_w = next_power_of_2(w)
+    block_h = min(max(2048 // block_w, 1), next_power_of_2(h))
+    return Tile(block_h, block_w, _warps(block_h * block_w, itemsize))
+
+
+def norm_column_tile(h: int, w: int, itemsize: int) -> Tile:
+    """Tile of columns that one program takes the norms of.
+
+    Columns lie side by side over the threads, so a wide tile sums within a thread. It gets narrower, down to 64, to
+    hold whole columns; longer ones are walked down.
+    """
+    elements = 16384 // max(itemsize, 4)
+    block_w = min(max(elements // next_power_of_2(h), 64), next_power_of_2(w), 1024)
+    block_h = min(elements // block_w, next_power_of_2(h))
+    return Tile(block_h, block_w, _warps(block_h * block_w, itemsize))
+
+
+def partials_tile(w: int, itemsize: int) -> Tile:
+    """Tile of the one program that sums up norms, or joins the w parts of each norm first.
+
+    It depends on w only: with nothing beside the one program, lanes without work cost less than a compilation.
+    """
+    block_w = min(next_power_of_2(w), SUMMANDS_PER_STEP)
+    block_h = SUMMANDS_PER_STEP if w == 1 else 4 * SUMMANDS_PER_STEP // block_w
+    return Tile(block_h, block_w, _warps(2 * block_h * block_w, itemsize))

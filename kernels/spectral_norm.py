@@ -22,6 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import config
+from .common import accumulation_dtype, divide, matrix_tile, square_root
 
 TRITON_DTYPES = {
     torch.float32: tl.float32,
@@ -73,28 +74,6 @@ _BWD_GRAD_WEIGHT = tl.constexpr(4)
 _BWD_ADDRESSES = tl.constexpr(5)
 
 
-def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-@triton.jit
-def _divide(x, y):
-    """x / y to the nearest; the plain division of float32 is off by up to 2 units in the last place."""
-    if y.dtype == tl.float64:
-        return x / y
-    else:
-        return tl.div_rn(x, y)
-
-
-@triton.jit
-def _sqrt(x):
-    """Square root to the nearest; the plain one of float32 is an approximation."""
-    if x.dtype == tl.float64:
-        return tl.sqrt(x)
-    else:
-        return tl.sqrt_rn(x)
-
-
 @triton.jit
 def _store_scaled_squares(x, max_ptr, sum_ptr, TINY: tl.constexpr):
     """Store m = max|x_i| and sum (x_i / m)^2, which give |x| without over- or underflow; return x / m.
@@ -103,7 +82,7 @@ def _store_scaled_squares(x, max_ptr, sum_ptr, TINY: tl.constexpr):
     """
     m = tl.max(tl.abs(x), axis=0)
     m = tl.where(m < TINY, 0.0, m)
-    ratio = x * tl.where(m == 0, 0.0, _divide(1.0, tl.where(m == 0, 1.0, m)))
+    ratio = x * tl.where(m == 0, 0.0, divide(1.0, tl.where(m == 0, 1.0, m)))
     tl.store(max_ptr, m)
     tl.store(sum_ptr, tl.sum(ratio * ratio, axis=0))
     return ratio
@@ -128,15 +107,15 @@ def _load_norm(max_ptr, sum_ptr, count, EPS: tl.constexpr, STEP: tl.constexpr):
         largest = tl.maximum(largest, tl.load(max_ptr + index, mask=index < count, other=0.0))
     m = tl.max(largest, axis=0)
     m = tl.where(m == 0, 1.0, m)
-    inverse = _divide(1.0, m)
+    inverse = divide(1.0, m)
     acc = tl.zeros([STEP], max_ptr.dtype.element_ty)
     for first in range(0, count, STEP):
         index = first + tl.arange(0, STEP)
         ratio = tl.load(max_ptr + index, mask=index < count, other=0.0) * inverse
         acc += ratio * ratio * tl.load(sum_ptr + index, mask=index < count, other=0.0)
-    norm = m * _sqrt(tl.sum(acc, axis=0))
+    norm = m * square_root(tl.sum(acc, axis=0))
     # A comparison, because a maximum may drop a NaN.
-    return norm, _divide(1.0, tl.where(norm < EPS, EPS, norm))
+    return norm, divide(1.0, tl.where(norm < EPS, EPS, norm))
 
 
 @triton.jit
@@ -163,17 +142,6 @@ def _width(w, ALIGNED: tl.constexpr):
 
 
 @triton.jit
-def _matrix_tile(matrix, row, col, h, w, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr):
-    """Pointers to the tile at (row, col) of a matrix [h, w], and the mask of its elements inside the matrix.
-
-    Offsets within a tile are int32, which takes fewer registers; the host refuses w that do not fit.
-    """
-    i, j = tl.arange(0, BLOCK_H), tl.arange(0, BLOCK_W)
-    pointers = matrix + (row * w + col) + (i[:, None] * w.to(tl.int32) + j[None, :])
-    return pointers, (row + i < h)[:, None] & (col + j < w)[None, :]
-
-
-@triton.jit
 def _rows_times_v(
     weight,  # T [h, w]
     v,  # T or A [w]
@@ -189,7 +157,7 @@ def _rows_times_v(
     """t_i = <W_i, v> of a block of rows, or <W_i, v * v_scale>: v is scaled first, lest <W_i, v> overflow."""
     acc = tl.zeros([BLOCK_H, BLOCK_W], ACC)
     for col in range(0, w, BLOCK_W):
-        pointers, mask = _matrix_tile(weight, row, col, h, w, BLOCK_H, BLOCK_W)
+        pointers, mask = matrix_tile(weight, row, col, h, w, BLOCK_H, BLOCK_W)
         tile = tl.load(pointers, mask=mask, other=0.0).to(ACC)
         cols = col + tl.arange(0, BLOCK_W)
         x = tl.load(v + cols, mask=cols < w, other=0.0).to(ACC)
@@ -224,7 +192,7 @@ def _iterate_rows(
     tl.store(t + rows, t_block, mask=rows < h)
     ratio = _store_scaled_squares(t_block, block_max, block_sum, TINY)
     for col in range(0, padded_w, BLOCK_W):
-        pointers, mask = _matrix_tile(weight, row, col, h, w, BLOCK_H, BLOCK_W)
+        pointers, mask = matrix_tile(weight, row, col, h, w, BLOCK_H, BLOCK_W)
         tile = tl.load(pointers, mask=mask, other=0.0).to(ACC)
         # Masked by the padded width: the padding gets zeros, and the reduction needs no narrower mask.
         cols = col + tl.arange(0, BLOCK_W)
@@ -385,7 +353,7 @@ def _spectral_norm_sigma_kernel(
 @triton.jit
 def _inverse_scale(sigma, TINY: tl.constexpr):
     """1 / sigma, and 1 where sigma is 0 or below the smallest normal number: Y = W there, never NaN."""
-    return _divide(1.0, tl.where(tl.abs(sigma) < TINY, 1.0, sigma))
+    return divide(1.0, tl.where(tl.abs(sigma) < TINY, 1.0, sigma))
 
 
 @triton.jit
@@ -538,9 +506,9 @@ def _store_grad_weight_tile(
     BLOCK_H: tl.constexpr,
     BLOCK_W: tl.constexpr,
 ):
-    pointers, mask = _matrix_tile(grad_y, row, col, h, w, BLOCK_H, BLOCK_W)
+    pointers, mask = matrix_tile(grad_y, row, col, h, w, BLOCK_H, BLOCK_W)
     value = tl.load(pointers, mask=mask, other=0.0).to(ACC) * inverse - u_scaled[:, None] * v[None, :]
-    pointers, mask = _matrix_tile(grad_weight, row, col, h, w, BLOCK_H, BLOCK_W)
+    pointers, mask = matrix_tile(grad_weight, row, col, h, w, BLOCK_H, BLOCK_W)
     tl.store(pointers, value.to(grad_weight.dtype.element_ty), mask=mask)
 
 

@@ -3,9 +3,10 @@
 from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any
 
-from lipgan import linalg, nn, ops
+from lipgan import linalg, nn, ops, penalties
 from lipgan.nn import SpectralNormGroup, group_spectral_norm, spectral_norm
 from lipgan.ops import use_backend
+from lipgan.penalties import gradient_penalty, interpolate
 
 if TYPE_CHECKING:
     from lipgan import data, losses, metrics, models, recipes
@@ -20,13 +21,16 @@ __all__ = [
     "__version__",
     "data",
     "frechet_distance",
+    "gradient_penalty",
     "group_spectral_norm",
+    "interpolate",
     "linalg",
     "losses",
     "metrics",
     "models",
     "nn",
     "ops",
+    "penalties",
     "recipes",
     "spectral_norm",
     "use_backend",

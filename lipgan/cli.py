@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-RECIPE_FLAGS = ("batch_size", "n_critic", "generator_lr", "critic_lr", "ema_decay")
+RECIPE_FLAGS = ("batch_size", "n_critic", "generator_lr", "critic_lr", "penalty_weight", "ema_decay")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -240,6 +240,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--n-critic", type=_whole(1), metavar="N", help="critic updates per step (the recipe's)")
     train.add_argument("--generator-lr", type=float, metavar="X", help="step size of the generator (the recipe's)")
     train.add_argument("--critic-lr", type=float, metavar="X", help="step size of the critic (the recipe's)")
+    train.add_argument("--penalty-weight", type=float, metavar="X", help="of the gradient penalty (the recipe's)")
     train.add_argument("--ema-decay", type=float, metavar="X", help="of the averaged generator (the recipe's)")
 
     sample = add(
@@ -265,7 +266,7 @@ def _parser() -> argparse.ArgumentParser:
         "measure against PyTorch on this machine, after checking that the results agree",
         "lipgan bench spectral-norm --json bench.json",
     )
-    names = ("spectral-norm", "frechet", "all")
+    names = ("spectral-norm", "gradient-penalty", "frechet", "all")
     bench.add_argument("which", nargs="?", choices=names, default="all", help="default: all")
     bench.add_argument("--json", type=Path, metavar="FILE", help="write every number there")
     bench.add_argument("--plot", type=Path, metavar="DIR", help="write plots there")

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from lipgan.registry import lookup
 
-__all__ = ["LOSSES", "Hinge", "Loss", "get", "names"]
+__all__ = ["LOSSES", "Hinge", "Loss", "Wasserstein", "get", "names"]
 
 
 class Loss(Protocol):
@@ -46,7 +46,24 @@ class Hinge:
         return -fake_scores.mean()
 
 
-LOSSES: Mapping[str, Loss] = MappingProxyType({"hinge": Hinge()})
+@dataclass(frozen=True)
+class Wasserstein:
+    """The loss of WGAN (Arjovsky et al. 2017, arXiv:1701.07875, Algorithm 1), of a critic that is kept Lipschitz.
+
+    ``critic = E D(G(z)) - E D(x)`` and ``generator = -E D(G(z))``. Minus the critic's loss estimates the Wasserstein-1
+    distance between the two distributions, times the critic's Lipschitz constant, from below.
+    """
+
+    def critic_loss(self, real_scores: Tensor, fake_scores: Tensor) -> Tensor:
+        """Scores ``[B]`` of real and of fake samples -> 0-dim."""
+        return fake_scores.mean() - real_scores.mean()
+
+    def generator_loss(self, fake_scores: Tensor) -> Tensor:
+        """Scores ``[B]`` of fake samples -> 0-dim."""
+        return -fake_scores.mean()
+
+
+LOSSES: Mapping[str, Loss] = MappingProxyType({"hinge": Hinge(), "wasserstein": Wasserstein()})
 
 
 def names() -> list[str]:

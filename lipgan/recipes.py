@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from lipgan import losses, models
+from lipgan.penalties.gradient_penalty import KINDS as _PENALTIES
 from lipgan.registry import lookup
 
 __all__ = ["RECIPES", "Recipe", "get", "names"]
 
 CRITIC_NORMS = ("none", "spectral")
+PENALTIES = ("none", *_PENALTIES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +30,8 @@ class Recipe:
         architecture: a name of `lipgan.models.names`.
         loss: a name of `lipgan.losses.names`.
         critic_norm: "spectral" normalizes every weight of the critic, "none" leaves it alone.
+        penalty: a kind of `lipgan.gradient_penalty` that is added to the critic's loss, or "none".
+        penalty_weight, penalty_target: its factor and the norm that it aims at.
         generator_lr, critic_lr: Adam's step sizes.
         betas: Adam's decay rates.
         n_critic: critic updates per generator update, that is per step.
@@ -44,6 +48,9 @@ class Recipe:
     architecture: str = "conv"
     loss: str = "hinge"
     critic_norm: str = "none"
+    penalty: str = "none"
+    penalty_weight: float = 10.0
+    penalty_target: float = 1.0
     generator_lr: float = 2e-4
     critic_lr: float = 2e-4
     betas: tuple[float, float] = (0.0, 0.9)
@@ -57,6 +64,12 @@ class Recipe:
         lookup(models.ARCHITECTURES, self.architecture, "architecture")
         if self.critic_norm not in CRITIC_NORMS:
             raise ValueError(f"critic_norm must be one of {', '.join(CRITIC_NORMS)}, got {self.critic_norm!r}")
+        if self.penalty not in PENALTIES:
+            raise ValueError(f"penalty must be one of {', '.join(PENALTIES)}, got {self.penalty!r}")
+        for field in ("penalty_weight", "penalty_target"):
+            value = getattr(self, field)
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{field} must be finite and >= 0, got {value!r}")
         for field in ("n_critic", "batch_size", "steps"):
             value = getattr(self, field)
             if not isinstance(value, int) or value < 1:
@@ -84,6 +97,15 @@ RECIPES = _table(
         paper="Miyato et al. 2018, Spectral Normalization for Generative Adversarial Networks, 1802.05957",
         loss="hinge",
         critic_norm="spectral",
+    ),
+    Recipe(
+        name="wgan-gp",
+        paper="Gulrajani et al. 2017, Improved Training of Wasserstein GANs, 1704.00028",
+        loss="wasserstein",
+        penalty="wgan-gp",
+        generator_lr=1e-4,
+        critic_lr=1e-4,
+        n_critic=5,
     ),
 )
 

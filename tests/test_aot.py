@@ -15,7 +15,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from lipgan.kernels import aot
+from lipgan.kernels import aot, gradient_penalty
 
 
 @triton.jit
@@ -81,6 +81,17 @@ def _build_rule_breakers() -> dict[str, list[str]]:
     return {name: list(made.violations) for name, made in found.items()}
 
 
+def _build_sizes_of_one() -> dict[str, list[str]]:
+    """The launches of the smallest arguments: Triton makes compile-time constants of sizes of 1."""
+    with aot.recorded() as launches:
+        for shape in [(1, 1, 1), (3, 1, 1), (1, 5, 1), (1, 20000, 1), (1, 3, 2)]:
+            for kind in ("two-sided", "max"):
+                gradient_penalty.gradient_penalty_fwd(torch.empty(shape), kind, weight=1.0, target=1.0)
+        for shape in [(1, 1), (3, 1), (1, 5)]:
+            gradient_penalty.gradient_penalty_interpolate(torch.empty(shape), torch.empty(shape), torch.empty(shape[0]))
+    return {f"{launch.name} {launch.describe()}": list(aot.build(launch, "sm_90").violations) for launch in launches}
+
+
 def _run(*command: str, cache: str | None = None) -> subprocess.CompletedProcess[str]:
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     if cache is not None:
@@ -94,6 +105,8 @@ def test_every_kernel_compiles_within_the_limits() -> None:
     rows = [line.split() for line in done.stdout.splitlines() if line.startswith("_")]
     for name in ("iterate", "reduce", "sigma", "scale", "grad_dot", "grad_weight"):
         assert any(row[0] == f"_spectral_norm_{name}_kernel" for row in rows)
+    for name in ("interpolate", "rows", "columns", "parts", "finalize", "scale"):
+        assert any(row[0] == f"_gradient_penalty_{name}_kernel" for row in rows)
     for dtype in ("fp32", "fp64", "fp16", "bf16"):
         assert any(f"DTYPE={dtype}" in row for row in rows)
     for name in ("gram", "product"):
@@ -111,12 +124,17 @@ def test_every_kernel_compiles_within_the_limits() -> None:
         and {"FIRST=True", "DTYPE=fp32", "BLOCK_H=8", "BLOCK_W=1024"} <= set(row)
     )
     assert int(iterate[5]) >= 16
+    # The longest row, 64 KiB of float32 over 512 threads, is 8 loads of 16 bytes a thread; it is loaded once.
+    longest = [
+        int(row[5]) for row in rows if row[:2] == ["_gradient_penalty_rows_kernel", "sm_90"] and "BLOCK_W=16384" in row
+    ]
+    assert max(longest) == 8
 
 
-def test_the_checks_can_fail(tmp_path: Path) -> None:
+def test_the_checks_can_fail_and_sizes_of_one_compile(tmp_path: Path) -> None:
     done = _run(__file__, cache=str(tmp_path))
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    found, small = json.loads(done.stdout)
     assert found["_good_kernel"] == []
     assert found["_narrow_kernel"] == ["no 128-bit load"]
     assert "a matrix product in tf32" in found["_dot_kernel PRECISION=tf32"]
@@ -126,6 +144,9 @@ def test_the_checks_can_fail(tmp_path: Path) -> None:
     assert any("spilled" in text for text in found["_spilling_kernel num_warps=4 maxnreg=32"])
     assert any("shared memory exceed 1024" in text for text in found["_dot_kernel with 1 KiB"])
     assert any("does not compile" in text for text in found["_broken_kernel"])
+    # So small, nothing can be loaded in 128 bits.
+    assert len(small) >= 8
+    assert {text for violations in small.values() for text in violations} <= {"no 128-bit load"}
 
 
 def test_a_violation_sets_the_exit_status(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -208,4 +229,4 @@ def test_ieee_means_no_other_product() -> None:
 
 
 if __name__ == "__main__":
-    print(json.dumps(_build_rule_breakers()))
+    print(json.dumps([_build_rule_breakers(), _build_sizes_of_one()]))

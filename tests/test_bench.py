@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from lipgan import bench
 from lipgan.bench import frechet, harness
+from lipgan.bench import gradient_penalty as penalties
 from lipgan.bench import spectral_norm as benchmark
+from lipgan.cli import main
 
 
 @pytest.fixture
@@ -142,6 +145,43 @@ def test_a_wrong_covariance_or_root_is_not_timed(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(frechet.FeatureStats, "cov", property(lambda self: self._scatter))
     with pytest.raises(AssertionError, match="the covariance is off by"):
         frechet._update_times(10, 4, seed=0, seconds=0)
+
+
+SMALL_CASES = {
+    "images": penalties.Case(lambda: nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Conv2d(2, 1, 2)), (3, 1, 4, 4)),
+    "both": penalties.Case(lambda: nn.Sequential(nn.Linear(3, 4), nn.Softplus(), nn.Linear(4, 1)), (5, 3), "r1+r2"),
+    "points": penalties.Case(lambda: nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Dropout(), nn.Linear(4, 1)), (5, 3)),
+}
+
+
+def test_gradient_penalty_tables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(penalties, "CASES", SMALL_CASES)
+    monkeypatch.setattr(harness, "_TURN_SECONDS", 0.0)
+    monkeypatch.setattr(penalties, "in_fresh_process", lambda function, *args: function(*args))
+    speed, engines, memory = penalties.run(seconds=0.0)
+    assert [row["critic"] for row in speed.rows] == list(SMALL_CASES)
+    assert all(row["ratio"] > 0 and row["times the bound"] > 0 for row in speed.rows)
+    assert all(row[key] > 0 for row in engines.rows for key in penalties.ENGINES)
+    assert [row["critic"] for row in memory.rows] in (["images"], [])
+    bench._plot(penalties, [speed, engines, memory], tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_wrong_penalty_is_not_timed() -> None:
+    case = SMALL_CASES["points"]
+    variants = {name: penalties._Variant(case, way, 0) for name, way in penalties.ENGINES.items()}
+    penalties._check(variants)
+    right = penalties.with_lipgan
+    variants["lipgan"].way = lambda *args: 1.01 * right(*args)
+    with pytest.raises(AssertionError, match=r"lipgan: the penalty or its gradients are off by 1\.0e-02"):
+        penalties._check(variants)
+
+
+def test_the_command_line_knows_every_benchmark(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["bench", "nothing"])
+    message = capsys.readouterr().err
+    assert all(name in message for name in bench.BENCHMARKS)
 
 
 def test_threads_must_be_positive() -> None:

@@ -17,6 +17,14 @@ def test_sngan_has_the_constants_of_its_paper() -> None:
     assert recipe.batch_size == 64
 
 
+def test_wgan_gp_has_the_constants_of_its_paper() -> None:
+    recipe = recipes.get("wgan-gp")
+    assert (recipe.loss, recipe.critic_norm) == ("wasserstein", "none")
+    assert (recipe.penalty, recipe.penalty_weight, recipe.penalty_target) == ("wgan-gp", 10, 1)
+    assert (recipe.generator_lr, recipe.critic_lr, recipe.betas) == (1e-4, 1e-4, (0.0, 0.9))
+    assert (recipe.batch_size, recipe.n_critic) == (64, 5)
+
+
 def test_unknown_names_tell_the_nearest() -> None:
     with pytest.raises(ValueError, match=r"unknown recipe 'sn-gan'; did you mean sngan\?"):
         recipes.get("sn-gan")
@@ -47,6 +55,10 @@ def test_a_recipe_is_frozen() -> None:
         ("betas", (-0.1, 0.9)),
         ("ema_decay", 1.0),
         ("critic_norm", "spectrall"),
+        ("penalty", "wgan"),
+        ("penalty_weight", -1.0),
+        ("penalty_weight", float("nan")),
+        ("penalty_target", float("inf")),
         ("loss", "hing"),
         ("architecture", "nothing"),
     ],
@@ -64,6 +76,13 @@ def test_hinge_by_hand() -> None:
     assert float(hinge.generator_loss(fake)) == pytest.approx(2 / 3)
     assert float(hinge.critic_loss(torch.zeros(4), torch.zeros(4))) == 2
     assert float(hinge.critic_loss(torch.ones(4), -torch.ones(4))) == 0
+
+
+def test_wasserstein_by_hand() -> None:
+    loss = losses.get("wasserstein")
+    real, fake = torch.tensor([2.0, 0.5, -1.0]), torch.tensor([-3.0, 0.0, 1.0])
+    assert float(loss.critic_loss(real, fake)) == pytest.approx(-2 / 3 - 0.5)
+    assert float(loss.generator_loss(fake)) == pytest.approx(2 / 3)
 
 
 def test_hinge_pulls_scores_in_the_right_direction() -> None:

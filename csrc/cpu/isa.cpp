@@ -5,15 +5,22 @@
 #include <cstdlib>
 #include <stdexcept>
 
+#include "lipgan/gradient_penalty.h"
 #include "lipgan/matrix_sqrt.h"
+#include "lipgan/mlp_gradient_penalty.h"
 #include "lipgan/spectral_norm.h"
 
 // Each kernel file is compiled once per instruction set, into a namespace named after it.
-#define LIPGAN_DECLARE(isa)                                                                                     \
-  namespace isa {                                                                                               \
-  void matrix_sqrt_fwd(Dtype, const MatrixSqrtFwd&, int);                                                       \
-  void spectral_norm_fwd(Dtype, const SpectralNormFwdLayer*, int64_t, void*, int64_t, double, int);             \
-  void spectral_norm_bwd(Dtype, const SpectralNormBwdLayer*, int64_t, const void*, const void*, int);           \
+#define LIPGAN_DECLARE(isa)                                                                                      \
+  namespace isa {                                                                                                \
+  void spectral_norm_fwd(Dtype, const SpectralNormFwdLayer*, int64_t, void*, int64_t, double, int);              \
+  void spectral_norm_bwd(Dtype, const SpectralNormBwdLayer*, int64_t, const void*, const void*, int);            \
+  void gradient_penalty_interpolate(Dtype, const void*, const void*, const void*, void*, int64_t, int64_t, int); \
+  void gradient_penalty_fwd(Dtype, PenaltyKind, const void*, void*, void*, void*, int64_t, int64_t, int64_t,     \
+                            double, double, int);                                                                \
+  void mlp_gradient_penalty_fwd(Dtype, PenaltyKind, const void*, const MlpLayer*, int64_t, void*, void*, int64_t, \
+                                int64_t, double, double, int);                                                   \
+  void matrix_sqrt_fwd(Dtype, const MatrixSqrtFwd&, int);                                                        \
   }
 
 namespace lipgan::cpu {
@@ -91,6 +98,25 @@ void spectral_norm_fwd(Dtype dtype, const SpectralNormFwdLayer* layers, int64_t 
 void spectral_norm_bwd(Dtype dtype, const SpectralNormBwdLayer* layers, int64_t num_layers, const void* sigma,
                        const void* grad_sigma, int num_threads) {
   LIPGAN_DISPATCH(spectral_norm_bwd(dtype, layers, num_layers, sigma, grad_sigma, num_threads))
+}
+
+void gradient_penalty_interpolate(Dtype dtype, const void* real, const void* fake, const void* mix, void* x_hat,
+                                  int64_t batch, int64_t length, int num_threads) {
+  LIPGAN_DISPATCH(gradient_penalty_interpolate(dtype, real, fake, mix, x_hat, batch, length, num_threads))
+}
+
+void gradient_penalty_fwd(Dtype dtype, PenaltyKind kind, const void* grads, void* penalty, void* norms, void* cotangent,
+                          int64_t outer, int64_t length, int64_t inner, double weight, double target,
+                          int num_threads) {
+  LIPGAN_DISPATCH(gradient_penalty_fwd(dtype, kind, grads, penalty, norms, cotangent, outer, length, inner, weight,
+                                       target, num_threads))
+}
+
+void mlp_gradient_penalty_fwd(Dtype dtype, PenaltyKind kind, const void* x, const MlpLayer* layers, int64_t num_layers,
+                              void* penalty, void* norms, int64_t batch, int64_t width, double weight, double target,
+                              int num_threads) {
+  LIPGAN_DISPATCH(mlp_gradient_penalty_fwd(dtype, kind, x, layers, num_layers, penalty, norms, batch, width, weight,
+                                           target, num_threads))
 }
 
 }  // namespace lipgan::cpu

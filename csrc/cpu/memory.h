@@ -2,7 +2,8 @@
 //
 // A fresh output of some hundred kilobytes costs more in page faults than in arithmetic: the C library gives such
 // memory back to the system when it is freed, and takes it anew, page by page, for the next output
-// (docs/numerics/spectral_norm.md has figures). A normalized weight and its gradient have the same size in every step.
+// (docs/numerics/spectral_norm.md has figures). A normalized weight and its gradient have the same size in every step, and
+// so has the workspace of a kernel that needs much.
 #pragma once
 #include <cstddef>
 

@@ -11,6 +11,7 @@
 
 #include <limits>
 
+#include "arena.h"
 #include "threads.h"
 #include "vector.h"
 
@@ -62,23 +63,6 @@ int64_t total_bytes(const Layer* layers, int64_t num_layers, int64_t element_siz
   for (int64_t l = 0; l < num_layers; ++l) bytes += layers[l].outer * layers[l].h * layers[l].inner * element_size;
   return bytes;
 }
-
-// Hands out pieces of the scratch memory; the first walk, over no memory, only counts.
-class Arena {
- public:
-  explicit Arena(void* memory) : base_(static_cast<char*>(memory)) {}
-  template <class P>
-  P* take(int64_t count) {
-    char* piece = base_ ? base_ + used_ : nullptr;
-    used_ += (static_cast<size_t>(count) * sizeof(P) + 63) / 64 * 64;
-    return reinterpret_cast<P*>(piece);
-  }
-  size_t used() const { return used_; }
-
- private:
-  char* base_;
-  size_t used_ = 0;
-};
 
 // Blocks and chunks of a group; `blocks_of[l]` are the blocks of layer l.
 struct Schedule {

@@ -37,16 +37,13 @@ inline uint32_t float_to_bits(float value) {
 inline float widen(float x) { return x; }
 inline double widen(double x) { return x; }
 inline float widen(bfloat16 x) { return bits_to_float(static_cast<uint32_t>(x.bits) << 16); }
+// float16 by arithmetic on bits: compilers vectorise that, but no instruction that converts a single number.
 inline float widen(float16 x) {
-#if defined(__F16C__)
-  return _cvtsh_ss(x.bits);
-#else
   const uint32_t sign = static_cast<uint32_t>(x.bits & 0x8000u) << 16;
   const uint32_t rest = x.bits & 0x7fffu;
   if (rest >= 0x7c00u) return bits_to_float(sign | 0x7f800000u | (rest & 0x3ffu) << 13);  // inf and NaN
   // Shifted into place, the exponent is short by 112; one exact multiplication mends it, also for subnormals.
   return bits_to_float(sign | float_to_bits(bits_to_float(rest << 13) * 0x1p112f));
-#endif
 }
 
 template <class T> T narrow(typename Accumulate<T>::type x);
@@ -58,9 +55,6 @@ template <> inline bfloat16 narrow<bfloat16>(float x) {  // round to nearest eve
   return {static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16)};
 }
 template <> inline float16 narrow<float16>(float x) {  // round to nearest even
-#if defined(__F16C__)
-  return {static_cast<uint16_t>(_cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT))};
-#else
   const uint32_t bits = float_to_bits(x);
   const uint16_t sign = static_cast<uint16_t>(bits >> 16 & 0x8000u);
   const uint32_t magnitude = bits & 0x7fffffffu;
@@ -72,7 +66,6 @@ template <> inline float16 narrow<float16>(float x) {  // round to nearest even
     return {static_cast<uint16_t>(sign | rounded)};
   }
   return {static_cast<uint16_t>(sign | ((magnitude + 0xfffu + (magnitude >> 13 & 1u)) >> 13) - 0x1c000u)};
-#endif
 }
 
 // out[r] = <row r, x> for R consecutive rows, `stride` apart.
@@ -168,11 +161,14 @@ inline double dot(const T* x, const U* y, int64_t n) {
 }
 
 // sum of squares, in double.
-template <class A>
-inline double sum_of_squares(const A* x, int64_t n) {
+template <class T>
+inline double sum_of_squares(const T* x, int64_t n) {
   double total = 0;
 #pragma omp simd reduction(+ : total)
-  for (int64_t j = 0; j < n; ++j) total += static_cast<double>(x[j]) * static_cast<double>(x[j]);
+  for (int64_t j = 0; j < n; ++j) {
+    const double value = widen(x[j]);
+    total += value * value;
+  }
   return total;
 }
 

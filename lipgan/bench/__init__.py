@@ -15,7 +15,11 @@ import torch
 from lipgan.bench.harness import Table, machine
 
 # Name on the command line, and the module that has run(seed) and plot(tables, axes).
-BENCHMARKS = {"spectral-norm": "lipgan.bench.spectral_norm", "frechet": "lipgan.bench.frechet"}
+BENCHMARKS = {
+    "spectral-norm": "lipgan.bench.spectral_norm",
+    "gradient-penalty": "lipgan.bench.gradient_penalty",
+    "frechet": "lipgan.bench.frechet",
+}
 
 
 def main(args: argparse.Namespace) -> None:

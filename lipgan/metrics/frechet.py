@@ -201,7 +201,7 @@ def frechet_distance_from_features(real: Array, fake: Array, *, method: str = "a
         ddof: the covariances are scatter matrices over ``n - ddof``, 0 or 1.
 
     Returns:
-        0-dim, float64; differentiable once. Where a singular value of ``X1 X2^T`` is 0 although neither side is, the
+        0-dim, float64; differentiable once (by the cross-Gram, twice where samples do not outnumber features). Where a singular value of ``X1 X2^T`` is 0 although neither side is, the
         derivative is the subgradient of least norm.
 
     Raises:
@@ -245,9 +245,27 @@ def frechet_distance_from_features(real: Array, fake: Array, *, method: str = "a
     terms = (mean1 - mean2).square().sum() + first.square().sum() + second.square().sum()
     if method == "cross-gram":
         trace = nuclear_norm(first @ second.T)
+        if min(len(first), len(second)) - 1 > first.shape[1]:
+            trace = _Once.apply(trace)  # type: ignore[no-untyped-call]
     else:
         trace, _ = trace_sqrt_product_info(first.T @ first, second.T @ second)
     return _join(terms, trace, scale)
+
+
+class _Once(torch.autograd.Function):
+    """Refuses a second derivative: of singular values that are 0 because samples outnumber features, it is another."""
+
+    @staticmethod
+    def forward(ctx: Any, trace: Tensor) -> Tensor:
+        return trace.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "frechet_distance_from_features is differentiable once, and create_graph=True asks for twice"
+            )
+        return grad
 
 
 class FrechetDistance:

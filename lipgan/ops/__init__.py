@@ -2,6 +2,7 @@
 
 from lipgan.ops._backend import BACKENDS, UnavailableError, explain, resolve, use_backend
 from lipgan.ops._memory import empty_cache
+from lipgan.ops.gradient_penalty import gradient_penalty, interpolate
 from lipgan.ops.spectral_norm import spectral_norm, spectral_norm_group
 
 __all__ = [
@@ -9,6 +10,8 @@ __all__ = [
     "UnavailableError",
     "empty_cache",
     "explain",
+    "gradient_penalty",
+    "interpolate",
     "resolve",
     "spectral_norm",
     "spectral_norm_group",

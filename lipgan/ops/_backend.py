@@ -11,10 +11,12 @@ import functools
 import importlib
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import ModuleType
 
 import torch
+from torch import Tensor
+from torch.nn import Parameter
 
 BACKENDS = ("reference", "native", "triton", "cuda")
 
@@ -77,6 +79,22 @@ def explain(backend: str, device: str) -> str | None:
             return "lipgan._cuda was not built (no nvcc at installation, or LIPGAN_CUDA=off)"
         return None if device == "cuda" else f"the CUDA kernels serve CUDA tensors, not {device}"
     raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+
+
+def is_plain(tensors: Sequence[Tensor]) -> bool:
+    """Whether the dispatcher would do nothing but call the implementation, which is then called without it.
+
+    The way through the dispatcher and back into Python takes as long as the rest of a call of a small layer. A tracer,
+    a mode, a tensor subclass or the profiler needs it.
+    """
+    if (
+        torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() != 0 or torch.autograd._profiler_enabled()  # type: ignore[attr-defined]
+    ):
+        return False
+    for tensor in tensors:  # noqa: SIM110 -- all() of a generator takes three times as long
+        if type(tensor) is not Tensor and type(tensor) is not Parameter:
+            return False
+    return True
 
 
 _chosen: str | None = os.environ.get("LIPGAN_BACKEND") or None

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
 from lipgan.ops import _backend
 from lipgan.ops._address import DTYPES, address
@@ -239,20 +238,6 @@ def _bwd(
     return _BACKWARD[_backend.resolve(backend, ys[0].device.type)](grad_ys, grad_sigma, ys, sigma, uv, dims)
 
 
-def _is_plain(tensors: Sequence[Tensor]) -> bool:
-    """Whether the dispatcher would do nothing but call the implementation, which is then called without it.
-
-    The way through the dispatcher and back into Python takes as long as the rest of a call of a small layer. A tracer,
-    a mode, a tensor subclass or the profiler needs it.
-    """
-    return (
-        not torch.compiler.is_compiling()
-        and torch._C._len_torch_dispatch_stack() == 0
-        and not torch.autograd._profiler_enabled()  # type: ignore[attr-defined]
-        and all(type(tensor) is Tensor or type(tensor) is Parameter for tensor in tensors)
-    )
-
-
 for _key in ("CPU", "CUDA"):
     _library.impl("spectral_norm_fwd", _fwd, _key)  # type: ignore[no-untyped-call]
     _library.impl("spectral_norm_bwd", _bwd, _key)  # type: ignore[no-untyped-call]
@@ -344,7 +329,7 @@ def _run(
     vectors: tuple[Sequence[Tensor], Sequence[Tensor]],
     *weights: Tensor,
 ) -> tuple[Tensor, ...]:
-    function = _fwd if _is_plain(weights) else torch.ops.lipgan.spectral_norm_fwd.default
+    function = _fwd if _backend.is_plain(weights) else torch.ops.lipgan.spectral_norm_fwd.default
     ys, sigma, uv = function(weights, vectors[0], vectors[1], n_power_iterations, eps, dims, backend)
     return (uv, sigma, *ys)
 
@@ -386,7 +371,7 @@ class _SpectralNorm(torch.autograd.Function):
             if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
                 inner = _Backward.apply(dims, ctx.backend, uv, grad_sigma, sigma, *grad_ys, *ys)  # type: ignore[no-untyped-call]
             else:
-                function = _bwd if _is_plain(grad_ys) else torch.ops.lipgan.spectral_norm_bwd.default
+                function = _bwd if _backend.is_plain(grad_ys) else torch.ops.lipgan.spectral_norm_bwd.default
                 inner = function(grad_ys, grad_sigma, ys, sigma, uv, dims, ctx.backend)
             for layer, grad in zip(reached, inner, strict=True):
                 result[layer] = grad

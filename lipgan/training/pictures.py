@@ -51,35 +51,36 @@ def image_bytes(image: Image.Image, format: str = "PNG") -> bytes:
 
 
 def curves(history: Sequence[dict[str, Any]], title: str) -> bytes:
-    """Losses above, sigma below, over the steps, as PNG.
+    """Losses above, what keeps the critic Lipschitz below, over the steps, as PNG.
 
     Args:
-        history: rows with the keys step, critic_loss, generator_loss and, where the critic is spectrally
-            normalized, sigma; may be empty.
+        history: rows with the keys step, critic_loss, generator_loss, sigma and penalty, the last two None
+            where a recipe has none; may be empty.
         title: printed above.
     """
     # Figure without pyplot: no global state, no window system.
     figure = Figure(figsize=(8, 6), layout="constrained")
-    losses, sigmas = figure.subplots(2, 1, sharex=True)
+    losses, control = figure.subplots(2, 1, sharex=True)
     steps = [row["step"] for row in history]
     marker = "o" if len(steps) < 2 else None
     losses.plot(steps, [row["critic_loss"] for row in history], label="critic loss", marker=marker)
     losses.plot(steps, [row["generator_loss"] for row in history], label="generator loss", marker=marker)
     losses.set_ylabel("loss (mean since the last point)")
     losses.set_title(title)
-    normalized = [row for row in history if row["sigma"] is not None]
-    sigmas.plot(
-        [row["step"] for row in normalized],
-        [row["sigma"] for row in normalized],
-        color="tab:green",
-        label="largest sigma of the critic's weights, before division",
-        marker=marker,
+    quantities = (
+        ("sigma", "tab:green", "largest sigma of the critic's weights, before division"),
+        ("penalty", "tab:red", "gradient penalty"),
     )
-    sigmas.set_ylabel("spectral norm")
-    sigmas.set_xlabel("step (generator updates)")
-    for axes in (losses, sigmas):
+    for key, color, label in quantities:
+        rows = [row for row in history if row[key] is not None]
+        if rows:
+            values = [row[key] for row in rows]
+            control.plot([row["step"] for row in rows], values, color=color, label=label, marker=marker)
+    control.set_xlabel("step (generator updates)")
+    for axes in (losses, control):
         axes.grid(alpha=0.3)
-        axes.legend(loc="best")
+        if axes.has_data():
+            axes.legend(loc="best")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     return buffer.getvalue()

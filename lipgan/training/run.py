@@ -152,4 +152,7 @@ def _progress(trainer: Trainer, steps: int) -> "tqdm[Any]":
 
 def _postfix(row: dict[str, Any]) -> str:
     text = f"critic {row['critic_loss']:.3f}, generator {row['generator_loss']:.3f}"
-    return text if row["sigma"] is None else f"{text}, sigma {row['sigma']:.3f}"
+    for key in ("sigma", "penalty"):
+        if row[key] is not None:
+            text += f", {key} {row[key]:.3f}"
+    return text

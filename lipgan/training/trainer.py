@@ -15,6 +15,7 @@ from lipgan import data as datasets
 from lipgan import losses, models
 from lipgan.data import BatchOrder, Dataset
 from lipgan.nn import group_spectral_norm
+from lipgan.penalties import gradient_penalty
 from lipgan.recipes import Recipe
 from lipgan.recipes import get as get_recipe
 from lipgan.training import checkpoint
@@ -42,7 +43,8 @@ class Trainer:
     """Trains a generator against a critic as a recipe says.
 
     One step is ``n_critic`` updates of the critic, one of the generator, one of the moving average. Real
-    and fake samples go through the critic as one batch: one normalization of the weights instead of two.
+    and fake samples go through the critic as one batch: one normalization of the weights instead of two. The
+    networks may be float32 or float64; samples and noise follow the generator.
 
     A run is a function of the seed alone, whatever the user draws from torch's global generators, and a run
     that is saved, loaded and continued gives the same bits as one that was never interrupted (same device,
@@ -56,14 +58,15 @@ class Trainer:
         seed: of initial singular vectors, noise, data order, and whatever the modules draw themselves.
         device: where to train; the modules are moved there.
         log_every: steps per row of ``history``.
+        penalty_engine: the ``engine`` of `lipgan.gradient_penalty`, for recipes with a penalty.
 
     Attributes:
         step: generator updates so far.
         ema: the moving average of the generator, which is what gets sampled (Yazici et al. 2019,
             arXiv:1806.04498).
-        history: one row per ``log_every`` steps: step, mean critic_loss, mean generator_loss, sigma (the
-            largest spectral norm among the critic's weights before division; None without spectral
-            normalization).
+        history: one row per ``log_every`` steps: step, mean critic_loss (without the penalty), mean
+            generator_loss, sigma (the largest spectral norm among the critic's weights before division; None
+            without spectral normalization), mean penalty (None without one).
 
     Raises:
         ValueError: an unknown recipe or data set, ``log_every`` below 1, a generator without ``latent_dim``.
@@ -79,12 +82,13 @@ class Trainer:
         seed: int = 0,
         device: torch.device | str = "cpu",
         log_every: int = 20,
+        penalty_engine: str = "auto",
     ) -> None:
         if log_every < 1:
             raise ValueError(f"log_every must be at least 1, got {log_every}")
         self.recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
         self.data = datasets.load(data) if isinstance(data, str) else data
-        self.seed, self.log_every = seed, log_every
+        self.seed, self.log_every, self.penalty_engine = seed, log_every, penalty_engine
         self.device = torch.device(device)
         self.latent_dim = _latent_dim(generator)
         self._random = PrivateRandom(seed + _GLOBAL, self.device)
@@ -99,13 +103,14 @@ class Trainer:
         self.loss = losses.get(self.recipe.loss)
         self.generator_optimizer = self._adam(self.generator, self.recipe.generator_lr)
         self.critic_optimizer = self._adam(self.critic, self.recipe.critic_lr)
-        self._samples = self.data.samples.to(self.device, torch.float32)
+        self._dtype = next(generator.parameters()).dtype
+        self._samples = self.data.samples.to(self.device, self._dtype)
         self._order = BatchOrder(len(self.data), seed + _ORDER)
         self._noise = torch.Generator().manual_seed(seed + _NOISE)
 
         self.step = 0
         self.history: list[Row] = []
-        # The losses of the critic and the generator, [2], for every step since the last row.
+        # The losses of the critic and the generator and the penalty, [3], for every step since the last row.
         self._unlogged: list[Tensor] = []
         self._stopping = False
 
@@ -118,6 +123,7 @@ class Trainer:
         seed: int = 0,
         device: torch.device | str = "cpu",
         log_every: int = 20,
+        penalty_engine: str = "auto",
     ) -> "Trainer":
         """A trainer of fresh networks of the recipe's architecture, initialized from the seed.
 
@@ -128,7 +134,16 @@ class Trainer:
         data = datasets.load(data) if isinstance(data, str) else data
         with PrivateRandom(seed, torch.device("cpu")).active():
             generator, critic = models.build(recipe.architecture, data.shape)
-        return cls(generator, critic, recipe, data, seed=seed, device=device, log_every=log_every)
+        return cls(
+            generator,
+            critic,
+            recipe,
+            data,
+            seed=seed,
+            device=device,
+            log_every=log_every,
+            penalty_engine=penalty_engine,
+        )
 
     def fit(self, steps: int, *, callbacks: Sequence[Callable[["Trainer"], None]] = ()) -> "Trainer":
         """Train for ``steps`` more steps, or until `stop` is called.
@@ -268,23 +283,39 @@ class Trainer:
 
     def _train_step(self) -> None:
         for _ in range(self.recipe.n_critic):
-            critic_loss = self._critic_step()
+            critic_loss, penalty = self._critic_step()
         generator_loss = self._generator_step()
         self.step += 1
         # Early on the average would be mostly the random start, so it begins short and grows.
         self._averages.update(min(self.recipe.ema_decay, (1 + self.step) / (10 + self.step)))
-        self._unlogged.append(torch.stack([critic_loss, generator_loss]).detach())
+        self._unlogged.append(torch.stack([critic_loss, generator_loss, penalty]).detach())
 
-    def _critic_step(self) -> Tensor:
+    def _critic_step(self) -> tuple[Tensor, Tensor]:
         real = self._samples[self._order.next(self.recipe.batch_size).to(self.device)]
         with torch.no_grad():
             fake = self.generator(self._draw_noise())
         real_scores, fake_scores = self.critic(torch.cat([real, fake])).chunk(2)
         loss = self.loss.critic_loss(real_scores, fake_scores)
+        penalty = self._penalty(real, fake)
         self.critic_optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        (loss + penalty).backward()  # type: ignore[no-untyped-call]
         self.critic_optimizer.step()
-        return loss
+        return loss, penalty
+
+    def _penalty(self, real: Tensor, fake: Tensor) -> Tensor:
+        recipe = self.recipe
+        if recipe.penalty == "none":
+            return torch.zeros((), dtype=real.dtype, device=real.device)
+        return gradient_penalty(
+            self.critic,
+            real,
+            fake,
+            kind=recipe.penalty,
+            weight=recipe.penalty_weight,
+            target=recipe.penalty_target,
+            engine=self.penalty_engine,
+            generator=self._noise,
+        )
 
     def _generator_step(self) -> Tensor:
         # The critic's weights need no gradients here, which saves a third of its backward pass.
@@ -301,15 +332,21 @@ class Trainer:
 
     def _draw_noise(self) -> Tensor:
         # Drawn on the CPU so that a seed means the same noise on every device.
-        return torch.randn(self.recipe.batch_size, self.latent_dim, generator=self._noise).to(self.device)
+        return torch.randn(self.recipe.batch_size, self.latent_dim, generator=self._noise).to(self.device, self._dtype)
 
     def _log(self) -> None:
         # The only place where the loop waits for an accelerator.
         self._check_losses()
-        critic_loss, generator_loss = torch.stack(self._unlogged).double().mean(0).tolist()
+        critic_loss, generator_loss, penalty = torch.stack(self._unlogged).double().mean(0).tolist()
         sigma = max(self.group.sigmas().values()) if self.group is not None else None
         self.history.append(
-            {"step": self.step, "critic_loss": critic_loss, "generator_loss": generator_loss, "sigma": sigma}
+            {
+                "step": self.step,
+                "critic_loss": critic_loss,
+                "generator_loss": generator_loss,
+                "sigma": sigma,
+                "penalty": None if self.recipe.penalty == "none" else penalty,
+            }
         )
         self._unlogged.clear()
 
@@ -319,7 +356,8 @@ class Trainer:
         finite = torch.stack(self._unlogged).isfinite().tolist()
         for step, fine in enumerate(finite, start=self.step - len(finite) + 1):
             if not all(fine):
-                raise TrainingDiverged(step, f"the {'generator' if fine[0] else 'critic'}'s loss is not finite")
+                names = ("the critic's loss", "the generator's loss", "the gradient penalty")
+                raise TrainingDiverged(step, f"{names[fine.index(False)]} is not finite")
 
     def _check_finite(self) -> None:
         self._check_losses()
@@ -356,9 +394,9 @@ def draw(generator: nn.Module, n: int, seed: int) -> Tensor:
     """
     if n < 1:
         raise ValueError(f"n must be at least 1, got {n}")
-    device = next(generator.parameters()).device
+    first = next(generator.parameters())
     noise = torch.randn(n, _latent_dim(generator), generator=torch.Generator().manual_seed(seed))
-    return torch.cat([generator(z.to(device)).float().cpu() for z in torch.split(noise, _DRAW_BATCH)])
+    return torch.cat([generator(z.to(first)).float().cpu() for z in torch.split(noise, _DRAW_BATCH)])
 
 
 def load_generator(path: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> nn.Module:

@@ -1,0 +1,42 @@
+// The op mlp_gradient_penalty: the gradient penalty of a multilayer perceptron, and its gradients, without a double
+// backward.
+//
+//   a_0 = x    z_l = a_{l-1} W_l^T + b_l    a_l = scale_l lrelu(z_l, slope_l)  (l < L)    critic(x)_i = z_L,i,  d_L = 1
+//
+// With m_l = scale_l lrelu'(z_l) (lrelu' = slope_l at 0), everything is a product by these factors:
+//
+//   delta_L = 1    delta_l = m_l (delta_{l+1} W_{l+1})    g = dcritic/dx = delta_1 W_1
+//   P(|g_1|, ..., |g_B|) as in lipgan/gradient_penalty.h, v = dP/dg
+//   t_0 = v        t_l = m_l (t_{l-1} W_l^T)              dP/dW_l = delta_l^T t_{l-1}
+//
+// since dP = sum <v_i, dg_i>, and g is a product of weights with factors that are constant where the critic is
+// differentiable. The biases occur in the factors alone: their gradients are zero. A NaN in z makes its factor NaN.
+#pragma once
+#include <cstdint>
+
+#include "lipgan/dtype.h"
+#include "lipgan/gradient_penalty.h"
+
+namespace lipgan {
+
+// Layer l of L, l = 1 ... L. T is the storage type, float or double.
+struct MlpLayer {
+  const void* weight;  // T [width, width of the layer before]
+  const void* bias;    // T [width], or null for zeros; of the last layer it is not read
+  const void* scale;   // T [batch, width], or null for ones; null for the last layer
+  void* grad_weight;   // T [width, width of the layer before]
+  double slope;        // 0: ReLU, 1: no activation
+  int64_t width;       // of the last layer: 1
+};
+
+namespace cpu {
+
+void mlp_gradient_penalty_fwd(Dtype dtype, PenaltyKind kind,
+                              const void* x,  // T [batch, width]
+                              const MlpLayer* layers, int64_t num_layers,
+                              void* penalty,  // T []
+                              void* norms,    // T [batch]
+                              int64_t batch, int64_t width, double weight, double target, int num_threads);
+
+}  // namespace cpu
+}  // namespace lipgan

@@ -1,0 +1,313 @@
+"""``lipgan bench gradient-penalty``: value and parameter gradients of a penalty, against double backward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import lipgan
+from lipgan.bench.harness import Table, in_fresh_process, interleave, peak_memory
+
+
+def dcgan_32() -> nn.Module:
+    """The critic of DCGAN for 32 x 32 images, without batch norm, as WGAN-GP takes it."""
+    w = 64
+    return nn.Sequential(
+        nn.Conv2d(3, w, 4, 2, 1),
+        nn.LeakyReLU(0.2),
+        nn.Conv2d(w, 2 * w, 4, 2, 1),
+        nn.LeakyReLU(0.2),
+        nn.Conv2d(2 * w, 4 * w, 4, 2, 1),
+        nn.LeakyReLU(0.2),
+        nn.Conv2d(4 * w, 1, 4, 1, 0),
+        nn.Flatten(),
+    )
+
+
+class _Block(nn.Module):
+    """A residual block; the first one of a critic begins with a convolution, the others with an activation."""
+
+    def __init__(self, narrow: int, wide: int, *, down: bool, first: bool = False) -> None:
+        super().__init__()
+        self.first, self.down = first, down
+        self.conv1 = nn.Conv2d(narrow, wide, 3, padding=1)
+        self.conv2 = nn.Conv2d(wide, wide, 3, padding=1)
+        self.shortcut = nn.Conv2d(narrow, wide, 1) if down else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h: Tensor = self.conv2(F.relu(self.conv1(x if self.first else F.relu(x))))
+        if not self.down:
+            return h + x
+        shortcut = self.shortcut(F.avg_pool2d(x, 2)) if self.first else F.avg_pool2d(self.shortcut(x), 2)
+        return F.avg_pool2d(h, 2) + shortcut
+
+
+class ResNet32(nn.Module):
+    """The residual critic of SNGAN for 32 x 32 images (Miyato et al. 2018, table 4), without its normalization."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        blocks = [_Block(3, 128, down=True, first=True), _Block(128, 128, down=True)]
+        self.blocks = nn.Sequential(*blocks, *[_Block(128, 128, down=False) for _ in range(2)])
+        self.head = nn.Linear(128, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, 3, 32, 32]`` -> ``[B]``."""
+        scores: Tensor = self.head(F.relu(self.blocks(x)).sum((2, 3)))
+        return scores.squeeze(1)
+
+
+def toy_mlp() -> nn.Module:
+    """2-128-128-128-1, for data in the plane."""
+    layers: list[nn.Module] = [nn.Linear(2, 128), nn.LeakyReLU(0.2)]
+    for _ in range(2):
+        layers += [nn.Linear(128, 128), nn.LeakyReLU(0.2)]
+    return nn.Sequential(*layers, nn.Linear(128, 1))
+
+
+def tabular_mlp() -> nn.Module:
+    """640-256-256-1 with dropout: the critic of a GAN for tables."""
+    layers: list[nn.Module] = []
+    for narrow, wide in ((640, 256), (256, 256)):
+        layers += [nn.Linear(narrow, wide), nn.LeakyReLU(0.2), nn.Dropout(0.5)]
+    return nn.Sequential(*layers, nn.Linear(256, 1))
+
+
+@dataclass(frozen=True)
+class Case:
+    """A critic, the shape of its samples, and the kind of penalty."""
+
+    critic: Callable[[], nn.Module]
+    shape: tuple[int, ...]
+    kind: str = "wgan-gp"
+
+
+CASES = {
+    "DCGAN-32, batch 64": Case(dcgan_32, (64, 3, 32, 32)),
+    "ResNet-32, batch 16": Case(ResNet32, (16, 3, 32, 32)),
+    "ResNet-32, batch 16, R1+R2": Case(ResNet32, (16, 3, 32, 32), "r1+r2"),
+    "MLP 2-128-128-128-1, batch 256": Case(toy_mlp, (256, 2)),
+    "MLP 640-256-256-1 with dropout, batch 50": Case(tabular_mlp, (50, 640)),
+}
+
+
+# ---- ways to the same numbers ----
+
+
+def _norms(gradient: Tensor) -> Tensor:
+    norms: Tensor = torch.linalg.vector_norm(gradient.flatten(1), dim=1)
+    return norms
+
+
+def _double_backward(critic: nn.Module, x: Tensor) -> Tensor:
+    x = x.detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(critic(x).sum(), x, create_graph=True)
+    return _norms(gradient)
+
+
+def _mixture(real: Tensor, fake: Tensor, generator: torch.Generator) -> Tensor:
+    mix = torch.rand(real.shape[0], *[1] * (real.ndim - 1), generator=generator)
+    return mix * real + (1 - mix) * fake
+
+
+def with_double_backward(critic: nn.Module, real: Tensor, fake: Tensor, kind: str, seed: int) -> Tensor:
+    """What users write: PyTorch differentiates the norm of a gradient."""
+    if kind == "r1+r2":
+        norms = torch.cat([_double_backward(critic, x) for x in (real, fake)])
+        return 10.0 * norms.square().mean()
+    x_hat = _mixture(real, fake, torch.Generator().manual_seed(seed))
+    return 10.0 * (_double_backward(critic, x_hat) - 1).square().mean()
+
+
+def with_forward_mode(critic: nn.Module, real: Tensor, fake: Tensor, kind: str, seed: int) -> Tensor:
+    """Reverse over forward: the gradient first, then the backward of a directional derivative."""
+    if kind == "r1+r2":
+        x, weight, target = torch.cat([real, fake]), 10.0, 0.0
+    else:
+        x, weight, target = _mixture(real, fake, torch.Generator().manual_seed(seed)), 10.0, 1.0
+    state = torch.get_rng_state()
+    leaf = x.detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(critic(leaf).sum(), leaf)
+    norms = _norms(gradient)
+    n = x.shape[0]
+    if kind == "r1+r2":
+        value, factor = weight * norms.square().mean(), 2 * weight / n * torch.ones_like(norms)
+    else:
+        value, factor = (
+            weight * (norms - target).square().mean(),
+            2 * weight / n * (norms - target) / norms.clamp_min(1e-30),
+        )
+    cotangent = gradient * factor.view(-1, *[1] * (x.ndim - 1))
+    parameters: dict[str, Tensor] = dict(critic.named_parameters())
+
+    def score(x: Tensor) -> Tensor:
+        scores: Tensor = torch.func.functional_call(critic, parameters, (x,))
+        return scores.sum()
+
+    torch.set_rng_state(state)  # the same dropout
+    along: Tensor = torch.func.jvp(score, (x,), (cotangent,))[1]
+    return along + (value - along).detach()  # the value of the penalty, the derivatives of the directional derivative
+
+
+def with_lipgan(critic: nn.Module, real: Tensor, fake: Tensor, kind: str, seed: int) -> Tensor:
+    """`lipgan.gradient_penalty`, engine "fused"."""
+    generator = torch.Generator().manual_seed(seed)
+    return lipgan.gradient_penalty(critic, real, fake, kind=kind, engine="fused", generator=generator)
+
+
+def with_tape(critic: nn.Module, real: Tensor, fake: Tensor, kind: str, seed: int) -> Tensor:
+    """The same through the recorded operations, where the closed form of a perceptron would serve."""
+    generator = torch.Generator().manual_seed(seed)
+    critic_as_function = critic.forward  # a function is not taken for a perceptron
+    return lipgan.gradient_penalty(critic_as_function, real, fake, kind=kind, engine="fused", generator=generator)
+
+
+Way = Callable[[nn.Module, Tensor, Tensor, str, int], Tensor]
+
+ENGINES: dict[str, Way] = {
+    "double backward": with_double_backward,
+    "forward mode": with_forward_mode,
+    "tape": with_tape,
+    "lipgan": with_lipgan,
+}
+
+
+class _Variant:
+    """A critic and a way; `step` gives its parameters the gradients of the penalty."""
+
+    def __init__(self, case: Case, way: Way, seed: int, *, channels_last: bool = False) -> None:
+        torch.manual_seed(seed)
+        self.critic = case.critic()
+        self.real, self.fake = torch.randn(case.shape), torch.randn(case.shape)
+        if channels_last:
+            self.critic.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.real = self.real.contiguous(memory_format=torch.channels_last)
+            self.fake = self.fake.contiguous(memory_format=torch.channels_last)
+        self.way, self.kind, self.seed = way, case.kind, seed
+
+    def step(self) -> Tensor:
+        self.critic.zero_grad()
+        penalty = self.way(self.critic, self.real, self.fake, self.kind, self.seed)
+        penalty.backward()  # type: ignore[no-untyped-call]
+        return penalty.detach()
+
+    @torch.no_grad()
+    def forward(self) -> None:
+        """One unit: the forward pass over as many samples as the penalty takes."""
+        self.critic(self.real)
+        if self.kind == "r1+r2":
+            self.critic(self.fake)
+
+
+def _check(variants: dict[str, _Variant]) -> None:
+    """The variants agree in value and gradients, or nothing is timed."""
+    results = {}
+    for name, variant in variants.items():
+        # Dropout draws the same numbers; in another order where R1 and R2 are one batch, and no such case has dropout.
+        torch.manual_seed(0)
+        value = variant.step()
+        results[name] = (
+            value,
+            [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in variant.critic.parameters()],
+        )
+    truth_value, truth = next(iter(results.values()))
+    scale = max(float(grad.abs().max()) for grad in truth)
+    for name, (value, grads) in results.items():
+        error = max(float((a - b).abs().max()) for a, b in zip(grads, truth, strict=True)) / scale
+        error = max(error, float((value - truth_value).abs() / truth_value.abs()))
+        if not error < 1e-4:
+            raise AssertionError(f"{name}: the penalty or its gradients are off by {error:.1e}, relative")
+
+
+def run(seed: int = 0, seconds: float = 3.0) -> list[Table]:
+    """The tables of the benchmark.
+
+    Args:
+        seed: of weights and samples.
+        seconds: for each critic and table.
+    """
+    speed = Table(
+        "Gradient penalty, value and parameter gradients, float32, CPU",
+        ["critic", "torch ms", "lipgan ms", "ratio", "forward ms", "times the bound"],
+        notes=[
+            "torch: its double backward. forward: one forward pass, in the faster of PyTorch's two layouts. The bound",
+            "is four of these (forward, backward to the input, tangent, weight gradients); below 1 where the closed",
+            "form of a perceptron is faster than PyTorch's own forward pass.",
+        ],
+    )
+    engines = Table(
+        "Ways to the same gradients, ms",
+        ["critic", *ENGINES, "double backward, channels_last"],
+        notes=["lipgan is the tape except for perceptrons."],
+    )
+    memory = Table(
+        "Peak memory of a first step beyond critic and samples, MB",
+        ["critic", "torch", "lipgan"],
+    )
+    for name, case in CASES.items():
+        times = in_fresh_process(_times, name, seed, seconds)
+        speed.rows.append(
+            {
+                "critic": name,
+                "torch ms": 1e3 * times["double backward"],
+                "lipgan ms": 1e3 * times["lipgan"],
+                "ratio": times["double backward"] / times["lipgan"],
+                "forward ms": 1e3 * times["forward"],
+                "times the bound": times["lipgan"] / (4 * times["forward"]),
+            }
+        )
+        times = in_fresh_process(_engine_times, name, seed, seconds)
+        engines.rows.append({"critic": name, **{key: 1e3 * value for key, value in times.items()}})
+        if len(case.shape) == 4:
+            peaks = [in_fresh_process(_peak, name, seed, key) for key in ("double backward", "lipgan")]
+            if None not in peaks:
+                row = {key: (peak or 0) / 1e6 for key, peak in zip(memory.columns[1:], peaks, strict=True)}
+                memory.rows.append({"critic": name, **row})
+    return [speed, engines, memory]
+
+
+def _times(name: str, seed: int, seconds: float) -> dict[str, float]:
+    """Seconds of torch, of lipgan and of one forward pass."""
+    case = CASES[name]
+    variants = {key: _Variant(case, ENGINES[key], seed) for key in ("double backward", "lipgan")}
+    _check(variants)
+    runs: dict[str, Callable[[], Any]] = {key: variant.step for key, variant in variants.items()}
+    runs["forward"] = variants["double backward"].forward
+    if len(case.shape) == 4:
+        runs["forward, channels_last"] = _Variant(case, with_lipgan, seed, channels_last=True).forward
+    times = interleave(runs, seconds=seconds, warmup=3)
+    times["forward"] = min(times["forward"], times.pop("forward, channels_last", times["forward"]))
+    return times
+
+
+def _engine_times(name: str, seed: int, seconds: float) -> dict[str, float]:
+    case = CASES[name]
+    variants = {key: _Variant(case, way, seed) for key, way in ENGINES.items()}
+    if len(case.shape) == 4:
+        variants["double backward, channels_last"] = _Variant(case, with_double_backward, seed, channels_last=True)
+    _check(variants)
+    return interleave({key: variant.step for key, variant in variants.items()}, seconds=seconds, warmup=3)
+
+
+def _peak(name: str, seed: int, key: str) -> int | None:
+    """Bytes that a step takes; PyTorch has run another one on a single sample before, and its libraries are loaded."""
+    case = CASES[name]
+    _Variant(Case(case.critic, (1, *case.shape[1:]), case.kind), ENGINES[key], seed).step()
+    variant = _Variant(case, ENGINES[key], seed)
+    lipgan.ops.empty_cache()
+    return peak_memory(variant.step)
+
+
+def plot(tables: list[Table], axes: Any) -> None:
+    """Bars of the ratios, into a matplotlib axes."""
+    rows = tables[0].rows
+    axes.barh([row["critic"] for row in rows], [row["ratio"] for row in rows])
+    axes.axvline(1.0, color="black", linewidth=0.8)
+    axes.invert_yaxis()
+    axes.set_xlabel("times as fast as torch")
+    axes.set_title("Gradient penalty, value and parameter gradients, CPU")

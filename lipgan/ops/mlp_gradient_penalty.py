@@ -1,0 +1,170 @@
+"""The op ``mlp_gradient_penalty`` at the boundary of PyTorch's dispatcher.
+
+``lipgan::mlp_gradient_penalty_fwd`` takes a multilayer perceptron with piecewise linear activations to the gradient
+penalty and to its gradients by the weights, in one call of first order. It is functional.
+
+On a GPU this is a chain of ordinary matrix products, which PyTorch's libraries serve: there the backends "triton" and
+"cuda" are the reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lipgan.ops import _backend
+from lipgan.reference import mlp_gradient_penalty as reference
+
+DTYPES = (torch.float32, torch.float64)
+
+# (penalty, norms, grads)
+Penalty = tuple[Tensor, Tensor, list[Tensor]]
+
+_library = torch.library.Library("lipgan", "FRAGMENT")  # type: ignore[no-untyped-call]
+_library.define(  # type: ignore[no-untyped-call]
+    "mlp_gradient_penalty_fwd(Tensor x, Tensor[] weights, Tensor?[] biases, float[] slopes, Tensor?[] scales, "
+    "str kind, float weight, float target, str? backend) -> (Tensor, Tensor, Tensor[])"
+)
+
+
+# ---- reference: PyTorch, everywhere ----
+
+
+def _reference_fwd(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    slopes: Sequence[float],
+    scales: Sequence[Tensor | None],
+    kind: str,
+    weight: float,
+    target: float,
+) -> Penalty:
+    with torch.no_grad():  # called without the dispatcher, whose autograd is left out
+        return reference.mlp_gradient_penalty_fwd(x, weights, biases, slopes, scales, kind, weight, target)
+
+
+# ---- native: C++ on CPU tensors ----
+
+
+def _native_fwd(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    slopes: Sequence[float],
+    scales: Sequence[Tensor | None],
+    kind: str,
+    weight: float,
+    target: float,
+) -> Penalty:
+    module: Any = _backend.native()
+    result: Penalty = module.mlp_gradient_penalty_fwd(
+        x, weights, biases, slopes, scales, kind, weight, target, torch.get_num_threads()
+    )
+    return result
+
+
+_FORWARD: dict[str, Callable[..., Penalty]] = {
+    "reference": _reference_fwd,
+    "native": _native_fwd,
+    "triton": _reference_fwd,
+    "cuda": _reference_fwd,
+}
+
+
+def _fwd(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    slopes: Sequence[float],
+    scales: Sequence[Tensor | None],
+    kind: str,
+    weight: float,
+    target: float,
+    backend: str | None,
+) -> Penalty:
+    if x.dtype not in DTYPES:
+        raise TypeError(f"x must be float32 or float64, got {x.dtype}")
+    serving = _FORWARD[_backend.resolve(backend, x.device.type)]
+    return serving(x, weights, biases, slopes, scales, kind, weight, target)
+
+
+for _key in ("CPU", "CUDA"):
+    _library.impl("mlp_gradient_penalty_fwd", _fwd, _key)  # type: ignore[no-untyped-call]
+
+
+@torch.library.register_fake("lipgan::mlp_gradient_penalty_fwd", lib=_library)  # type: ignore[untyped-decorator]
+def _fwd_fake(
+    x: Tensor,
+    weights: list[Tensor],
+    biases: list[Tensor | None],
+    slopes: list[float],
+    scales: list[Tensor | None],
+    kind: str,
+    weight: float,
+    target: float,
+    backend: str | None,
+) -> Penalty:
+    return x.new_empty(()), x.new_empty(x.shape[0]), [w.new_empty(w.shape) for w in weights]
+
+
+def serves(batch: int, widths: Sequence[int], dtype: torch.dtype) -> bool:
+    """Whether the op takes a critic of ``widths`` (d_0, ..., d_L) and a batch of ``dtype``: one output, nothing empty,
+    float32 or float64.
+
+    There is no upper limit. The C++ kernel was faster than the same algorithm by :func:`torch.mm` at every size
+    measured, 2-16-1 with 16 samples to 4096-4096-4096-1 with 256, with one thread and with two.
+    """
+    return batch >= 1 and min(widths) >= 1 and widths[-1] == 1 and dtype in DTYPES
+
+
+def penalize(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    slopes: Sequence[float],
+    scales: Sequence[Tensor | None],
+    kind: str,
+    weight: float,
+    target: float,
+    *,
+    backend: str | None = None,
+) -> Penalty:
+    """The gradient penalty of a multilayer perceptron and its gradients, without autograd, for callers whose arguments
+    are known to be good; :mod:`lipgan.reference.mlp_gradient_penalty` defines it.
+
+    Layer l of the critic is ``a_l = scale_l * leaky_relu(a_{l-1} W_l^T + b_l, slope_l)``, the last one without
+    activation and scale; its widths are ``d_0, d_1, ..., d_L = 1``.
+
+    Args:
+        x: ``[B, d_0]``, float32 or float64.
+        weights: L of them, ``[d_l, d_{l-1}]``, in the dtype of ``x``.
+        biases: L of them, ``[d_l]`` or None.
+        slopes: L - 1 of them: 0 for ReLU, 1 for no activation.
+        scales: L - 1 of them, ``[B, d_l]`` or None: the multipliers of dropout, 0 or ``1 / (1 - p)``.
+        kind: "two-sided", "one-sided", "squared" or "max".
+        weight: factor of the penalty.
+        target: what the norms are compared with.
+        backend: "reference", "native", "triton" or "cuda"; None for the best available.
+
+    Returns:
+        ``(penalty, norms, grads)``: 0-dim; ``[B]``; ``dpenalty / dW_l``, shaped as the weights and contiguous. The
+        gradients by the biases are zero, and the gradient of a norm at 0 is taken as 0. A NaN in ``x`` makes the
+        penalty NaN, unless the critic is linear.
+
+    Raises:
+        TypeError: ``x`` is neither float32 nor float64.
+        ValueError: sizes or dtypes that do not fit (native backend).
+        UnavailableError: the backend asked for cannot serve here.
+    """
+    tensors = [tensor for tensor in (x, *weights, *biases, *scales) if tensor is not None]
+    if _backend.is_plain(tensors):
+        return _fwd(x, weights, biases, slopes, scales, kind, weight, target, backend)
+    with torch.no_grad():
+        result: Penalty = torch.ops.lipgan.mlp_gradient_penalty_fwd.default(
+            x, weights, biases, slopes, scales, kind, weight, target, backend
+        )
+    return result

@@ -1,0 +1,7 @@
+"""Gradient penalties: exact, and first order in their backward."""
+
+from lipgan.penalties.engines import UnsupportedCriticError
+from lipgan.penalties.gradient_penalty import explain, gradient_penalty, interpolate
+from lipgan.penalties.lazy import LazyRegularization
+
+__all__ = ["LazyRegularization", "UnsupportedCriticError", "explain", "gradient_penalty", "interpolate"]

@@ -1,0 +1,21 @@
+"""What keeps torch.compile out of the penalties. Imported only where it is in use: its machinery loads for seconds."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from lipgan.penalties.engines import Ready
+
+
+@torch.compiler.disable(  # type: ignore[no-untyped-call, untyped-decorator]
+    reason="lipgan.gradient_penalty records and differentiates the critic's operations by itself, outside of the "
+    "compiled graph; compile without fullgraph=True"
+)
+def call(function: Callable[..., Any], *args: Any) -> Any:
+    """``function(*args)`` outside of the compiled graph."""
+    return function(*args)
+
+
+# A backward pass that begins in a compiled function would have it compiled for every shape of parameters.
+Ready.backward = staticmethod(torch.compiler.disable(Ready.backward))  # type: ignore[method-assign, no-untyped-call]

@@ -1,0 +1,126 @@
+"""The conditions under which a critic runs: autocast, torch.compile, inference mode, DistributedDataParallel."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.parallel import DistributedDataParallel
+
+
+def uncompiled(function: Callable[..., Any], *args: Any) -> Any:
+    """``function(*args)`` with torch.compile kept out of it."""
+    if torch.compiler.is_compiling() or "torch._dynamo" in sys.modules:  # its import takes seconds
+        from lipgan.penalties._graph_break import call
+
+        return call(function, *args)
+    return function(*args)
+
+
+def ordinary(item: Any) -> Any:
+    """A tensor that was made in inference mode as one that autograd takes."""
+    return item.clone() if isinstance(item, Tensor) and item.is_inference() else item
+
+
+def bare(critic: Any) -> Any:
+    """The module within the wrappers of torch.compile and DistributedDataParallel."""
+    while True:
+        if isinstance(critic, DistributedDataParallel):
+            critic = critic.module
+        elif isinstance(critic, nn.Module) and isinstance(getattr(critic, "_orig_mod", None), nn.Module):
+            critic = critic._orig_mod
+        else:
+            return critic
+
+
+class Wide:
+    """Within it a penalty that autocast would run in float16 runs in float32; called, it converts arguments to that."""
+
+    def __init__(self, critic: Any, x: Tensor) -> None:
+        kind = x.device.type
+        self._context: AbstractContextManager[Any] = nullcontext()
+        self._applies = (
+            x.dtype == torch.float32
+            and torch.is_autocast_enabled(kind)
+            and torch.get_autocast_dtype(kind) == torch.float16
+            and not (isinstance(critic, nn.Module) and any(p.dtype == torch.float16 for p in critic.parameters()))
+        )
+        if self._applies:
+            self._context = torch.autocast(kind, enabled=False)
+
+    def __enter__(self) -> Wide:
+        self._context.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._context.__exit__(*error)
+
+    def __call__(self, critic_args: Sequence[Any]) -> tuple[Any, ...]:
+        if not self._applies:
+            return tuple(critic_args)
+        return tuple(
+            item.float() if isinstance(item, Tensor) and item.dtype == torch.float16 else item for item in critic_args
+        )
+
+
+class Plainly:
+    """Within it critics that were compiled run as they were written, and attention by operations with derivatives.
+
+    The tape reads operations, not compiled code, and only the math form of attention has a second derivative. Both are
+    settings of the process: the first thread to come makes them, the last to leave takes them back.
+    """
+
+    _lock = threading.Lock()
+    _inside = 0
+    _settings = ExitStack()
+    _stance = False
+
+    def __enter__(self) -> None:
+        cls = Plainly
+        with cls._lock:
+            if cls._inside == 0:
+                cls._settings.enter_context(sdpa_kernel(SDPBackend.MATH))
+            # Where it is not loaded, nothing was compiled.
+            if not cls._stance and "torch._dynamo" in sys.modules:
+                cls._settings.enter_context(torch.compiler.set_stance("force_eager"))
+                cls._stance = True
+            cls._inside += 1
+
+    def __exit__(self, *error: Any) -> None:
+        cls = Plainly
+        with cls._lock:
+            cls._inside -= 1
+            if cls._inside == 0:
+                cls._stance = False
+                cls._settings.close()
+
+
+class _Function(nn.Module):
+    """A function in the place of a module."""
+
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.forward = function
+
+
+def replicated(penalty: Callable[..., Tensor], critic: Any, *args: Any) -> Tensor:
+    """``penalty(critic, *args)``; in DistributedDataParallel as if it were the output of the wrapped module.
+
+    The wrapper then sees the parameters that the penalty depends on, and prepares for its backward.
+    """
+    if not isinstance(critic, DistributedDataParallel):
+        return penalty(bare(critic), *args)
+    module = critic.module
+    critic.module = _Function(functools.partial(penalty, bare(module)))
+    try:
+        result: Tensor = critic(*args)
+    finally:
+        critic.module = module
+    return result

@@ -1,0 +1,233 @@
+"""Gradient penalties of a critic: where they are taken, and what they penalize."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lipgan.ops.gradient_penalty import NORMS
+from lipgan.ops.gradient_penalty import interpolate as interpolate_by
+from lipgan.penalties import engines
+from lipgan.penalties.checks import check_critic, check_nan, check_samples, number, one_of
+from lipgan.penalties.conditions import Wide, bare, ordinary, replicated, uncompiled
+from lipgan.penalties.engines import Call, Critic, Form, Output
+from lipgan.reference.spectral_norm import accumulation_dtype
+
+# The form of the penalty of each kind, see lipgan.reference.gradient_penalty.
+KINDS = {
+    "wgan-gp": "two-sided",
+    "lp": "one-sided",
+    "dragan": "two-sided",
+    "r1": "squared",
+    "r2": "squared",
+    "r1+r2": "squared",
+    "max": "max",
+}
+_NEEDS_FAKE = ("wgan-gp", "lp", "max", "r2", "r1+r2")
+
+
+def gradient_penalty(
+    critic: Critic,
+    real: Tensor,
+    fake: Tensor | None = None,
+    *,
+    kind: str = "wgan-gp",
+    weight: float = 10.0,
+    target: float = 1.0,
+    norm: str = "sample",
+    engine: str = "auto",
+    generator: torch.Generator | None = None,
+    critic_args: Sequence[Any] = (),
+    output: Output = None,
+) -> Tensor:
+    """The gradient penalty of a critic, ready to be added to its loss.
+
+    With ``g_i`` the gradient of the critic's score of sample i with respect to that sample and ``n_i = |g_i|``:
+
+    =========  ======================================  ====================================  =========================
+    kind       taken at                                penalty                               source
+    =========  ======================================  ====================================  =========================
+    wgan-gp    mixtures of real and fake               ``weight * mean (n - target)^2``      Gulrajani et al. 2017
+    lp         mixtures of real and fake               ``weight * mean max(0, n-target)^2``  Petzka et al. 2018
+    max        mixtures of real and fake               ``weight * (max n - target)^2``       Zhou et al. 2019 (target 0)
+    dragan     real plus noise, see below              ``weight * mean (n - target)^2``      Kodali et al. 2017
+    r1         real                                    ``weight * mean n^2 / 2``             Mescheder et al. 2018
+    r2         fake                                    ``weight * mean n^2 / 2``             Mescheder et al. 2018
+    r1+r2      real and fake, as one batch             the sum of r1 and r2                  Huang et al. 2024 (R3GAN)
+    =========  ======================================  ====================================  =========================
+
+    A mixture is ``eps real + (1 - eps) fake`` with one uniform ``eps`` for each sample (:func:`interpolate`); DRAGAN's
+    noise is ``0.5 * std(real) * U(0, 1)`` for each number. The gradient of a norm is 0 where the norm is 0. No gradient
+    flows to ``real``, ``fake`` or the networks that made them.
+
+    With the engine "fused" the gradients of the critic's parameters are ready when this returns, and the backward only
+    scales them: it is first order, goes with gradient accumulation and ``torch.amp.GradScaler``, and cannot be
+    differentiated again (``create_graph=True`` is refused). Parameters that the penalty does not depend on, such as
+    biases, get zeros. Within ``torch.no_grad()`` and ``torch.inference_mode()`` only the value is computed.
+
+    ``torch.compile``: a call within a compiled function is one graph break, its backward runs uncompiled, and
+    ``fullgraph=True`` is an error. Critics that are compiled themselves run uncompiled in here, and until this returns
+    other threads do not compile either.
+
+    DistributedDataParallel: give the wrapper, which then synchronizes the gradients as those of any forward pass; they
+    equal those of the joined batch, except for kind "max", which takes the maximum of each process's own samples.
+    Give the wrapped module only in a loss that has a forward pass of the wrapper in it as well.
+
+    ``torch.autocast``: in bfloat16 the critic runs as elsewhere. In place of float16 it runs in float32, whose range
+    the penalty's intermediate results need, unless it has float16 parameters.
+
+    Args:
+        critic: maps samples ``[B, ...]`` to scores ``[B]`` or ``[B, 1, ...]``; any module or function.
+        real: ``[B, ...]``, float32, float64, float16 or bfloat16.
+        fake: likewise, of the same shape; for the kinds that are taken at it.
+        kind: one of the table above.
+        weight: the factor, often called lambda or gamma.
+        target: the norm that is aimed at, >= 0; "r1", "r2" and "r1+r2" aim at 0 whatever it is.
+        norm: "sample" takes the norm over all of a sample, "pixel" over the channels (dimension 1) of each pixel.
+        engine: "fused" is exact and first order; "autograd" is the textbook double backward; "auto" is "fused" where it
+            can follow the critic (:func:`explain` tells), else "autograd".
+        generator: of the random numbers; on the CPU, it draws the same numbers for every device.
+        critic_args: passed to the critic after the samples, such as labels; a list or tuple. For "r1+r2" those that are
+            tensors with B rows are repeated for the second half.
+        output: which of the critic's outputs are the scores: an index or key into what it returns, or a function of it.
+
+    Returns:
+        0-dim; float64 for float64 samples, else float32.
+
+    Raises:
+        TypeError: samples that are not dense floating-point tensors of one dtype, a critic that cannot be called,
+            a weight or target that is not a number, ``critic_args`` that are not a list or tuple.
+        ValueError: shapes or devices that differ, an empty batch, NaN in the samples (looked for on the CPU only:
+            elsewhere it would wait for the device), an unknown kind, norm or engine, a negative or infinite target, a
+            weight that is not finite, a critic whose scores do not depend on the samples or are not one number each.
+        UnsupportedCriticError: ``engine="fused"`` and a critic that it cannot follow.
+
+    Example:
+        >>> loss = critic(fake).mean() - critic(real).mean() + lipgan.gradient_penalty(critic, real, fake)
+        >>> loss.backward()
+    """
+    arguments = (critic, real, fake, kind, weight, target, norm, engine, generator, critic_args, output)
+    penalty: Tensor = uncompiled(_gradient_penalty, *arguments)
+    return penalty
+
+
+def _gradient_penalty(
+    critic: Critic,
+    real: Tensor,
+    fake: Tensor | None,
+    kind: str,
+    weight: float,
+    target: float,
+    norm: str,
+    engine: str,
+    generator: torch.Generator | None,
+    critic_args: Sequence[Any],
+    output: Output,
+) -> Tensor:
+    one_of("kind", kind, tuple(KINDS))
+    one_of("norm", norm, NORMS)
+    one_of("engine", engine, engines.NAMES)
+    weight, target = number("weight", weight), number("target", target)
+    if target < 0:
+        raise ValueError(f"target must not be negative, got {target}")
+    if fake is None and kind in _NEEDS_FAKE:
+        raise ValueError(f"fake must be given for kind {kind!r}, got None")
+    check_samples(real, fake)
+    if norm == "pixel" and real.ndim < 2:
+        raise ValueError(f"real must have a dimension of channels for norm 'pixel', got shape {tuple(real.shape)}")
+    check_critic(critic, critic_args)
+    differentiable = torch.is_grad_enabled()
+    # Autograd takes no part in inference mode, but the engines need it.
+    with torch.inference_mode(False), torch.no_grad():
+        real, fake, critic_args = ordinary(real), ordinary(fake), [ordinary(item) for item in critic_args]
+        x = _points(real.detach(), None if fake is None else fake.detach(), kind, generator)
+        check_nan(x, real, fake)
+        if kind == "r1+r2":
+            # The mean over 2 B samples is half of the sum of two means.
+            weight = 2 * weight
+            critic_args = [_twice(item, real.shape[0]) for item in critic_args]
+        form = Form(KINDS[kind], weight, target, norm)
+
+        def penalty(critic: Critic, x: Tensor, *args: Any) -> Tensor:
+            return engines.penalty(Call(critic, args, output), x, form, engine, differentiable)
+
+        with torch.set_grad_enabled(differentiable), Wide(critic, x) as wide:
+            return replicated(penalty, critic, x, *wide(critic_args))
+
+
+def interpolate(real: Tensor, fake: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+    """``eps_i real_i + (1 - eps_i) fake_i`` with ``eps_i ~ U(0, 1)``, one for each sample.
+
+    Args:
+        real: ``[B, ...]``, float32, float64, float16 or bfloat16.
+        fake: likewise, of the same shape.
+        generator: of the random numbers; on the CPU, it draws the same numbers for every device.
+
+    Returns:
+        Shaped as ``real``, differentiable in both.
+
+    Raises:
+        TypeError: samples that are not floating point, or of two dtypes.
+        ValueError: shapes that differ, an empty batch.
+
+    Source: Gulrajani et al. 2017, "Improved Training of Wasserstein GANs", Algorithm 1.
+    """
+    check_samples(real, fake)
+    return interpolate_by(real, fake, _uniform((real.shape[0],), real, generator))
+
+
+def explain(
+    critic: Critic,
+    real: Tensor,
+    *,
+    critic_args: Sequence[Any] = (),
+    output: Output = None,
+) -> str | None:
+    """Why the fused engine cannot follow the critic, naming the module and the operation; None if it can.
+
+    The critic runs once; its buffers and the random state are as before.
+
+    Args: as for :func:`gradient_penalty`; ``real`` stands for the points at which the penalty is taken.
+    """
+    check_samples(real, None)
+    check_critic(critic, critic_args)
+    reason: str | None = uncompiled(_explain, critic, real, critic_args, output)
+    return reason
+
+
+def _explain(critic: Critic, real: Tensor, critic_args: Sequence[Any], output: Output) -> str | None:
+    with torch.inference_mode(False), Wide(critic, real) as wide:
+        args = wide([ordinary(item) for item in critic_args])
+        return engines.explain(Call(bare(critic), args, output), ordinary(real))
+
+
+# ---- the points at which the penalty is taken ----
+
+
+def _uniform(shape: Sequence[int], like: Tensor, generator: torch.Generator | None) -> Tensor:
+    device = like.device if generator is None else generator.device
+    drawn = torch.rand(*shape, generator=generator, device=device, dtype=accumulation_dtype(like.dtype))
+    return drawn.to(like.device)
+
+
+def _points(real: Tensor, fake: Tensor | None, kind: str, generator: torch.Generator | None) -> Tensor:
+    if kind == "r1":
+        return real
+    if kind == "dragan":
+        noise = _uniform(real.shape, real, generator)
+        return torch.addcmul(real, noise.to(real.dtype), 0.5 * real.std(correction=0))
+    assert fake is not None
+    if kind == "r2":
+        return fake
+    if kind == "r1+r2":
+        return torch.cat([real, fake])
+    return interpolate_by(real, fake, _uniform((real.shape[0],), real, generator))
+
+
+def _twice(argument: Any, batch: int) -> Any:
+    if isinstance(argument, Tensor) and argument.ndim and argument.shape[0] == batch:
+        return torch.cat([argument, argument])
+    return argument

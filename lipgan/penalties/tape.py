@@ -1,0 +1,455 @@
+"""The gradient of a gradient penalty without a second backward pass through autograd.
+
+With the critic's outputs summed to ``f(x)``, its gradient ``g`` and the cotangent ``v = dP/dg`` held constant, the
+parameter gradients of the penalty are ``d/dtheta <v, g> = d/dtheta (d/ds f(x + s v))``: the derivative of a directional
+derivative. `Tape` records the operations of one forward pass of any critic and then takes
+
+1. a backward pass: ``delta``, the derivative of f with respect to every intermediate value; it ends in ``g``;
+2. a tangent pass: ``tangent``, the change of every intermediate value along ``v``. Each operation also hands out what
+   only it knows: the derivative of ``<delta, its tangent>`` with respect to its parameters, which belongs to the
+   result, and with respect to its inputs, called ``seed``; piecewise-linear operations have none;
+3. where there are seeds, a second backward pass that carries them to the parameters.
+
+Derivation: docs/numerics/gradient_penalty.md. The operations are those of PyTorch's dispatcher (ATen), below autograd:
+how a module spells them does not matter. `lipgan.penalties.rules` knows their derivatives; for an operation that it
+does not know, autograd is asked for those of that operation alone.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import BackwardCFunction
+from torch.utils._python_dispatch import TorchDispatchMode
+
+aten = torch.ops.aten
+
+
+class Unsupported(Exception):
+    """The tape cannot follow an operation; ``module`` is the name of the module that called it, where known."""
+
+    def __init__(self, reason: str, module: str | None = None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.module = module
+
+
+class Value:
+    """What the passes know of one intermediate tensor.
+
+    It hangs on the tensor, in an attribute: a tensor that is freed takes its value along, and no identity of an object
+    is taken for that of another.
+    """
+
+    __slots__ = ("delta", "dtype", "owner", "seed", "tangent", "trainable", "uses", "version")
+
+    def __init__(self, owner: object, dtype: torch.dtype, version: int) -> None:
+        self.owner = owner
+        self.dtype = dtype
+        # Of the tensor, which counts the changes in place of the memory that it shares with its views.
+        self.version = version
+        # Whether a sink has a part in it: otherwise nobody asks for its seed.
+        self.trainable = False
+        self.delta: Tensor | None = None
+        self.tangent: Tensor | None = None
+        self.seed: Tensor | None = None
+        self.uses = 0
+
+    def add_delta(self, delta: Tensor | None) -> None:
+        if delta is not None:
+            delta = delta.to(self.dtype)
+            self.delta = delta if self.delta is None else self.delta + delta
+
+    def add_seed(self, seed: Tensor | None) -> None:
+        if seed is not None and self.trainable:
+            seed = seed.to(self.dtype)
+            self.seed = seed if self.seed is None else self.seed + seed
+
+
+class Sink:
+    """A tensor outside of the tape that requires a gradient: a parameter, or what was computed from parameters.
+
+    Attributes:
+        tensor: stands for it in autograd's graph.
+        grad: the derivative of ``<cotangent, gradient>`` with respect to it, None for zeros.
+    """
+
+    __slots__ = ("_source", "grad", "tensor")
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._source = tensor  # which keeps its id
+        self.tensor: Tensor = tensor if tensor.is_leaf else _Past.apply(tensor)  # type: ignore[no-untyped-call]
+        self.grad: Tensor | None = None
+
+    def add(self, grad: Tensor | None) -> None:
+        if grad is not None:
+            self.grad = grad if self.grad is None else self.grad + grad
+
+
+class _Past(torch.autograd.Function):
+    """A tensor as autograd knows it now, whatever changes it in place later; without its content."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        return tensor.new_zeros(()).expand(tensor.shape)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad
+
+
+class Node:
+    """One recorded operation, with one output; as it stands, one whose derivative is zero.
+
+    Attributes:
+        inputs: the values among its operands.
+        sinks: the sinks among them.
+        output: its value.
+        needs_delta: whether `tangent` reads the output's delta.
+        curved: whether `tangent` may give seeds.
+        name: of the operation.
+        module: the name of the module that called it, where the tape was asked to note it.
+    """
+
+    inputs: Sequence[Value] = ()
+    sinks: Sequence[Sink] = ()
+    output: Value
+    needs_delta = False
+    curved = False
+    name = ""
+    module: str | None = None
+
+    def backward(self, delta: Tensor) -> Sequence[Tensor | None]:
+        """The derivatives with respect to the inputs, in their order, given that with respect to the output."""
+        return ()
+
+    def parameters(self, delta: Tensor) -> None:
+        """Add the derivatives with respect to the parameters to their sinks."""
+
+    def tangent(self, tangents: Sequence[Tensor | None], delta: Tensor | None) -> Tensor | None:
+        """The tangent of the output; seeds and the parameters' share are added on the way."""
+        return None
+
+    def release(self) -> None:
+        """Forget what only a second backward pass would need."""
+
+
+Rule = Callable[["Tape", Any, tuple[Any, ...], dict[str, Any]], Any]
+RULES: dict[Any, Rule] = {}
+
+
+@functools.cache
+def mutates(func: Any) -> bool:
+    """Whether an operation changes one of its arguments in place."""
+    return bool(func._schema.is_mutable)
+
+
+@functools.cache
+def _mutated_arguments(func: Any) -> list[tuple[int, str]]:
+    arguments = func._schema.arguments
+    return [(i, a.name) for i, a in enumerate(arguments) if a.alias_info is not None and a.alias_info.is_write]
+
+
+def _mutated(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    places = _mutated_arguments(func)
+    return tensors_of([args[place] if place < len(args) else kwargs.get(name) for place, name in places])
+
+
+@functools.cache
+def _shares(func: Any) -> bool:
+    """Whether the result of an operation shares the memory of its first argument: views, and changes in place."""
+    returns = func._schema.returns
+    return bool(returns) and returns[0].alias_info is not None
+
+
+@functools.cache
+def _is_random(func: Any) -> bool:
+    return torch.Tag.nondeterministic_seeded in func.tags
+
+
+class Tape(TorchDispatchMode):
+    """Records what is computed from ``x`` while it is active, and differentiates it.
+
+    Args:
+        x: ``[B, ...]``, a leaf that requires a gradient.
+        names: a function that tells the name of the module that runs; slow, for messages.
+    """
+
+    def __init__(self, x: Tensor, names: Callable[[], str] | None = None) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._owner = object()
+        self._names = names
+        self._kept: list[tuple[Tensor, int, Any]] = []
+        self._undo: list[tuple[Tensor, Tensor]] = []
+        self._random_states: list[tuple[torch.Generator, Tensor]] = []
+        # Autograd numbers its nodes: those with lower numbers are older than the tape.
+        with torch.enable_grad():
+            self._x, self._begin = x, x.view_as(x).grad_fn._sequence_nr()  # type: ignore[union-attr]
+        self._independent: set[Any] = set()
+        self._refusal: tuple[str, str | None] | None = None
+        self.nodes: list[Node] = []
+        self.sinks: dict[tuple[int, int], Sink] = {}
+        # Whether an operation was recorded that may give seeds.
+        self.curved = False
+        # Per operation, for the rules: such as a weight in the layout that suits the convolutions.
+        self.cache: dict[Any, Any] = {}
+        self.x = self._track(x, x._version)
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # True would wrap every call, and import torch._dynamo for it, which takes seconds.
+        return False
+
+    # ---- recording ----
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if torch.is_grad_enabled():
+            try:
+                if self._names is not None:  # sooner than `sink` would: the module is still known
+                    for tensor in tensors_of((args, *kwargs.values())):
+                        if isinstance(tensor.grad_fn, BackwardCFunction):
+                            self._check_independent(tensor)
+                rule = RULES.get(func)
+                if mutates(func) and self._changes_a_view(func, args, kwargs):
+                    rule = RULES["view changed"]
+                if rule is not None:
+                    result = rule(self, func, args, kwargs)
+                    if result is not NotImplemented:
+                        return result
+                if self._any_value(args) or (kwargs and self._any_value(kwargs.values())):
+                    return RULES["local"](self, func, args, kwargs)
+            except Unsupported as error:
+                error.module = error.module or (self._names() if self._names else None)
+                self._refusal = error.reason, error.module  # the exception itself holds the frames, and this tape
+                raise
+        if _is_random(func):
+            self.save_random_state(kwargs.get("generator"))
+        if mutates(func):
+            for tensor in _mutated(func, args, kwargs):
+                self.keep_for_undo(tensor)
+                mark: Any = getattr(tensor, "_lipgan_value", None)
+                if self._owns(tensor) and not torch.is_grad_enabled() and mark.version == tensor._version:
+                    mark.version += 1  # as autograd has it: another content, the same derivative
+        result = func(*args, **kwargs)
+        if self._names is not None and not torch.is_grad_enabled():
+            for tensor in tensors_of(result):
+                tensor._lipgan_module = self._names()  # type: ignore[attr-defined]
+        return result
+
+    def value(self, tensor: Any) -> Value | None:
+        """The value of a tensor that depends on x, or None for anything else."""
+        if not self._owns(tensor) or not tensor.requires_grad:
+            return None
+        value = tensor._lipgan_value
+        if isinstance(tensor.grad_fn, BackwardCFunction):
+            raise _hidden(tensor.grad_fn, tensor)
+        if tensor._version != value.version:
+            raise Unsupported("a tensor is used after its memory was changed in place by another name")
+        if tensor._backward_hooks:
+            raise Unsupported("a hook on a tensor waits for its gradient")
+        return value  # type: ignore[no-any-return]
+
+    def _owns(self, tensor: Any) -> bool:
+        value = getattr(tensor, "_lipgan_value", None)
+        return value is not None and value.owner is self._owner
+
+    def score(self, tensor: Tensor) -> Value | None:
+        """The value of what the critic returned, None where it does not depend on x."""
+        if self._refusal is not None:  # the critic has caught it
+            raise Unsupported(*self._refusal)
+        value = self.value(tensor)
+        if value is None:
+            self._check_independent(tensor)
+        return value
+
+    def _track(self, tensor: Tensor, version: int) -> Value:
+        value = tensor._lipgan_value = Value(self._owner, tensor.dtype, version)  # type: ignore[attr-defined]
+        return value
+
+    def record(self, node: Node, func: Any, output: Tensor, operand: Tensor | None = None) -> Tensor:
+        """Put a node on the tape; ``node.inputs`` is set, ``node.output`` becomes the value of ``output``.
+
+        Args:
+            operand: the first of ``func``; the output shares its memory if ``func`` makes a view or changes it.
+        """
+        if output.is_complex():
+            raise Unsupported(f"{func} returns complex numbers")
+        for value in node.inputs:
+            value.uses += 1
+        # Autograd counts the change, and gives a view the counter of its base, after this.
+        version = output._version if operand is None or not _shares(func) else operand._version + mutates(func)
+        node.output = self._track(output, version)
+        node.output.trainable = bool(node.sinks) or any(value.trainable for value in node.inputs)
+        node.name = func
+        if self._names is not None:
+            node.module = self._names()
+        self.curved = self.curved or node.curved
+        self.nodes.append(node)
+        return output
+
+    def keep(self, tensor: Tensor, func: Any, changing: bool = False) -> Tensor:
+        """The tensor without its history, which must not change any more; ``changing`` if ``func`` changes it."""
+        self._kept.append((tensor, tensor._version + changing, func))
+        return tensor.detach()
+
+    def sink(self, tensor: Any) -> Sink | None:
+        """The sink of a tensor outside of the tape, or None where it requires no gradient."""
+        if not isinstance(tensor, Tensor) or not tensor.requires_grad:
+            return None
+        key = id(tensor), 0 if tensor.is_leaf else tensor._version
+        sink = self.sinks.get(key)
+        if sink is None:
+            self._check_independent(tensor)
+            sink = self.sinks[key] = Sink(tensor)
+        return sink
+
+    def _check_independent(self, tensor: Tensor) -> None:
+        """Refuse a tensor that autograd knows to depend on x, though the tape does not."""
+        pending = [(tensor.grad_fn, tensor.grad_fn)]
+        while pending:
+            function, hiding = pending.pop()
+            if function is None or function in self._independent:
+                continue
+            self._independent.add(function)
+            if isinstance(function, BackwardCFunction):
+                hiding = function
+            if getattr(function, "variable", None) is self._x:
+                raise _hidden(hiding, tensor)
+            if function._sequence_nr() >= self._begin:  # a leaf's has the highest number of all
+                pending += [(following, hiding) for following, _ in function.next_functions]
+
+    def _any_value(self, items: Any) -> bool:
+        for item in items:
+            if isinstance(item, Tensor):
+                if self.value(item) is not None:
+                    return True
+            elif isinstance(item, (list, tuple)) and self._any_value(item):
+                return True
+        return False
+
+    def _changes_a_view(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether a change in place, that the passes have to know of, is one of a view."""
+        if not (self._any_value(args) or self._any_value(kwargs.values())):
+            return False
+        if _mutated_arguments(func) != [(0, "self")] or not isinstance(args[0], Tensor):
+            raise Unsupported(f"{func} writes into an argument")
+        target, base = args[0], args[0]._base
+        self.keep_for_undo(target if base is None else base)
+        return base is not None
+
+    # ---- undoing, so that a fallback starts where this began ----
+
+    def save_random_state(self, generator: torch.Generator | None = None) -> None:
+        """Note the state of a generator, by default of those of the devices, before its first draw."""
+        generators = [generator] if generator is not None else [torch.default_generator]
+        if generator is None and self._x.is_cuda:
+            generators.append(torch.cuda.default_generators[self._x.get_device()])
+        for generator in generators:
+            if all(generator is not saved for saved, _ in self._random_states):
+                self._random_states.append((generator, generator.get_state()))
+
+    def keep_for_undo(self, tensor: Tensor) -> None:
+        """Note the content of a tensor outside of the tape that the running operation changes."""
+        if not hasattr(tensor, "_lipgan_new") and not self._owns(tensor):
+            self._undo.append((tensor, tensor.detach().clone()))
+
+    @torch.no_grad()
+    def undo(self) -> None:
+        """Give buffers that the critic changed (running means, singular vectors), and the random state, back."""
+        for target, before in reversed(self._undo):
+            target.copy_(before)
+        for generator, state in self._random_states:
+            generator.set_state(state)
+
+    # ---- the passes; autograd is off ----
+
+    def backward(self, output: Value, ones: Tensor) -> Tensor | None:
+        """The derivative of the sum of the output with respect to x: the first pass."""
+        for tensor, version, func in self._kept:
+            if tensor._version != version:
+                raise Unsupported(f"a result or an operand of {func} is changed in place afterwards")
+        self._kept.clear()
+        output.delta = ones
+        reached = []
+        for node in reversed(self.nodes):
+            delta = node.output.delta
+            if delta is None:  # an output that does not count depends on it, or nothing does
+                for value in node.inputs:
+                    value.uses -= 1
+                continue
+            reached.append(node)
+            with _named(node):
+                for value, grad in zip(node.inputs, node.backward(delta), strict=True):
+                    value.add_delta(grad)
+            if not node.needs_delta:
+                node.output.delta = None
+            if not self.curved:
+                node.release()
+        self.nodes = reached[::-1]
+        gradient, self.x.delta = self.x.delta, None
+        return gradient
+
+    def differentiate(self, cotangent: Tensor) -> None:
+        """Add the derivatives of ``<cotangent, gradient>`` to the sinks: the tangent pass and what follows it."""
+        self.x.tangent = cotangent
+        for node in self.nodes:
+            delta = node.output.delta
+            node.output.delta = None
+            tangents = [value.tangent for value in node.inputs]
+            if any(tangent is not None for tangent in tangents):
+                with _named(node):
+                    tangent = node.tangent(tangents, delta)
+                node.output.tangent = None if tangent is None else tangent.to(node.output.dtype)
+            for value in node.inputs:
+                value.uses -= 1
+                if value.uses == 0:
+                    value.tangent = None
+        if self.curved:
+            for node in reversed(self.nodes):
+                seed, node.output.seed = node.output.seed, None
+                if seed is not None:
+                    with _named(node):
+                        node.parameters(seed)
+                        if any(value.trainable for value in node.inputs):
+                            for value, grad in zip(node.inputs, node.backward(seed), strict=True):
+                                value.add_seed(grad)
+        self.nodes.clear()
+
+
+class _named:
+    """Says which node cannot be differentiated."""
+
+    __slots__ = ("_node",)
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, Unsupported):
+            error.module = error.module or self._node.module
+
+
+def _hidden(function: Any, tensor: Tensor) -> Unsupported:
+    module = getattr(tensor, "_lipgan_module", None)
+    if isinstance(function, BackwardCFunction):
+        return Unsupported(f"{type(function).__name__}, a torch.autograd.Function, hides what it computes", module)
+    return Unsupported(f"the operation behind {function.name()} hides what it computes", module)
+
+
+def tensors_of(result: Any) -> list[Tensor]:
+    """The tensors in arguments or results of an operation."""
+    if isinstance(result, Tensor):
+        return [result]
+    if isinstance(result, (list, tuple)):
+        return [tensor for item in result for tensor in tensors_of(item)]
+    return []
