@@ -18,9 +18,9 @@ from lipgan.reference.matrix_sqrt import resolution
 METHODS = ("auto", "cholesky", "eigh", "svd", "polar")
 
 # Where the bound on the error of the eigenvalues is above this share of the trace, "auto" takes singular values: the
-# second share where the smallest eigenvalue stands clear of the rounding of the largest. The roundings then cancel in the
-# sum: at d = 2048 its error was below 1e-14 of the trace where the bound said 1e-8 to 1e-6. Eigenvalues that are lost in
-# rounding do come near the bound.
+# second share where the smallest eigenvalue stands clear of the rounding of the largest. The roundings then cancel in
+# the sum: at d = 2048 its error was below 1e-14 of the trace where the bound said 1e-8 to 1e-6. Eigenvalues that are
+# lost in rounding do come near the bound.
 _ACCEPTED, _ACCEPTED_RESOLVED = 1e-9, 1e-6
 _CLEAR = 16  # times the bound on the error of an eigenvalue
 _BLOCK = 512  # columns of a triangular factor, whose zeros above the block a product leaves out

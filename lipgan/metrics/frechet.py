@@ -201,8 +201,8 @@ def frechet_distance_from_features(real: Array, fake: Array, *, method: str = "a
         ddof: the covariances are scatter matrices over ``n - ddof``, 0 or 1.
 
     Returns:
-        0-dim, float64; differentiable once (by the cross-Gram, twice where samples do not outnumber features). Where a singular value of ``X1 X2^T`` is 0 although neither side is, the
-        derivative is the subgradient of least norm.
+        0-dim, float64; differentiable once (by the cross-Gram, twice where samples do not outnumber features). Where a
+        singular value of ``X1 X2^T`` is 0 although neither side is, the derivative is the subgradient of least norm.
 
     Raises:
         TypeError: an argument is neither an array nor a tensor, or not of a real floating-point dtype.
