@@ -10,6 +10,7 @@
 
 #include <limits>
 
+#include "integers.h"
 #include "threads.h"
 #include "vector.h"
 
@@ -22,14 +23,6 @@ constexpr int64_t kMinColumns = 64;             // side by side, lest a row of a
 constexpr int64_t kShortRow = 32;               // below it, rows are joined to one run
 constexpr int64_t kStreamBytes = 32 << 20;       // of an array: beyond it, the arrays of the call fit no common cache
 constexpr int64_t kBytesPerThread = 128 << 10;  // of an array that pay for waking a thread
-
-int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
-int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-int threads_for(int64_t bytes, int num_threads) {
-  return static_cast<int>(max(1, min(num_threads, bytes / kBytesPerThread)));
-}
 
 // The thread's share of `count` blocks.
 struct Share {
@@ -98,7 +91,7 @@ void interpolate(const void* real, const void* fake, const void* mix, void* x_ha
   const int64_t bytes = batch * length * static_cast<int64_t>(sizeof(T));
   Interpolate<T, A> op{static_cast<const T*>(real), static_cast<const T*>(fake), static_cast<const A*>(mix),
                        static_cast<T*>(x_hat), batch, length, bytes > kStreamBytes};
-  run_parallel(&Interpolate<T, A>::run, &op, threads_for(bytes, num_threads));
+  run_parallel(&Interpolate<T, A>::run, &op, threads_for(bytes, kBytesPerThread, num_threads));
 }
 
 // ---- the penalty ----
@@ -439,7 +432,7 @@ void penalty(PenaltyKind kind, const void* grads, void* penalty, void* norms, vo
              int64_t length, int64_t inner, double weight, double target, int num_threads) {
   using A = typename Accumulate<T>::type;
   const int64_t bytes = outer * length * inner * static_cast<int64_t>(sizeof(T));
-  const int threads = threads_for(bytes, num_threads);
+  const int threads = threads_for(bytes, kBytesPerThread, num_threads);
   Penalty<T, A> op{kind,  static_cast<const T*>(grads), static_cast<A*>(norms), static_cast<T*>(cotangent),
                    outer, length, inner, weight, target, bytes > kStreamBytes};
   op.build(threads);

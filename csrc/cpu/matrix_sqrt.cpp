@@ -10,6 +10,7 @@
 #include <limits>
 #include <type_traits>
 
+#include "integers.h"
 #include "threads.h"
 #include "vector.h"
 
@@ -63,9 +64,6 @@ inline bool any_of(M mask) {
   for (size_t k = 1; k < sizeof(M) / sizeof(mask[0]); ++k) joined |= mask[k];
   return joined != 0;
 }
-
-int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
-int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
 
 constexpr int kRows = 4;           // rows of eigenvectors that a rotation takes at a time
 constexpr int kSteps = 60;         // QL steps for an eigenvalue, at most; two or three are common

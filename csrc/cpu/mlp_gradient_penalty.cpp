@@ -13,6 +13,7 @@
 #include <limits>
 
 #include "arena.h"
+#include "integers.h"
 #include "matmul.h"
 #include "memory.h"
 #include "threads.h"
@@ -21,10 +22,6 @@ namespace lipgan::cpu::LIPGAN_ISA {
 namespace {
 
 constexpr int64_t kProductsPerThread = 1 << 20;  // multiplications that pay for waking a thread
-
-int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
-int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 struct Range {
   int64_t first, last;

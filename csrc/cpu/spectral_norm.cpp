@@ -12,6 +12,7 @@
 #include <limits>
 
 #include "arena.h"
+#include "integers.h"
 #include "threads.h"
 #include "vector.h"
 
@@ -23,9 +24,6 @@ constexpr int64_t kMaxBlocks = 32;              // per layer: each has a partial
 constexpr int64_t kChunkBytesPerThread = 512 << 10;  // of weight: half of a common L2 cache
 constexpr int64_t kStreamBytes = 8 << 20;       // of weight in a call: beyond it, the arrays of the call fit no common cache
 constexpr int64_t kBytesPerThread = 128 << 10;  // of weight that pay for waking a thread
-
-int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
-int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
 
 // Consecutive rows [begin, end) of a layer; slabs of [h, inner] where outer > 1.
 struct Block {
@@ -117,10 +115,6 @@ struct Schedule {
 
 bool mine(const Block& block, const Team& team) {
   return static_cast<int>(block.position * team.num_threads) == team.thread;
-}
-
-int threads_for(int64_t bytes, int num_threads) {
-  return static_cast<int>(max(1, min(num_threads, bytes / kBytesPerThread)));
 }
 
 // 1 / sigma; 1 for a zero matrix, which so stays zero, with finite gradients.
@@ -439,7 +433,7 @@ struct Backward {
 
 template <class Op>
 void launch(Op& op, int64_t bytes, int num_threads) {
-  const int threads = threads_for(bytes, num_threads);
+  const int threads = threads_for(bytes, kBytesPerThread, num_threads);
   const int64_t chunk_bytes = kChunkBytesPerThread * threads;
   Arena count(nullptr);
   op.prepare(count, chunk_bytes);

@@ -65,7 +65,7 @@ template <> inline float16 narrow<float16>(float x) {  // round to nearest even
     const uint32_t rounded = float_to_bits(bits_to_float(magnitude) + 0.5f) - 0x3f000000u;
     return {static_cast<uint16_t>(sign | rounded)};
   }
-  return {static_cast<uint16_t>(sign | ((magnitude + 0xfffu + (magnitude >> 13 & 1u)) >> 13) - 0x1c000u)};
+  return {static_cast<uint16_t>(sign | (((magnitude + 0xfffu + (magnitude >> 13 & 1u)) >> 13) - 0x1c000u))};
 }
 
 // out[r] = <row r, x> for R consecutive rows, `stride` apart.
