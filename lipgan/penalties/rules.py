@@ -7,6 +7,7 @@ then run as one outside of the tape, or as one of which only autograd knows the 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -49,6 +50,33 @@ class Linear(Node):
     def tangent(self, tangents: Sequence[Tensor | None], delta: Tensor | None) -> Tensor | None:
         assert tangents[0] is not None
         return self.push(tangents[0])
+
+
+class Pointwise(Node):
+    """``y = s(a)`` elementwise, smooth: the tangent is ``s'(a) t``, the seed ``s''(a) delta t``.
+
+    Args:
+        value: that of a.
+        first: multiplies by s'(a).
+        second: multiplies by s''(a).
+    """
+
+    needs_delta = True
+    curved = True
+
+    def __init__(self, value: Value, first: Map, second: Map) -> None:
+        self.inputs = (value,)
+        self._first, self._second = first, second
+
+    def backward(self, delta: Tensor) -> Sequence[Tensor | None]:
+        return (self._first(delta),)
+
+    def tangent(self, tangents: Sequence[Tensor | None], delta: Tensor | None) -> Tensor | None:
+        tangent = tangents[0]
+        assert tangent is not None
+        if delta is not None and self.inputs[0].trainable:
+            self.inputs[0].add_seed(self._second(delta * tangent))
+        return self._first(tangent)
 
 
 class Sum(Node):
@@ -726,7 +754,7 @@ def _convolution(tape: Tape, func: Any, args: tuple[Any, ...], kwargs: dict[str,
     return tape.record(node, func, y)
 
 
-# ---- piecewise-linear activations and pooling ----
+# ---- piecewise-linear activations ----
 
 
 @rule(aten.relu.default, aten.relu_.default)
@@ -785,6 +813,75 @@ def _prelu(tape: Tape, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any])
         lambda d, t, _: _sum_to(torch.where(a > 0, 0.0, d * t), shape),
     )
     return tape.record(node, func, func(*args))
+
+
+# ---- smooth activations ----
+
+
+@rule(aten.tanh.default, aten.tanh_.default, aten.sigmoid.default, aten.sigmoid_.default)
+def _of_the_result(tape: Tape, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Activations whose derivatives are functions of the result: ``1 - y^2`` and ``y (1 - y)``."""
+    value = tape.value(args[0])
+    if value is None:
+        return NotImplemented
+    output = func(*args)
+    y = tape.keep(output, func, changing=mutates(func))
+    if func in (aten.tanh.default, aten.tanh_.default):
+
+        def first(d: Tensor) -> Tensor:
+            return aten.tanh_backward.default(d, y)  # type: ignore[no-any-return]
+
+        def second(p: Tensor) -> Tensor:
+            return -2 * y * first(p)
+    else:
+
+        def first(d: Tensor) -> Tensor:
+            return aten.sigmoid_backward.default(d, y)  # type: ignore[no-any-return]
+
+        def second(p: Tensor) -> Tensor:
+            return first(p) * (1 - 2 * y)
+
+    return tape.record(Pointwise(value, first, second), func, output, args[0])
+
+
+@rule(aten.silu.default, aten.silu_.default, aten.gelu.default, aten.gelu_.default, aten.softplus.default)
+def _of_the_operand(tape: Tape, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Activations whose derivatives are functions of the operand."""
+    value = tape.value(args[0])
+    if value is None or kwargs.get("approximate", "none") != "none":
+        return NotImplemented
+    a = args[0].detach().clone() if mutates(func) else tape.keep(args[0], func)
+    if func in (aten.silu.default, aten.silu_.default):
+
+        def first(d: Tensor) -> Tensor:
+            return aten.silu_backward.default(d, a)  # type: ignore[no-any-return]
+
+        def second(p: Tensor) -> Tensor:
+            s = torch.sigmoid(a)
+            return aten.sigmoid_backward.default(p, s) * (2 + a * (1 - 2 * s))  # type: ignore[no-any-return]
+    elif func in (aten.gelu.default, aten.gelu_.default):
+
+        def first(d: Tensor) -> Tensor:
+            return aten.gelu_backward.default(d, a)  # type: ignore[no-any-return]
+
+        def second(p: Tensor) -> Tensor:
+            square = a.square()
+            return p * (2 - square) * torch.exp(-0.5 * square) / math.sqrt(2 * math.pi)
+    else:
+        options: list[Any] = [*args[1:], *[1, 20][len(args) - 1 :]]
+        beta, threshold = options
+
+        def first(d: Tensor) -> Tensor:
+            return aten.softplus_backward.default(d, a, beta, threshold)  # type: ignore[no-any-return]
+
+        def second(p: Tensor) -> Tensor:
+            curvature = beta * aten.sigmoid_backward.default(p, torch.sigmoid(beta * a))
+            return torch.where(beta * a > threshold, 0.0, curvature)
+
+    return tape.record(Pointwise(value, first, second), func, func(*args, **kwargs), args[0])
+
+
+# ---- pooling, and other operations that are linear in the samples ----
 
 
 @rule(aten.max_pool2d_with_indices.default, aten.adaptive_max_pool2d.default, aten.max_pool3d_with_indices.default)
