@@ -200,61 +200,60 @@ class Normalization(Node):
     """``y = weight * z + bias`` with ``z = (a - mean a) / sqrt(var a + eps)`` over some dimensions of a view of a.
 
     With P the projection ``P t = t - mean t - z mean(z t)`` and ``r = 1 / sqrt(var a + eps)`` the tangent of z is
-    ``r P t``, and P is its own transpose. The seed is the derivative of ``<u, r P t>`` with respect to a, for
-    ``u = weight * delta``: with ``G = sum u t - n mean u mean t - n mean(z u) mean(z t)`` it is
-    ``-r^2 (z G / n + mean(z t) P u + mean(z u) P t)``.
+    ``r P t``, and P is its own transpose: PyTorch's backward kernel serves as both. The seed is the derivative of
+    ``<u, r P t>`` with respect to a, for ``u = weight * delta``:
+    ``-r (z mean(u r P t) + mean(z t) r P u + mean(z u) r P t)``.
 
     Args:
         value: that of a.
-        z: in the shape of the view.
-        rstd: r, broadcastable to z.
-        dims: of the view, that the mean is taken over.
+        a: in the dtype of the statistics.
+        view: the shape of a in which ``dims`` are averaged over.
+        dims: of the view.
+        statistics: mean and r, broadcastable to the view.
+        project: ``t -> r P t``, in the shape of a.
         weight: broadcastable to a, or None.
         sinks: of weight and bias.
         affine: the shape of both, made broadcastable to a.
-        shape: of a.
     """
+
+    needs_delta = True
+    curved = True
 
     def __init__(
         self,
         value: Value,
-        z: Tensor,
-        rstd: Tensor,
+        a: Tensor,
+        view: tuple[int, ...],
         dims: list[int],
+        statistics: tuple[Tensor, Tensor],
+        project: Map,
         weight: Tensor | None,
         sinks: tuple[Sink | None, Sink | None],
         affine: torch.Size,
-        shape: torch.Size,
     ) -> None:
         self.inputs = (value,)
         self.sinks = [sink for sink in sinks if sink is not None]
-        self.needs_delta = self.curved = True
-        self._z, self._rstd, self._dims = z, rstd, dims
-        self._weight, self._sinks, self._affine, self._shape = weight, sinks, affine, shape
-        self._n = 1
-        for dim in dims:
-            self._n *= z.shape[dim]
+        self._a, self._view, self._dims = a, view, dims
+        self._mean_of_a, self._r = statistics
+        self._project, self._weight, self._sinks, self._affine = project, weight, sinks, affine
 
-    def _mean(self, tensor: Tensor) -> Tensor:
-        return tensor.mean(self._dims, keepdim=True)
+    def _z(self) -> Tensor:
+        """In the view; computed where it is needed, rather than held."""
+        return (self._a.reshape(self._view) - self._mean_of_a).mul_(self._r)
 
-    def _project(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """``(P t, mean t, mean(z t))``."""
-        mean, along = self._mean(t), self._mean(self._z * t)
-        return torch.addcmul(t - mean, self._z, along, value=-1), mean, along
+    def _mean(self, one: Tensor, other: Tensor) -> Tensor:
+        return (one * other).mean(self._dims, keepdim=True)
 
     def _weighted(self, delta: Tensor) -> Tensor:
-        u = delta if self._weight is None else delta * self._weight
-        return u.reshape(self._z.shape).to(self._z.dtype)
+        return (delta if self._weight is None else delta * self._weight).to(self._a.dtype)
 
     def backward(self, delta: Tensor) -> Sequence[Tensor | None]:
-        projected = self._project(self._weighted(delta))[0]
-        return ((projected * self._rstd).reshape(self._shape),)
+        return (self._project(self._weighted(delta)),)
 
     def parameters(self, delta: Tensor) -> None:
         weight, bias = self._sinks
         if weight is not None:
-            self._add(weight, delta * self._z.reshape(self._shape))
+            self._add(weight, delta * self._z().reshape(self._a.shape))
         if bias is not None:
             self._add(bias, delta)
 
@@ -264,18 +263,22 @@ class Normalization(Node):
 
     def tangent(self, tangents: Sequence[Tensor | None], delta: Tensor | None) -> Tensor | None:
         assert tangents[0] is not None
-        t = tangents[0].reshape(self._z.shape).to(self._z.dtype)
-        projected, mean_t, along_t = self._project(t)
-        tangent_z = (projected * self._rstd).reshape(self._shape)
+        t = tangents[0].to(self._a.dtype)
+        projected = self._project(t)
         if delta is not None:
-            u = self._weighted(delta)
-            projected_u, mean_u, along_u = self._project(u)
-            inner = self._mean(u * t) - mean_u * mean_t - along_u * along_t  # G / n
-            seed = (self._z * inner + along_t * projected_u + along_u * projected) * -self._rstd.square()
-            self.inputs[0].add_seed(seed.reshape(self._shape))
+            if self.inputs[0].trainable:
+                self.inputs[0].add_seed(self._seed(t, projected, self._weighted(delta)))
             if self._sinks[0] is not None:
-                self._add(self._sinks[0], delta * tangent_z)
-        return tangent_z if self._weight is None else tangent_z * self._weight
+                self._add(self._sinks[0], delta * projected)
+        return projected if self._weight is None else projected * self._weight
+
+    def _seed(self, t: Tensor, projected: Tensor, u: Tensor) -> Tensor:
+        projected_u = self._project(u).reshape(self._view)
+        t, projected, u = (x.reshape(self._view) for x in (t, projected, u))
+        z = self._z()
+        along_t, along_u = self._mean(z, t), self._mean(z, u)
+        seed = z.mul_(self._mean(u, projected)).addcmul_(projected_u, along_t).addcmul_(projected, along_u)
+        return seed.mul_(-self._r).reshape(self._a.shape)
 
 
 class Local(Node):
@@ -986,6 +989,7 @@ def _record_normalization(
     view: tuple[int, ...],
     dims: list[int],
     statistics: tuple[Tensor, Tensor],
+    project: Callable[[Tensor, Tensor], Tensor],
     parameters: tuple[Tensor | None, Tensor | None],
     affine: tuple[int, ...],
 ) -> None:
@@ -993,18 +997,27 @@ def _record_normalization(
 
     Args:
         view: the shape of a in which ``dims`` are averaged over.
-        statistics: mean and ``1 / sqrt(var + eps)``, broadcastable to the view.
+        statistics: mean and ``1 / sqrt(var + eps)``, as the operation returns them, broadcastable to the view.
+        project: ``(t, a) -> r P t``, see `Normalization`.
         parameters: weight and bias, or None.
         affine: their shape, made broadcastable to a.
     """
     value = tape.value(a)
     assert value is not None
-    mean, rstd = statistics
     weight, bias = parameters
-    z = (a.detach().reshape(view).to(rstd.dtype) - mean) * rstd
+    wide = tape.keep(a, func).to(statistics[1].dtype)
+    layout = torch.channels_last if a.ndim == 4 and a.is_contiguous(memory_format=torch.channels_last) else None
+
+    def in_layout(t: Tensor) -> Tensor:
+        # The kernels of PyTorch take both operands in one layout.
+        t = t.contiguous() if layout is None else t.contiguous(memory_format=layout)
+        return project(t, wide)
+
+    wide = wide.contiguous() if layout is None else wide
     w = None if weight is None else weight.detach().reshape(affine)
     sinks = tape.sink(weight), tape.sink(bias)
-    tape.record(Normalization(value, z, rstd, dims, w, sinks, torch.Size(affine), a.shape), func, y)
+    node = Normalization(value, wide, view, dims, statistics, in_layout, w, sinks, torch.Size(affine))
+    tape.record(node, func, y)
 
 
 def _outside(tape: Tape, tensors: Sequence[Any]) -> bool:
@@ -1018,7 +1031,13 @@ def _layer_norm(tape: Tape, func: Any, args: tuple[Any, ...], kwargs: dict[str, 
         return NotImplemented
     y, mean, rstd = func(*args)
     dims = list(range(a.ndim - len(normalized), a.ndim))
-    _record_normalization(tape, func, y, a, a.shape, dims, (mean, rstd), (weight, bias), tuple(normalized))
+
+    def project(t: Tensor, a: Tensor) -> Tensor:
+        backward = aten.native_layer_norm_backward.default
+        return backward(t, a, normalized, mean, rstd, None, None, [True, False, False])[0]  # type: ignore[no-any-return]
+
+    affine = tuple(normalized)
+    _record_normalization(tape, func, y, a, a.shape, dims, (mean, rstd), project, (weight, bias), affine)
     return y, mean, rstd
 
 
@@ -1028,9 +1047,16 @@ def _group_norm(tape: Tape, func: Any, args: tuple[Any, ...], kwargs: dict[str, 
     if tape.value(a) is None or not _outside(tape, (weight, bias)):
         return NotImplemented
     y, mean, rstd = func(*args)
-    statistics = mean.reshape(n, groups, 1), rstd.reshape(n, groups, 1)
-    view, affine = (n, groups, c // groups * hw), (c, *[1] * (a.ndim - 2))
-    _record_normalization(tape, func, y, a, view, [2], statistics, (weight, bias), affine)
+    # Of these dimensions a view exists in every layout.
+    view, dims = (n, groups, c // groups, *a.shape[2:]), list(range(2, a.ndim + 1))
+    by_group = (n, groups, *[1] * (a.ndim - 1))
+    statistics, affine = (mean.reshape(by_group), rstd.reshape(by_group)), (c, *[1] * (a.ndim - 2))
+
+    def project(t: Tensor, a: Tensor) -> Tensor:
+        backward = aten.native_group_norm_backward.default
+        return backward(t, a, mean, rstd, None, n, c, hw, groups, [True, False, False])[0]  # type: ignore[no-any-return]
+
+    _record_normalization(tape, func, y, a, view, dims, statistics, project, (weight, bias), affine)
     return y, mean, rstd
 
 
@@ -1055,21 +1081,28 @@ def _batch_norm(tape: Tape, func: Any, args: tuple[Any, ...], kwargs: dict[str, 
         tape.keep_for_undo(buffer)
     y, *rest = func(*args)
     if training:
-        statistics = rest[0].reshape(affine), rest[1].reshape(affine)
+        mean, rstd = rest[0], rest[1]
+        statistics = mean.reshape(affine), rstd.reshape(affine)
+
+        def project(t: Tensor, a: Tensor) -> Tensor:
+            backward = aten.native_batch_norm_backward.default
+            unused = 0.0  # eps: r is given
+            return backward(t, a, None, None, None, mean, rstd, True, unused, [True, False, False])[0]  # type: ignore[no-any-return]
+
         dims = [0, *range(2, a.ndim)]
-        _record_normalization(tape, func, y, a, a.shape, dims, statistics, (weight, bias), affine)
+        _record_normalization(tape, func, y, a, a.shape, dims, statistics, project, (weight, bias), affine)
     else:
         # A fixed affine map of every channel.
-        mean, rstd = args[3].reshape(affine), (args[4] + args[7]).rsqrt().reshape(affine)
+        shift, factor = args[3].reshape(affine), (args[4] + args[7]).rsqrt().reshape(affine)
         shape = torch.Size((1, *affine))
         node = Bilinear(
-            a.detach() - mean,
+            a.detach() - shift,
             torch.ones(affine, dtype=a.dtype, device=a.device) if weight is None else weight.detach().reshape(affine),
             (value, None),
             (None, tape.sink(weight), tape.sink(bias)),
-            lambda t, w: t * (w * rstd),
-            lambda d, _, w: d * (w * rstd),
-            lambda d, t, _: _sum_to(d * t * rstd, shape).flatten(),
+            lambda t, w: t * (w * factor),
+            lambda d, _, w: d * (w * factor),
+            lambda d, t, _: _sum_to(d * t * factor, shape).flatten(),
             lambda d: _sum_to(d, shape).flatten(),
         )
         tape.record(node, func, y)
