@@ -7,5 +7,17 @@ from lipgan.metrics.frechet import (
     frechet_distance,
     frechet_distance_from_features,
 )
+from lipgan.metrics.inception_score import InceptionScore, inception_score
+from lipgan.metrics.kernel_distance import KernelDistance, kernel_distance
 
-__all__ = ["FeatureStats", "FrechetDistance", "FrechetInfo", "frechet_distance", "frechet_distance_from_features"]
+__all__ = [
+    "FeatureStats",
+    "FrechetDistance",
+    "FrechetInfo",
+    "InceptionScore",
+    "KernelDistance",
+    "frechet_distance",
+    "frechet_distance_from_features",
+    "inception_score",
+    "kernel_distance",
+]
