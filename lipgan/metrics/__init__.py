@@ -9,6 +9,7 @@ from lipgan.metrics.frechet import (
 )
 from lipgan.metrics.inception_score import InceptionScore, inception_score
 from lipgan.metrics.kernel_distance import KernelDistance, kernel_distance
+from lipgan.metrics.wasserstein import sliced_wasserstein_distance, wasserstein_distance
 
 __all__ = [
     "FeatureStats",
@@ -20,4 +21,6 @@ __all__ = [
     "frechet_distance_from_features",
     "inception_score",
     "kernel_distance",
+    "sliced_wasserstein_distance",
+    "wasserstein_distance",
 ]
