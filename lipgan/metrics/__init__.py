@@ -1,5 +1,6 @@
 """Metrics of generative models: statistics of features, and distances between them."""
 
+from lipgan.metrics.divergence import jensen_shannon_divergence, kl_divergence, sample_histograms
 from lipgan.metrics.feature_stats import FeatureStats
 from lipgan.metrics.frechet import (
     FrechetDistance,
@@ -9,6 +10,7 @@ from lipgan.metrics.frechet import (
 )
 from lipgan.metrics.inception_score import InceptionScore, inception_score
 from lipgan.metrics.kernel_distance import KernelDistance, kernel_distance
+from lipgan.metrics.modes import ModeCoverage, mode_coverage
 from lipgan.metrics.wasserstein import sliced_wasserstein_distance, wasserstein_distance
 
 __all__ = [
@@ -17,10 +19,15 @@ __all__ = [
     "FrechetInfo",
     "InceptionScore",
     "KernelDistance",
+    "ModeCoverage",
     "frechet_distance",
     "frechet_distance_from_features",
     "inception_score",
+    "jensen_shannon_divergence",
     "kernel_distance",
+    "kl_divergence",
+    "mode_coverage",
+    "sample_histograms",
     "sliced_wasserstein_distance",
     "wasserstein_distance",
 ]
