@@ -9,17 +9,19 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lipgan.metrics import FrechetDistance, InceptionScore, KernelDistance
+from lipgan.metrics import PRDC, FrechetDistance, InceptionScore, KernelDistance
+
+Metrics = tuple[FrechetDistance, InceptionScore, KernelDistance, PRDC]
 
 
 def features(n: int, seed: int) -> Tensor:
     return torch.randn(n, 3, generator=torch.Generator().manual_seed(seed))
 
 
-def fill(rank: int | None) -> tuple[FrechetDistance, InceptionScore, KernelDistance]:
+def fill(rank: int | None) -> Metrics:
     """The metrics with the samples of one process of two, or of both."""
     frechet, score = FrechetDistance(), InceptionScore(splits=3)
-    kernel = KernelDistance(subset_size=None)
+    kernel, neighbours = KernelDistance(subset_size=None), PRDC(nearest_k=1)
     # The second process has no probabilities, and other batches of the rest.
     if rank in (0, None):
         score.update(features(10, 0).softmax(1))
@@ -27,16 +29,20 @@ def fill(rank: int | None) -> tuple[FrechetDistance, InceptionScore, KernelDista
         frechet.update(features(5, 2), real=False)
         kernel.update(features(8, 3), real=True)
         kernel.update(features(3, 6), real=False)
+        neighbours.update(features(8, 3), real=True)
+        neighbours.update(features(3, 6), real=False)
     if rank in (1, None):
         frechet.update(features(7, 4) + 100, real=True)
         frechet.update(features(9, 5).double(), real=False)
         kernel.update(features(4, 7).double(), real=False)
-    return frechet, score, kernel
+        neighbours.update(features(4, 7).double(), real=False)
+    return frechet, score, kernel, neighbours
 
 
-def values(metrics: tuple[FrechetDistance, InceptionScore, KernelDistance]) -> Tensor:
-    frechet, score, kernel = metrics
-    return torch.stack([frechet.compute(), *score.compute(), *kernel.compute()])
+def values(metrics: Metrics) -> Tensor:
+    frechet, score, kernel, neighbours = metrics
+    shares = torch.tensor(list(neighbours.compute().values()), dtype=torch.float64)
+    return torch.stack([frechet.compute(), *score.compute(), *kernel.compute(), *shares])
 
 
 def process(rank: int, folder: Path) -> None:
@@ -46,7 +52,7 @@ def process(rank: int, folder: Path) -> None:
         metric.sync()
         metric.sync()  # counts nothing again
     torch.save(values(metrics), folder / f"{rank}.pt")
-    frechet, score, _ = metrics
+    frechet, score, *_ = metrics
     for update in (lambda: frechet.update(features(2, 0), real=True), lambda: score.update(torch.ones(1, 1))):
         with pytest.raises(RuntimeError, match="those of all processes since sync"):
             update()

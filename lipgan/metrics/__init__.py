@@ -11,15 +11,18 @@ from lipgan.metrics.frechet import (
 from lipgan.metrics.inception_score import InceptionScore, inception_score
 from lipgan.metrics.kernel_distance import KernelDistance, kernel_distance
 from lipgan.metrics.modes import ModeCoverage, mode_coverage
+from lipgan.metrics.prdc import PRDC, f1_score, prdc
 from lipgan.metrics.wasserstein import sliced_wasserstein_distance, wasserstein_distance
 
 __all__ = [
+    "PRDC",
     "FeatureStats",
     "FrechetDistance",
     "FrechetInfo",
     "InceptionScore",
     "KernelDistance",
     "ModeCoverage",
+    "f1_score",
     "frechet_distance",
     "frechet_distance_from_features",
     "inception_score",
@@ -27,6 +30,7 @@ __all__ = [
     "kernel_distance",
     "kl_divergence",
     "mode_coverage",
+    "prdc",
     "sample_histograms",
     "sliced_wasserstein_distance",
     "wasserstein_distance",
