@@ -1,10 +1,9 @@
 """What pytorch-fid's ``fid_score`` offers to other programs."""
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import ArrayLike
 
+from lipgan.compat._arrays import floating
 from lipgan.metrics import frechet_distance
 
 __all__ = ["calculate_frechet_distance"]
@@ -25,13 +24,9 @@ def calculate_frechet_distance(
         TypeError, ValueError: as :func:`lipgan.frechet_distance`.
     """
     result: np.float64 = frechet_distance(
-        _floating(np.atleast_1d(mu1)),
-        _floating(np.atleast_2d(sigma1)),
-        _floating(np.atleast_1d(mu2)),
-        _floating(np.atleast_2d(sigma2)),
+        floating(np.atleast_1d(mu1)),
+        floating(np.atleast_2d(sigma1)),
+        floating(np.atleast_1d(mu2)),
+        floating(np.atleast_2d(sigma2)),
     )
     return result
-
-
-def _floating(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    return array.astype(np.float64) if array.dtype.kind in "biu" else array
