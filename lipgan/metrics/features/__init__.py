@@ -9,14 +9,24 @@ from typing import Any
 
 from lipgan.metrics.features.base import FeatureExtractor
 from lipgan.metrics.features.digits import DigitFeatures
+from lipgan.metrics.features.inception import InceptionFeatures
 from lipgan.metrics.features.pixels import Pixels
 from lipgan.metrics.features.random import RandomFeatures
 from lipgan.registry import lookup
 
-__all__ = ["EXTRACTORS", "DigitFeatures", "FeatureExtractor", "Pixels", "RandomFeatures", "get", "names"]
+__all__ = [
+    "EXTRACTORS",
+    "DigitFeatures",
+    "FeatureExtractor",
+    "InceptionFeatures",
+    "Pixels",
+    "RandomFeatures",
+    "get",
+    "names",
+]
 
 EXTRACTORS: Mapping[str, Callable[..., FeatureExtractor]] = MappingProxyType(
-    {"digits": DigitFeatures, "pixels": Pixels, "random": RandomFeatures}
+    {"digits": DigitFeatures, "inception": InceptionFeatures, "pixels": Pixels, "random": RandomFeatures}
 )
 
 
