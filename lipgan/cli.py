@@ -275,7 +275,13 @@ def _parser() -> argparse.ArgumentParser:
     side = "a folder of images, an .npz file of statistics, an .npy file of features, or a data set"
     fid.add_argument("a", metavar="A", help=side)
     fid.add_argument("b", metavar="B", help="the same")
-    fid.add_argument("--features", metavar="NAME", help="digits, pixels or random: what images are compared by")
+    fid.add_argument(
+        "--features",
+        metavar="NAME",
+        help="what images are compared by: digits, inception, pixels, random, or a file of weights of inception "
+        "(default: inception)",
+    )
+    fid.add_argument("--download", action="store_true", help="fetch the weights of inception if they are not here")
     fid.add_argument("--size", type=_whole(1), metavar="N", help="bring images to N x N pixels (default: as they are)")
     fid.add_argument("--batch-size", type=_whole(1), default=50, metavar="N", help="images at once (default: 50)")
     fid.add_argument("--skip-broken", action="store_true", help="name broken and huge image files, and go on")

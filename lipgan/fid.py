@@ -1,7 +1,6 @@
 """``lipgan fid``: the Frechet distance of two sets of images, from files to a number."""
 
 import argparse
-import functools
 import json
 import sys
 from collections.abc import Iterator
@@ -12,8 +11,8 @@ import torch
 
 import lipgan
 from lipgan.metrics import features, frechet_distance
+from lipgan.metrics.features import FeatureExtractor
 from lipgan.metrics.sources import Reader, Side, find_source
-from lipgan.registry import lookup
 from lipgan.training.checkpoint import write_atomically
 
 __all__ = ["main"]
@@ -27,14 +26,11 @@ def main(args: argparse.Namespace, device: torch.device) -> None:
     """
     # All that can be refused at once is refused before hours of work.
     sources = find_source(args.a), find_source(args.b)
-    if args.features is not None:
-        lookup(features.EXTRACTORS, args.features, "feature extractor")
-    elif any(source.kind in ("images", "data set") for source in sources):
-        raise ValueError(f"images are compared by features: choose --features {', '.join(features.names())}")
     for output in (args.save_stats, args.json):
         _check_folder(output)
+    from_images = any(source.kind in ("images", "data set") for source in sources)
     reader = Reader(
-        functools.partial(features.get, args.features),
+        _extractor(args.features, args.download) if from_images else None,
         device,
         size=args.size,
         batch_size=args.batch_size,
@@ -58,7 +54,7 @@ def main(args: argparse.Namespace, device: torch.device) -> None:
     distance, info = frechet_distance(
         first.stats.mean, first.stats.cov, second.stats.mean, second.stats.cov, return_info=True
     )
-    protocol = {"a": _protocol(first, args.features), "b": _protocol(second, args.features)}
+    protocol = {"a": _protocol(first), "b": _protocol(second)}
     for name, side_protocol in protocol.items():
         _say(f"{name.upper()}: {_in_words(side_protocol)}")
     if first.pixels and second.pixels and first.pixels != second.pixels:
@@ -70,6 +66,22 @@ def main(args: argparse.Namespace, device: torch.device) -> None:
         write_atomically(args.json, (json.dumps(result, indent=2) + "\n").encode())
     # As pytorch-fid prints it, for the scripts that read it.
     print("FID: ", fid)
+
+
+def _extractor(name: str | None, download: bool) -> FeatureExtractor:
+    """The extractor of that name, or Inception with the weights in the file of that name; None: Inception."""
+    if name is None or name == "inception":
+        try:
+            return features.get("inception", download=download)
+        except FileNotFoundError as error:
+            others = ", ".join(other for other in features.names() if other != "inception")
+            hint = f"{error.strerror}; on the command line: --features FILE, --download, or other features: {others}"
+            raise FileNotFoundError(error.errno, hint, error.filename) from error
+    if download:
+        raise ValueError(f"--download fetches the weights of inception, got --features {name}")
+    if name not in features.EXTRACTORS and Path(name).is_file():
+        return features.get("inception", weights=name)
+    return features.get(name)
 
 
 def _check_folder(output: Path | None) -> None:
@@ -88,14 +100,14 @@ def _say(message: str) -> None:
     print(f"lipgan: {' '.join(message.split())}", file=sys.stderr)
 
 
-def _protocol(side: Side, extractor: str) -> dict[str, Any]:
+def _protocol(side: Side) -> dict[str, Any]:
     """What the number has to be printed with, since definitions differ between programs."""
     return {
         "source": side.source.name,
         "kind": side.source.kind,
         "samples": side.stats.count,
         "pixels": None if side.pixels is None else list(side.pixels),
-        "features": None if side.pixels is None else extractor,
+        "features": side.features,
         # A file without a count says nothing of it either.
         "ddof": side.stats.ddof if side.stats.count is not None else None,
         "skipped": side.skipped,

@@ -259,12 +259,51 @@ def test_what_can_be_refused_is_refused_before_reading(
         ((a, "nowhere", "--features", "random"), "nowhere does not exist; it must be a folder of images"),
         ((a, "digit", "--features", "random"), "or a data set (digits)"),
         ((a, b, "--features", "randon"), "unknown feature extractor 'randon'; did you mean random?"),
-        ((a, b), "choose --features "),
+        ((a, b, "--features", "random", "--download"), "--download fetches the weights of inception, got --features"),
         ((a, b, "--features", "random", "--json", tmp_path / "no" / "a.json"), "no is not a folder"),
         ((a, b, "--features", "random", "--save-stats", tmp_path / "no" / "a.npz"), "no is not a folder"),
         ((a, b, "--features", "random", "--device", "abacus"), "device 'abacus' cannot be used here"),
     ):
         assert message in refusal(capsys, *arguments)
+
+
+def test_inception_is_the_default_and_says_what_it_lacks(
+    folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "no cache"))
+    error = refusal(capsys, *folders)
+    assert error == refusal(capsys, *folders, "--features", "inception")
+    for words in ("pt_inception-2015-12-05-6726825d.pth", "https://", "no cache", "--download", "random"):
+        assert words in error
+    (tmp_path / "weights.pth").write_bytes(b"something else")
+    error = refusal(capsys, *folders, "--features", tmp_path / "weights.pth")
+    assert "SHA-256" in error
+    assert not (tmp_path / "no cache").exists()
+
+
+def test_inception_is_made_of_what_was_named(
+    folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls = []
+
+    def stand_in(**options: object) -> features.Pixels:
+        calls.append(options)
+        return features.Pixels()
+
+    monkeypatch.setattr(features, "EXTRACTORS", {**features.EXTRACTORS, "inception": stand_in})
+    weights = tmp_path / "weights.pth"
+    weights.touch()
+    for arguments, options in (
+        ((), {"download": False}),
+        (("--features", "inception", "--download"), {"download": True}),
+        (("--features", weights), {"weights": str(weights)}),
+    ):
+        fid(capsys, *folders, *arguments)
+        assert calls.pop() == options
+        assert not calls
+    np.savez(tmp_path / "a.npz", mu=np.zeros(216), sigma=np.eye(216))
+    fid(capsys, tmp_path / "a.npz", tmp_path / "a.npz")
+    assert not calls, "statistics need no extractor"
 
 
 def test_ctrl_c_leaves_nothing_half_written(

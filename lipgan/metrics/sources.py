@@ -60,6 +60,7 @@ class Side:
     source: Source
     stats: FeatureStats
     pixels: tuple[int, int] | None = None  # width and height of the images, where there were some
+    features: str | None = None  # what the images were taken to
     skipped: list[str] = field(default_factory=list)  # one message per file
 
 
@@ -68,7 +69,7 @@ class Reader:
     """Reads sources, all in one way.
 
     Attributes:
-        extractor: makes the feature extractor; called when the first images come, and once.
+        extractor: takes images to features; None where no source has images.
         device: where features and statistics are computed.
         size: bring images to ``size x size`` pixels. None: as they are; of a data set, its default.
         batch_size: images of one call of the extractor.
@@ -76,13 +77,16 @@ class Reader:
         progress: called with the batches of a source and their number, and iterated in their place.
     """
 
-    extractor: Callable[[], FeatureExtractor]
+    extractor: FeatureExtractor | None
     device: torch.device
     size: int | None = None
     batch_size: int = 50
     skip_broken: bool = False
     progress: Callable[[Iterator[Tensor], int], Iterator[Tensor]] = lambda batches, number: batches
-    _extractor: FeatureExtractor | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.extractor, nn.Module):
+            self.extractor.to(self.device)
 
     def read(self, source: Source) -> Side:
         """The statistics of ``source``.
@@ -96,6 +100,8 @@ class Reader:
             return Side(source, FeatureStats.load(source.name, device=self.device))
         if source.kind == "features":
             return Side(source, self._of_features(source))
+        if self.extractor is None:
+            raise ValueError(f"{source.name} holds images, which need a feature extractor, got None")
         skipped: list[str] = []
         if source.kind == "images":
             paths = find_images(source.name)
@@ -112,16 +118,10 @@ class Reader:
         stats, pixels = None, None
         for images in self.progress(batches, -(-total // self.batch_size)):
             pixels = (images.shape[3], images.shape[2])
-            stats = self._add(source, stats, self._features(images))
-        return Side(source, _enough(source, stats), pixels, skipped)
-
-    def _features(self, images: Tensor) -> Tensor:
-        if self._extractor is None:
-            self._extractor = self.extractor()
-            if isinstance(self._extractor, nn.Module):
-                self._extractor.to(self.device)
-        with torch.no_grad():
-            return self._extractor(images.to(self.device))
+            with torch.no_grad():
+                rows = self.extractor(images.to(self.device))
+            stats = self._add(source, stats, rows)
+        return Side(source, _enough(source, stats), pixels, self.extractor.name, skipped)
 
     def _of_features(self, source: Source) -> FeatureStats:
         rows = _read_features(source.name)
