@@ -162,6 +162,8 @@ def test_bad_input(fake: Tensor, options: dict[str, Any], error: type[Exception]
 def test_bad_input_of_the_class() -> None:
     with pytest.raises(TypeError, match="features must be callable or None, got int"):
         KernelDistance(3)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="unexpected keyword argument 'subset'"):
+        KernelDistance(subset=3)
     metric = KernelDistance()
     metric.update(X, real=True)
     with pytest.raises(TypeError, match="real must be a bool, got 1"):

@@ -9,7 +9,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lipgan import data
-from lipgan.metrics import frechet_distance_from_features, inception_score, kernel_distance, sliced_wasserstein_distance
+from lipgan.metrics import (
+    frechet_distance_from_features,
+    inception_score,
+    kernel_distance,
+    prdc,
+    sliced_wasserstein_distance,
+)
 from lipgan.metrics.features import DigitFeatures, get
 
 
@@ -98,6 +104,21 @@ def test_the_inception_score_sees_dropped_classes(digits: Digits) -> None:
     classifier = DigitFeatures()
     kept = [digits.fake[digits.fake_labels < classes] for classes in (1, 2, 6, 10)]
     assert grows([inception_score(classifier.probabilities(images), 1)[0] for images in kept])
+
+
+def test_recall_falls_and_precision_does_not_as_modes_are_dropped(digits: Digits) -> None:
+    kept = [digits.fake[digits.fake_labels < classes] for classes in (10, 8, 6, 4, 2, 1)]
+    values = [prdc(digits.real.flatten(1), images.flatten(1)) for images in kept]
+    for name in ("recall", "coverage"):
+        assert grows([value[name] for value in values[::-1]])
+    assert min(value["precision"] for value in values) > values[0]["precision"] - 0.05
+
+
+def test_precision_falls_with_noise(digits: Digits) -> None:
+    noise = torch.randn(digits.fake.shape, generator=torch.Generator().manual_seed(1))
+    values = [prdc(digits.real.flatten(1), (digits.fake + level * noise).flatten(1)) for level in (0.4, 0.2, 0.1, 0.0)]
+    for name in ("precision", "density", "coverage"):
+        assert grows([value[name] for value in values])
 
 
 def test_the_bias_of_the_frechet_distance_falls_as_samples_grow() -> None:

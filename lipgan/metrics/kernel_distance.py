@@ -13,6 +13,7 @@ Schoelkopf, Smola, "A Kernel Two-Sample Test" (2012), eq. 3.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -21,8 +22,8 @@ import torch
 from torch import Tensor
 
 from lipgan.linalg import check_count
-from lipgan.metrics._inputs import Array, as_features, as_pair
-from lipgan.metrics.metric import Collection
+from lipgan.metrics._inputs import Array, as_pair
+from lipgan.metrics.metric import TwoSides
 
 __all__ = ["KernelDistance", "kernel_distance"]
 
@@ -172,7 +173,7 @@ def kernel_distance(
     return float(estimates.mean()), float(estimates.std(correction=0))
 
 
-class KernelDistance(Collection):
+class KernelDistance(TwoSides):
     """The kernel distance of features that come in batches, with the interface of torchmetrics.
 
     It keeps the features of both sides.
@@ -184,7 +185,7 @@ class KernelDistance(Collection):
         options: what else :func:`kernel_distance` takes: ``subsets``, ``subset_size``, ``kernel``, ``generator``...
 
     Raises:
-        TypeError: ``features`` cannot be called.
+        TypeError: ``features`` cannot be called, or an option that there is not.
 
     Example::
 
@@ -200,38 +201,12 @@ class KernelDistance(Collection):
         reset_real_features: bool = True,
         **options: Any,
     ) -> None:
-        if features is not None and not callable(features):
-            raise TypeError(f"features must be callable or None, got {type(features).__name__}")
-        super().__init__("real", "generated")
-        self.features = features
-        self.reset_real_features = reset_real_features
+        super().__init__(features, reset_real_features)
+        # Now, and not when the features are all there.
+        inspect.signature(kernel_distance).bind(None, None, **options)
         self.options = options
-
-    def update(self, x: Array, real: bool) -> None:
-        """Add a batch to the real or to the generated side.
-
-        Args:
-            x: what ``features`` takes; or features ``[n, d]``.
-            real: which side.
-
-        Raises:
-            TypeError: ``real`` is not a bool.
-            TypeError, ValueError: the features are not finite numbers ``[n, d]`` of the same length on both sides.
-            RuntimeError: after :meth:`sync`.
-        """
-        if not isinstance(real, bool):
-            raise TypeError(f"real must be a bool, got {real!r}")
-        with torch.no_grad():
-            rows: Any = x if self.features is None else self.features(x)  # type: ignore[arg-type]
-        self._append("real" if real else "generated", "features", as_features("features", rows, minimum=0))
 
     def compute(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation over the subsets, 0-dim, float64; errors as :func:`kernel_distance`."""
         mean, std = kernel_distance(self._rows("real"), self._rows("generated"), **self.options)
         return torch.tensor(mean, dtype=torch.float64), torch.tensor(std, dtype=torch.float64)
-
-    def reset(self) -> None:
-        """Forget the generated side, and the real one if ``reset_real_features``."""
-        self._forget("generated")
-        if self.reset_real_features:
-            self._forget("real")

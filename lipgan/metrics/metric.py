@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lipgan.metrics._inputs import DTYPES
+from lipgan.metrics._inputs import DTYPES, Array, as_features
 
-__all__ = ["Collection", "Metric"]
+__all__ = ["Collection", "Metric", "TwoSides"]
 
 
 class Metric(ABC):
@@ -137,3 +138,47 @@ class Collection(Metric):
 
     def _unpack(self, part: str, matrices: list[Tensor]) -> None:
         self._batches[part] = matrices
+
+
+class TwoSides(Collection):
+    """A metric that compares the features of real and of generated samples, and keeps both.
+
+    Args:
+        features: takes a batch of images to features ``[n, d]``, without gradient and as it is: put a network into eval
+            mode first. None: ``update`` is given features.
+        reset_real_features: whether :meth:`reset` forgets the real features too.
+
+    Raises:
+        TypeError: ``features`` cannot be called.
+    """
+
+    def __init__(self, features: Callable[[Tensor], Tensor] | None, reset_real_features: bool) -> None:
+        if features is not None and not callable(features):
+            raise TypeError(f"features must be callable or None, got {type(features).__name__}")
+        super().__init__("real", "generated")
+        self.features = features
+        self.reset_real_features = reset_real_features
+
+    def update(self, x: Array, real: bool) -> None:
+        """Add a batch to the real or to the generated side.
+
+        Args:
+            x: what ``features`` takes; or features ``[n, d]``.
+            real: which side.
+
+        Raises:
+            TypeError: ``real`` is not a bool.
+            TypeError, ValueError: the features are not finite numbers ``[n, d]`` of the same length on both sides.
+            RuntimeError: after :meth:`sync`.
+        """
+        if not isinstance(real, bool):
+            raise TypeError(f"real must be a bool, got {real!r}")
+        with torch.no_grad():
+            rows: Any = x if self.features is None else self.features(x)  # type: ignore[arg-type]
+        self._append("real" if real else "generated", "features", as_features("features", rows, minimum=0))
+
+    def reset(self) -> None:
+        """Forget the generated side, and the real one if ``reset_real_features``."""
+        self._forget("generated")
+        if self.reset_real_features:
+            self._forget("real")

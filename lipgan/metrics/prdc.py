@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from lipgan.linalg import check_count
-from lipgan.metrics._inputs import Array, as_features, as_pair
-from lipgan.metrics.metric import Collection
+from lipgan.metrics._inputs import Array, as_pair
+from lipgan.metrics.metric import TwoSides
 from lipgan.ops import _backend
 from lipgan.ops.nearest_neighbours import ball_counts, nearest_neighbours
 
@@ -51,8 +50,8 @@ def prdc(
     - coverage: the share of real balls with a generated point in them.
 
     The definitions, and at ``compare="lt"`` the treatment of borders, are those of the package prdc. It takes distances
-    as ``|x|^2 + |y|^2 - 2 <x, y>``, whose rounding puts a copy of a neighbour inside its ball or outside; here every
-    comparison is that of the sums of squared differences in float64. Memory grows with the number of points, not with
+    as ``|x|^2 + |y|^2 - 2 <x, y>``, whose rounding puts a copy of a neighbour inside its ball or outside, and rounds those
+    of float32 features to float32; here every comparison is that of the sums of squared differences in float64. Memory grows with the number of points, not with
     its square.
 
     Args:
@@ -107,7 +106,7 @@ def _prdc(
     }
 
 
-class PRDC(Collection):
+class PRDC(TwoSides):
     """Precision, recall, density and coverage of features that come in batches, with the interface of torchmetrics.
 
     It keeps the features of both sides.
@@ -139,40 +138,12 @@ class PRDC(Collection):
         nearest_k: int = 5,
         compare: str = "lt",
     ) -> None:
-        if features is not None and not callable(features):
-            raise TypeError(f"features must be callable or None, got {type(features).__name__}")
         _check_protocol(nearest_k, compare)
-        super().__init__("real", "generated")
-        self.features = features
-        self.reset_real_features = reset_real_features
+        super().__init__(features, reset_real_features)
         self.nearest_k = nearest_k
         self.compare = compare
-
-    def update(self, x: Array, real: bool) -> None:
-        """Add a batch to the real or to the generated side.
-
-        Args:
-            x: what ``features`` takes; or features ``[n, d]``.
-            real: which side.
-
-        Raises:
-            TypeError: ``real`` is not a bool.
-            TypeError, ValueError: the features are not finite numbers ``[n, d]`` of the same length on both sides.
-            RuntimeError: after :meth:`sync`.
-        """
-        if not isinstance(real, bool):
-            raise TypeError(f"real must be a bool, got {real!r}")
-        with torch.no_grad():
-            rows: Any = x if self.features is None else self.features(x)  # type: ignore[arg-type]
-        self._append("real" if real else "generated", "features", as_features("features", rows, minimum=0))
 
     def compute(self) -> dict[str, float]:
         """What :func:`prdc` returns for all samples so far. ValueError unless both sides have enough."""
         real, fake = self._rows("real"), self._rows("generated")
         return _prdc(("the real side", real), ("the generated side", fake), self.nearest_k, self.compare, None)
-
-    def reset(self) -> None:
-        """Forget the generated side, and the real one if ``reset_real_features``."""
-        self._forget("generated")
-        if self.reset_real_features:
-            self._forget("real")
