@@ -72,10 +72,12 @@ def _times(n: int, d: int, dtype: str, seed: int, seconds: float) -> dict[str, f
     def timed(name: str) -> None:
         values[name] = variants[name]()
 
+    # scikit-learn rounds the distances of float32 features to float32: a few pairs fall on the other side of a border.
+    tolerance = 1e-12 if dtype == "float64" else 3 / n
     # The calls are long, so they are checked where they are timed.
     times = interleave({name: functools.partial(timed, name) for name in variants}, seconds=seconds, warmup=1, rounds=2)
     for key, value in values[MATRICES].items():
-        if not abs(values[OURS][key] - value) <= 1e-12:
+        if not abs(values[OURS][key] - value) <= tolerance:
             raise AssertionError(f"{key}: lipgan says {values[OURS][key]!r}, the matrices say {value!r}")
     return times
 

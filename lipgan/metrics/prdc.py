@@ -50,9 +50,9 @@ def prdc(
     - coverage: the share of real balls with a generated point in them.
 
     The definitions, and at ``compare="lt"`` the treatment of borders, are those of the package prdc. It takes distances
-    as ``|x|^2 + |y|^2 - 2 <x, y>``, whose rounding puts a copy of a neighbour inside its ball or outside, and rounds those
-    of float32 features to float32; here every comparison is that of the sums of squared differences in float64. Memory grows with the number of points, not with
-    its square.
+    as ``|x|^2 + |y|^2 - 2 <x, y>``, whose rounding puts a copy of a neighbour inside its ball or outside, and rounds
+    those of float32 features to float32; here every comparison is that of the sums of squared differences in float64.
+    Memory grows with the number of points, not with its square.
 
     Args:
         real: features ``[n, d]``, float64, float32 or a half type, NumPy or torch.
