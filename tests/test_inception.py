@@ -22,6 +22,8 @@ PYTORCH_FID = {
     2048: (1.16322861, [0.0, 0.376054, 0.623721], [3.102405, 0.0, 0.008794]),
     1008: (5.18483432, [0.482430, 6.963401, -2.370902], [4.735960, -6.805379, 0.138511]),
 }
+# The same of one larger picture, at 64, which bilinear interpolation with antialiasing would change.
+PYTORCH_FID_LARGE = (0.73486929, [1.506226, 0.359681, 0.052529])
 # Names and numbers in its state_dict.
 ENTRIES, PARAMETERS = 566, 23850960
 
@@ -97,6 +99,15 @@ def test_features_are_those_of_pytorch_fid(weights: Path, dim: int) -> None:
     assert abs(features.double().square().mean().sqrt().item() - rms) < tolerance
     torch.testing.assert_close(features[0, :3], torch.tensor(first), rtol=0, atol=tolerance)
     torch.testing.assert_close(features[1, -3:], torch.tensor(last), rtol=0, atol=tolerance)
+
+
+def test_large_images_are_reduced_as_by_pytorch_fid(weights: Path) -> None:
+    large = torch.from_numpy(frozen_random(2).randint(0, 256, (1, 3, 420, 700)).astype("uint8"))
+    features = InceptionFeatures(weights, dim=64)(large)
+    rms, first = PYTORCH_FID_LARGE
+    tolerance = 1e-5 * features.abs().max().item()
+    assert abs(features.double().square().mean().sqrt().item() - rms) < tolerance
+    torch.testing.assert_close(features[0, :3], torch.tensor(first), rtol=0, atol=tolerance)
 
 
 def test_the_network_has_the_size_of_the_published_one() -> None:
