@@ -15,6 +15,7 @@
 #include "lipgan/gradient_penalty.h"
 #include "lipgan/matrix_sqrt.h"
 #include "lipgan/mlp_gradient_penalty.h"
+#include "lipgan/nearest_neighbours.h"
 #include "lipgan/spectral_norm.h"
 
 namespace {
@@ -163,6 +164,48 @@ py::tuple matrix_sqrt_fwd(const py::object& a, bool inverse, double eps, double 
   return py::make_tuple(root.object(), roots.object(), vectors.object(), seen.object());
 }
 
+lipgan::cpu::Points points_of(const View& x, const View& y) {
+  if (x.dtype() != Dtype::float32 && x.dtype() != Dtype::float64) {
+    throw std::invalid_argument("x must be float32 or float64");
+  }
+  if (x.ndim() != 2 || y.ndim() != 2 || x.size(1) != y.size(1)) {
+    throw std::invalid_argument("x and y must have 2 dimensions, and the same number of features");
+  }
+  y.expect(x.dtype(), y.numel(), "y");
+  return {x.data(), y.data(), x.size(0), y.size(0), x.size(1)};
+}
+
+py::tuple nearest_neighbours_fwd(const py::object& x, const py::object& y, int64_t k, int num_threads) {
+  const bool same = y.is_none();
+  const View x_view(x, "x"), y_view(same ? x : y, "y");
+  const lipgan::cpu::Points points = points_of(x_view, y_view);
+  if (k < 1 || k > points.n - (same ? 1 : 0)) throw std::invalid_argument("k is out of range");
+  const NewTensor squared({points.m, k}, Dtype::float64), indices({points.m, k}, Dtype::float64);
+  {
+    py::gil_scoped_release release;
+    lipgan::cpu::nearest_neighbours_fwd(x_view.dtype(), points, same, k, static_cast<double*>(squared.data()),
+                                        static_cast<double*>(indices.data()), num_threads);
+  }
+  return py::make_tuple(squared.object(), indices.object());
+}
+
+py::tuple ball_counts(const py::object& x, const py::object& y, const py::object& x_squared_radii,
+                      const py::object& y_squared_radii, bool closed, int num_threads) {
+  const View x_view(x, "x"), y_view(y, "y");
+  const View x_radii(x_squared_radii, "x_squared_radii"), y_radii(y_squared_radii, "y_squared_radii");
+  const lipgan::cpu::Points points = points_of(x_view, y_view);
+  x_radii.expect(Dtype::float64, points.m, "x_squared_radii");
+  y_radii.expect(Dtype::float64, points.n, "y_squared_radii");
+  const NewTensor x_counts({2, points.m}, Dtype::float64), y_counts({2, points.n}, Dtype::float64);
+  {
+    py::gil_scoped_release release;
+    lipgan::cpu::ball_counts(x_view.dtype(), points, static_cast<const double*>(x_radii.data()),
+                             static_cast<const double*>(y_radii.data()), closed, static_cast<double*>(x_counts.data()),
+                             static_cast<double*>(y_counts.data()), num_threads);
+  }
+  return py::make_tuple(x_counts.object(), y_counts.object());
+}
+
 void check_samples(const View& samples, const char* name) {
   if (samples.ndim() < 1 || samples.numel() == 0) {
     throw std::invalid_argument(std::string(name) + " must hold at least one sample");
@@ -287,6 +330,11 @@ PYBIND11_MODULE(_C, module) {
   module.def("matrix_sqrt_fwd", &matrix_sqrt_fwd, py::arg("a"), py::arg("inverse"), py::arg("eps"),
              py::arg("resolution"), py::arg("spectrum"), py::arg("num_threads"),
              "(root, roots, vectors) of the op lipgan::matrix_sqrt_fwd, and what was seen of a.");
+  module.def("nearest_neighbours_fwd", &nearest_neighbours_fwd, py::arg("x"), py::arg("y"), py::arg("k"),
+             py::arg("num_threads"), "(squared, indices) of the op lipgan::nearest_neighbours, both float64.");
+  module.def("ball_counts", &ball_counts, py::arg("x"), py::arg("y"), py::arg("x_squared_radii"),
+             py::arg("y_squared_radii"), py::arg("closed"), py::arg("num_threads"),
+             "(x_counts, y_counts) of the op lipgan::ball_counts, both float64.");
   module.def("gradient_penalty_interpolate", &gradient_penalty_interpolate, py::arg("real"), py::arg("fake"),
              py::arg("mix"), py::arg("num_threads"), "x_hat of the op lipgan::gradient_penalty_interpolate.");
   module.def("gradient_penalty_fwd", &gradient_penalty_fwd, py::arg("grads"), py::arg("kind"), py::arg("weight"),

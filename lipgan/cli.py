@@ -156,6 +156,12 @@ def _sample(args: argparse.Namespace) -> None:
     write_atomically(args.output, image_bytes(sample_grid(samples), format))
 
 
+def _fid(args: argparse.Namespace) -> None:
+    from lipgan import fid
+
+    fid.main(args, _device(args.device))
+
+
 def _bench(args: argparse.Namespace) -> None:
     from lipgan import bench
 
@@ -260,13 +266,35 @@ def _parser() -> argparse.ArgumentParser:
         help="picture (default: grid.png)",
     )
 
+    fid = add(
+        "fid",
+        _fid,
+        "compare two sets of images by the Frechet distance of their features",
+        "lipgan fid photographs/ samples/ --features random --size 32",
+    )
+    side = "a folder of images, an .npz file of statistics, an .npy file of features, or a data set"
+    fid.add_argument("a", metavar="A", help=side)
+    fid.add_argument("b", metavar="B", help="the same")
+    fid.add_argument(
+        "--features",
+        metavar="NAME",
+        help="what images are compared by: digits, inception, pixels, random, or a file of weights of inception "
+        "(default: inception)",
+    )
+    fid.add_argument("--download", action="store_true", help="fetch the weights of inception if they are not here")
+    fid.add_argument("--size", type=_whole(1), metavar="N", help="bring images to N x N pixels (default: as they are)")
+    fid.add_argument("--batch-size", type=_whole(1), default=50, metavar="N", help="images at once (default: 50)")
+    fid.add_argument("--skip-broken", action="store_true", help="name broken and huge image files, and go on")
+    fid.add_argument("--save-stats", type=Path, metavar="FILE", help="write the statistics of A there, as .npz")
+    fid.add_argument("--json", type=Path, metavar="FILE", help="write the distance and how it was computed there")
+
     bench = add(
         "bench",
         _bench,
         "measure against PyTorch on this machine, after checking that the results agree",
         "lipgan bench spectral-norm --json bench.json",
     )
-    names = ("spectral-norm", "gradient-penalty", "frechet", "all")
+    names = ("spectral-norm", "gradient-penalty", "frechet", "prdc", "all")
     bench.add_argument("which", nargs="?", choices=names, default="all", help="default: all")
     bench.add_argument("--json", type=Path, metavar="FILE", help="write every number there")
     bench.add_argument("--plot", type=Path, metavar="DIR", help="write plots there")

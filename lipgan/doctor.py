@@ -13,7 +13,7 @@ import torch
 from lipgan.ops import BACKENDS, explain, resolve
 from lipgan.ops._backend import cuda, native
 
-OPS = ("spectral_norm", "gradient_penalty", "mlp_gradient_penalty", "matrix_sqrt")
+OPS = ("spectral_norm", "gradient_penalty", "mlp_gradient_penalty", "matrix_sqrt", "nearest_neighbours")
 
 
 def main(args: argparse.Namespace) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lipgan import bench
-from lipgan.bench import frechet, harness
+from lipgan.bench import frechet, harness, prdc
 from lipgan.bench import gradient_penalty as penalties
 from lipgan.bench import spectral_norm as benchmark
 from lipgan.cli import main
@@ -175,6 +175,26 @@ def test_a_wrong_penalty_is_not_timed() -> None:
     variants["lipgan"].way = lambda *args: 1.01 * right(*args)
     with pytest.raises(AssertionError, match=r"lipgan: the penalty or its gradients are off by 1\.0e-02"):
         penalties._check(variants)
+
+
+def test_prdc_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(prdc, "SIZES", [(30, 4), (40, 4)])
+    monkeypatch.setattr(harness, "_TURN_SECONDS", 0.0)
+    monkeypatch.setattr(prdc, "in_fresh_process", lambda function, *args: function(*args))
+    (table,) = prdc.run(seconds=0.0)
+    assert [(row["n"], row["dtype"]) for row in table.rows] == [
+        (n, dtype) for n in (30, 40) for dtype in ("float32", "float64")
+    ]
+    assert all(row["ratio"] > 0 for row in table.rows)
+    bench._plot(prdc, [table], tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_wrong_coverage_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = prdc.prdc
+    monkeypatch.setattr(prdc, "prdc", lambda *args: {**right(*args), "coverage": 2.0})
+    with pytest.raises(AssertionError, match=r"coverage: lipgan says 2\.0, the matrices say"):
+        prdc._times(30, 4, "float32", 0, 0.0)
 
 
 def test_the_command_line_knows_every_benchmark(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@
 #include "lipgan/gradient_penalty.h"
 #include "lipgan/matrix_sqrt.h"
 #include "lipgan/mlp_gradient_penalty.h"
+#include "lipgan/nearest_neighbours.h"
 #include "lipgan/spectral_norm.h"
 
 // Each kernel file is compiled once per instruction set, into a namespace named after it.
@@ -21,6 +22,8 @@
   void mlp_gradient_penalty_fwd(Dtype, PenaltyKind, const void*, const MlpLayer*, int64_t, void*, void*, int64_t, \
                                 int64_t, double, double, int);                                                   \
   void matrix_sqrt_fwd(Dtype, const MatrixSqrtFwd&, int);                                                        \
+  void nearest_neighbours_fwd(Dtype, const Points&, bool, int64_t, double*, double*, int);                       \
+  void ball_counts(Dtype, const Points&, const double*, const double*, bool, double*, double*, int);             \
   }
 
 namespace lipgan::cpu {
@@ -88,6 +91,17 @@ void set_isa(const std::string& name) { current().store(find(name)); }
 
 void matrix_sqrt_fwd(Dtype dtype, const MatrixSqrtFwd& args, int num_threads) {
   LIPGAN_DISPATCH(matrix_sqrt_fwd(dtype, args, num_threads))
+}
+
+void nearest_neighbours_fwd(Dtype dtype, const Points& points, bool same, int64_t k, double* squared, double* indices,
+                            int num_threads) {
+  LIPGAN_DISPATCH(nearest_neighbours_fwd(dtype, points, same, k, squared, indices, num_threads))
+}
+
+void ball_counts(Dtype dtype, const Points& points, const double* x_squared_radii, const double* y_squared_radii,
+                 bool closed, double* x_counts, double* y_counts, int num_threads) {
+  LIPGAN_DISPATCH(ball_counts(dtype, points, x_squared_radii, y_squared_radii, closed, x_counts, y_counts,
+                              num_threads))
 }
 
 void spectral_norm_fwd(Dtype dtype, const SpectralNormFwdLayer* layers, int64_t num_layers, void* sigma,

@@ -19,6 +19,7 @@ BENCHMARKS = {
     "spectral-norm": "lipgan.bench.spectral_norm",
     "gradient-penalty": "lipgan.bench.gradient_penalty",
     "frechet": "lipgan.bench.frechet",
+    "prdc": "lipgan.bench.prdc",
 }
 
 

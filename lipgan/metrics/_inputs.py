@@ -10,9 +10,10 @@ from lipgan.linalg._arguments import check_finite, check_symmetric
 
 Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]] | Tensor"
 
-__all__ = ["Array", "as_covariance", "as_factor", "as_mean", "as_real_tensor"]
+__all__ = ["DTYPES", "Array", "as_covariance", "as_factor", "as_features", "as_mean", "as_pair", "as_real_tensor"]
 
 _NUMPY_DTYPES = (np.float16, np.float32, np.float64)
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def as_real_tensor(name: str, value: object) -> Tensor:
@@ -35,6 +36,34 @@ def as_real_tensor(name: str, value: object) -> Tensor:
     if not value.flags.writeable or any(stride < 0 for stride in value.strides):
         value = value.copy()
     return torch.from_numpy(value)
+
+
+def as_features(name: str, value: object, *, minimum: int = 1) -> Tensor:
+    """``value [n, d]`` as a tensor of its own dtype, without gradient.
+
+    Raises:
+        TypeError: as :func:`as_real_tensor`.
+        ValueError: another shape, fewer than ``minimum`` rows, or not finite.
+    """
+    rows = as_real_tensor(name, value).detach()
+    if rows.dtype not in DTYPES:
+        raise TypeError(f"{name} must be float64, float32, float16 or bfloat16, got {rows.dtype}")
+    if rows.ndim != 2 or not rows.shape[1]:
+        raise ValueError(f"{name} must have shape (n, d), got {tuple(rows.shape)}")
+    if len(rows) < minimum:
+        raise ValueError(f"{name} must have at least {minimum} sample{'s' * (minimum > 1)}, got {len(rows)}")
+    check_finite(name, rows)
+    return rows
+
+
+def as_pair(first: str, x: object, second: str, y: object) -> tuple[Tensor, Tensor]:
+    """Two sets of features as :func:`as_features`; ValueError unless they have one length and one device."""
+    a, b = as_features(first, x), as_features(second, y)
+    if a.shape[1] != b.shape[1]:
+        raise ValueError(f"{second} must have {a.shape[1]} features like {first}, got {b.shape[1]}")
+    if a.device != b.device:
+        raise ValueError(f"{second} must be on the device of {first}, {a.device}, got {b.device}")
+    return a, b
 
 
 def as_mean(name: str, value: object) -> Tensor:

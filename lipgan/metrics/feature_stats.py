@@ -207,6 +207,19 @@ class FeatureStats:
         self._mean, self._mean_low = _two_sum(self._mean, step)
         return difference
 
+    def _to_matrix(self) -> Tensor:
+        """All of the state, ``[dim + 3, dim]``, for :meth:`_from_matrix` in another process."""
+        count = torch.full_like(self._mean, self._known_count())
+        return torch.cat([self._scatter, torch.stack([self._mean, self._mean_low, count])])
+
+    @classmethod
+    def _from_matrix(cls, matrix: Tensor, ddof: int) -> FeatureStats:
+        stats = cls(matrix.shape[1], ddof=ddof, device=matrix.device)
+        stats._scatter = matrix[:-3].clone()
+        stats._mean, stats._mean_low = matrix[-3].clone(), matrix[-2].clone()
+        stats._count = int(matrix[-1, 0])
+        return stats
+
     def save(self, path: str | os.PathLike[str], *, factor: bool = False) -> None:
         """Write ``mu`` and ``sigma``, as other FID programs do, and ``count`` and ``ddof``, as one .npz file.
 

@@ -24,6 +24,7 @@ from lipgan.linalg._arguments import check_finite
 from lipgan.linalg.trace_sqrt_product import Factor, trace_sqrt_product_info
 from lipgan.metrics._inputs import Array, as_covariance, as_factor, as_mean, as_real_tensor
 from lipgan.metrics.feature_stats import FeatureStats
+from lipgan.metrics.metric import Metric
 
 __all__ = ["FrechetDistance", "FrechetInfo", "frechet_distance", "frechet_distance_from_features"]
 
@@ -268,7 +269,10 @@ class _Once(torch.autograd.Function):
         return grad
 
 
-class FrechetDistance:
+_SIDES = ("real", "generated")
+
+
+class FrechetDistance(Metric):
     """The Frechet distance of features that come in batches, with the interface of torchmetrics.
 
     Args:
@@ -300,10 +304,11 @@ class FrechetDistance:
             raise TypeError(f"features must be callable or None, got {type(features).__name__}")
         if ddof not in (0, 1):
             raise ValueError(f"ddof must be 0 or 1, got {ddof!r}")
+        super().__init__()
         self.features = features
         self.reset_real_features = reset_real_features
         self._ddof = ddof
-        self._stats: dict[bool, FeatureStats] = {}
+        self._stats: dict[str, FeatureStats] = {}
 
     def update(self, x: Array, real: bool) -> None:
         """Add a batch to the real or to the generated side.
@@ -316,6 +321,7 @@ class FrechetDistance:
             TypeError: ``real`` is not a bool.
             TypeError, ValueError: the features are not such as :meth:`FeatureStats.update` takes, of the same length on
                 both sides.
+            RuntimeError: after :meth:`sync`.
         """
         if not isinstance(real, bool):
             raise TypeError(f"real must be a bool, got {real!r}")
@@ -323,19 +329,21 @@ class FrechetDistance:
             rows = as_real_tensor("features", x if self.features is None else self.features(x))  # type: ignore[arg-type]
         if rows.ndim != 2 or not rows.shape[1]:
             raise ValueError(f"features must have shape (n, d), got {tuple(rows.shape)}")
-        stats = self._stats.get(real)
+        side, other_side = _SIDES if real else _SIDES[::-1]
+        self._check_update(side)
+        stats = self._stats.get(side)
         if stats is None:
-            other = self._stats.get(not real)
+            other = self._stats.get(other_side)
             dim = rows.shape[1] if other is None else other.dim
             stats = FeatureStats(dim, ddof=self._ddof, device=rows.device)
         stats.update(rows)
-        self._stats[real] = stats
+        self._stats[side] = stats
 
     def compute(self) -> Tensor:
         """The distance of all samples so far: 0-dim, float64. ValueError unless both sides have at least 2."""
         sides = []
-        for name, key in (("real", True), ("generated", False)):
-            stats = self._stats.get(key)
+        for name in _SIDES:
+            stats = self._stats.get(name)
             count = 0 if stats is None else stats.count
             if stats is None or count is None or count < 2:
                 raise ValueError(f"the {name} side needs at least 2 samples, got {count}")
@@ -347,6 +355,18 @@ class FrechetDistance:
 
     def reset(self) -> None:
         """Forget the generated side, and the real one if ``reset_real_features``."""
-        self._stats.pop(False, None)
-        if self.reset_real_features:
-            self._stats.pop(True, None)
+        for side in _SIDES:
+            if side != "real" or self.reset_real_features:
+                self._stats.pop(side, None)
+                self._synced.discard(side)
+
+    def _pack(self) -> dict[str, Tensor | None]:
+        held = {side: self._stats.get(side) for side in _SIDES}
+        return {side: stats._to_matrix() if stats is not None and stats.count else None for side, stats in held.items()}
+
+    def _unpack(self, part: str, matrices: list[Tensor]) -> None:
+        parts = [FeatureStats._from_matrix(matrix, self._ddof) for matrix in matrices]
+        if parts:
+            self._stats[part] = parts[0]
+        for stats in parts[1:]:
+            self._stats[part].merge(stats)

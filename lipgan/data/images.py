@@ -1,0 +1,142 @@
+"""Folders of image files, as batches of 8-bit RGB images.
+
+Pixels are read as pytorch-fid reads them: converted to RGB, transparency dropped, the orientation that a camera noted
+ignored. One thing differs: 16-bit grey is scaled to 8 bits, where Pillow's own conversion would clip it to white.
+"""
+
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+__all__ = ["MAX_PIXELS", "SUFFIXES", "ImageError", "find_images", "image_batches", "read_image"]
+
+# Suffixes of the file names, in lower case, and the decoders that may read such files: Pillow has others, which run
+# programs or follow what a file says.
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+
+# A file of some kilobytes can unpack to gigabytes: its header is asked first. 2^26 pixels are 192 MiB.
+MAX_PIXELS = 2**26
+
+
+class ImageError(ValueError):
+    """An image file that cannot be used. The message names it."""
+
+
+def find_images(folder: str | os.PathLike[str]) -> list[Path]:
+    """The image files in ``folder`` and below it, by suffix, in the order of their names.
+
+    Hidden files and folders are left out, and linked folders are not entered, so that a circle of links ends.
+
+    Raises:
+        ValueError: there is none.
+        OSError: ``folder``, or one below it, cannot be read.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    found = []
+    for root, folders, files in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(root, name) for name in files if name.lower().endswith(SUFFIXES) and not name.startswith(".")]
+    if not found:
+        raise ValueError(f"{os.fspath(folder)} holds no image ({', '.join(SUFFIXES)})")
+    return sorted(found)
+
+
+def read_image(path: str | os.PathLike[str], size: int | None = None, *, max_pixels: int = MAX_PIXELS) -> Tensor:
+    """Read one file.
+
+    Args:
+        path: a PNG, JPEG, WEBP or BMP file, whatever its name; of several frames, the first.
+        size: scale to ``size x size`` pixels, by Pillow's bicubic filter with antialiasing. None: as it is.
+        max_pixels: refuse an image of more.
+
+    Returns:
+        ``[3, h, w]``, uint8.
+
+    Raises:
+        ImageError: not such a file, broken, cut off, larger than ``max_pixels``, or not to be opened.
+    """
+    path = Path(path)
+    try:
+        # A pipe with the name of an image would be waited for.
+        if path.exists() and not path.is_file():
+            raise ImageError("it is not a regular file")
+        with warnings.catch_warnings():
+            # Pillow warns of large images before they can be refused, and of oddities in metadata that is not read.
+            warnings.simplefilter("ignore")
+            with Image.open(path, formats=_FORMATS) as image:
+                if image.width * image.height > max_pixels:
+                    raise ImageError(f"{image.width} x {image.height} pixels are more than {max_pixels}")
+                rgb = _to_rgb(image)
+        if size is not None and rgb.size != (size, size):
+            rgb = rgb.resize((size, size), Image.Resampling.BICUBIC)
+        return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
+    # Decoders fail in many ways on broken files: struct.error, SyntaxError, IndexError, and more with each format.
+    except Exception as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        if isinstance(error, UnidentifiedImageError):
+            reason = f"not a {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]} image"
+        raise ImageError(f"{path} cannot be used: {reason or type(error).__name__}") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        levels = np.asarray(image).astype(np.int64).clip(0, 65535)
+        return Image.fromarray(((levels + 128) // 257).astype(np.uint8)).convert("RGB")
+    return image.convert("RGB")
+
+
+def image_batches(
+    paths: Sequence[Path],
+    batch_size: int,
+    size: int | None = None,
+    *,
+    skip: Callable[[ImageError], None] | None = None,
+) -> Iterator[Tensor]:
+    """Read files in batches.
+
+    Args:
+        paths: such as those of :func:`find_images`.
+        batch_size: images of a batch; the last has the rest.
+        size: as in :func:`read_image`.
+        skip: told of each file that cannot be used, which is then left out. None: the first one ends the reading.
+
+    Yields:
+        ``[n, 3, h, w]``, uint8.
+
+    Raises:
+        ImageError: a file cannot be used, and ``skip`` is None.
+        ValueError: an image has another size than the first, and ``size`` is None.
+    """
+    batch: list[Tensor] = []
+    shape: torch.Size | None = None
+    for path in paths:
+        try:
+            image = read_image(path, size)
+        except ImageError as error:
+            if skip is None:
+                raise
+            skip(error)
+            continue
+        if shape is None:
+            shape = image.shape
+        if image.shape != shape:
+            raise ValueError(
+                f"{path} has {image.shape[2]} x {image.shape[1]} pixels, images before it {shape[2]} x {shape[1]}: "
+                "scale them all to one size"
+            )
+        batch.append(image)
+        if len(batch) == batch_size:
+            yield torch.stack(batch)
+            batch = []
+    if batch:
+        yield torch.stack(batch)

@@ -1,0 +1,123 @@
+"""``lipgan fid``: the Frechet distance of two sets of images, from files to a number."""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import lipgan
+from lipgan.metrics import features, frechet_distance
+from lipgan.metrics.features import FeatureExtractor
+from lipgan.metrics.sources import Reader, Side, find_source
+from lipgan.training.checkpoint import write_atomically
+
+__all__ = ["main"]
+
+
+def main(args: argparse.Namespace, device: torch.device) -> None:
+    """Run the command: ``FID:  x`` on stdout, and how it was computed on stderr.
+
+    Raises:
+        ValueError, OSError: bad input; nothing was written then, except for statistics that were complete.
+    """
+    # All that can be refused at once is refused before hours of work.
+    sources = find_source(args.a), find_source(args.b)
+    for output in (args.save_stats, args.json):
+        _check_folder(output)
+    from_images = any(source.kind in ("images", "data set") for source in sources)
+    reader = Reader(
+        _extractor(args.features, args.download) if from_images else None,
+        device,
+        size=args.size,
+        batch_size=args.batch_size,
+        skip_broken=args.skip_broken,
+        progress=_progress,
+    )
+    sides: list[Side] = []
+    for source in sources:
+        side = reader.read(source)
+        for message in side.skipped:
+            _say(f"skipped: {message}")
+        if not sides and args.save_stats is not None:
+            side.stats.save(args.save_stats)
+        sides.append(side)
+    first, second = sides
+    if first.stats.dim != second.stats.dim:
+        raise ValueError(
+            f"{second.source.name} has {second.stats.dim} features a sample, {first.source.name} {first.stats.dim}: "
+            "bring both to the same features and size"
+        )
+    distance, info = frechet_distance(
+        first.stats.mean, first.stats.cov, second.stats.mean, second.stats.cov, return_info=True
+    )
+    protocol = {"a": _protocol(first), "b": _protocol(second)}
+    for name, side_protocol in protocol.items():
+        _say(f"{name.upper()}: {_in_words(side_protocol)}")
+    if first.pixels and second.pixels and first.pixels != second.pixels:
+        _say("the images of A and B differ in size; --size N brings both to N x N pixels")
+    fid = float(distance)
+    if args.json is not None:
+        result = {"fid": fid, "error_bound": info.error_bound, "dim": first.stats.dim, "size": args.size, **protocol}
+        result["lipgan"] = lipgan.__version__
+        write_atomically(args.json, (json.dumps(result, indent=2) + "\n").encode())
+    # As pytorch-fid prints it, for the scripts that read it.
+    print("FID: ", fid)
+
+
+def _extractor(name: str | None, download: bool) -> FeatureExtractor:
+    """The extractor of that name, or Inception with the weights in the file of that name; None: Inception."""
+    if name is None or name == "inception":
+        try:
+            return features.get("inception", download=download)
+        except FileNotFoundError as error:
+            others = ", ".join(other for other in features.names() if other != "inception")
+            hint = f"{error.strerror}; on the command line: --features FILE, --download, or other features: {others}"
+            raise FileNotFoundError(error.errno, hint, error.filename) from error
+    if download:
+        raise ValueError(f"--download fetches the weights of inception, got --features {name}")
+    if name not in features.EXTRACTORS and Path(name).is_file():
+        return features.get("inception", weights=name)
+    return features.get(name)
+
+
+def _check_folder(output: Path | None) -> None:
+    if output is not None and not output.absolute().parent.is_dir():
+        raise ValueError(f"{output} cannot be written: {output.absolute().parent} is not a folder")
+
+
+def _progress(batches: Iterator[torch.Tensor], number: int) -> Iterator[torch.Tensor]:
+    # Imported here because only images need it. None: only where somebody watches.
+    from tqdm import tqdm
+
+    yield from tqdm(batches, total=number, unit="batch", disable=None, leave=False)
+
+
+def _say(message: str) -> None:
+    print(f"lipgan: {' '.join(message.split())}", file=sys.stderr)
+
+
+def _protocol(side: Side) -> dict[str, Any]:
+    """What the number has to be printed with, since definitions differ between programs."""
+    return {
+        "source": side.source.name,
+        "kind": side.source.kind,
+        "samples": side.stats.count,
+        "pixels": None if side.pixels is None else list(side.pixels),
+        "features": side.features,
+        # A file without a count says nothing of it either.
+        "ddof": side.stats.ddof if side.stats.count is not None else None,
+        "skipped": side.skipped,
+    }
+
+
+def _in_words(side: dict[str, Any]) -> str:
+    samples = "an unknown number of" if side["samples"] is None else side["samples"]
+    words = f"{samples} samples, {side['kind']} {side['source']}"
+    if side["pixels"] is not None:
+        width, height = side["pixels"]
+        words += f", {width} x {height} pixels in RGB, features {side['features']}"
+    return words if side["ddof"] is None else f"{words}, covariance over n - {side['ddof']}"

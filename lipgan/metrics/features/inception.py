@@ -1,0 +1,317 @@
+"""The Inception-v3 that defines the FID, with weights from a file that the user has."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import os
+import re
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lipgan.metrics.features.base import ImageFeatures, as_rgb, as_unit_images
+
+__all__ = ["DIMS", "URL", "InceptionFeatures", "InceptionNetwork", "cached_weights"]
+
+URL = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth"
+
+# Lengths of the features: means over the image at four depths, and the logits.
+DIMS = (64, 192, 768, 2048, 1008)
+
+_CLASSES = 1008
+
+# Output channels, height and width of a kernel. Several in one place work side by side on the same input.
+_Layer: TypeAlias = "tuple[int, int, int]"
+_Chain: TypeAlias = "list[_Layer | list[_Layer]]"
+
+
+class _Convolution(nn.Module):
+    """Convolution without bias, batch norm, ReLU."""
+
+    def __init__(self, inputs: int, layer: _Layer, stride: int = 1, *, pad: bool = True) -> None:
+        super().__init__()
+        outputs, height, width = layer
+        padding = (height // 2, width // 2) if pad else 0
+        self.conv = nn.Conv2d(inputs, outputs, (height, width), stride, padding, bias=False)
+        self.bn = nn.BatchNorm2d(outputs, eps=0.001)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.bn(self.conv(x)), inplace=True)
+
+
+class _Mixed(nn.Module):
+    """Chains of convolutions side by side and a pooling branch, joined along the channels.
+
+    The names of the convolutions are those of the published weights: ``branch``, or ``branch_1``, ``branch_2`` of
+    a longer chain, with ``a`` and ``b`` for two side by side.
+
+    Args:
+        inputs: channels.
+        chains: the convolutions of each branch, by name.
+        pool: output channels of the convolution behind the pooling. None: the block halves the image, by stride 2 in
+            the last convolution of each chain and in the pooling, which has no convolution.
+        max_pool: pool by maximum instead of mean.
+    """
+
+    def __init__(self, inputs: int, chains: dict[str, _Chain], pool: int | None, *, max_pool: bool = False) -> None:
+        super().__init__()
+        self.halves, self.max_pool = pool is None, max_pool
+        self.steps: list[list[list[str]]] = []
+        outputs = 0
+        for branch, chain in chains.items():
+            channels, steps = inputs, []
+            for index, group in enumerate(chain, 1):
+                last = index == len(chain)
+                if isinstance(group, list):
+                    layers = {f"{branch}_{index}{letter}": layer for letter, layer in zip("ab", group, strict=True)}
+                else:
+                    layers = {branch if len(chain) == 1 else f"{branch}_{index}": group}
+                for name, layer in layers.items():
+                    halve = self.halves and last
+                    self.add_module(name, _Convolution(channels, layer, 2 if halve else 1, pad=not halve))
+                channels = sum(layer[0] for layer in layers.values())
+                steps.append(list(layers))
+            self.steps.append(steps)
+            outputs += channels
+        if pool is not None:
+            self.branch_pool = _Convolution(inputs, (pool, 1, 1))
+        self.channels = outputs + (inputs if pool is None else pool)
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs = []
+        for steps in self.steps:
+            y = x
+            for names in steps:
+                parts = [self.get_submodule(name)(y) for name in names]
+                y = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+            outputs.append(y)
+        if self.halves:
+            outputs.append(F.max_pool2d(x, 3, stride=2))
+        elif self.max_pool:
+            outputs.append(self.branch_pool(F.max_pool2d(x, 3, stride=1, padding=1)))
+        else:
+            # As in TensorFlow, and unlike torchvision, the padding does not count.
+            outputs.append(self.branch_pool(F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)))
+        return torch.cat(outputs, 1)
+
+
+def _mixed_35(inputs: int, pool: int) -> _Mixed:
+    """A block at 35x35 pixels."""
+    chains: dict[str, _Chain] = {
+        "branch1x1": [(64, 1, 1)],
+        "branch5x5": [(48, 1, 1), (64, 5, 5)],
+        "branch3x3dbl": [(64, 1, 1), (96, 3, 3), (96, 3, 3)],
+    }
+    return _Mixed(inputs, chains, pool)
+
+
+def _mixed_35_to_17(inputs: int) -> _Mixed:
+    chains: dict[str, _Chain] = {
+        "branch3x3": [(384, 3, 3)],
+        "branch3x3dbl": [(64, 1, 1), (96, 3, 3), (96, 3, 3)],
+    }
+    return _Mixed(inputs, chains, None)
+
+
+def _mixed_17(inputs: int, width: int) -> _Mixed:
+    """A block at 17x17 pixels."""
+    chains: dict[str, _Chain] = {
+        "branch1x1": [(192, 1, 1)],
+        "branch7x7": [(width, 1, 1), (width, 1, 7), (192, 7, 1)],
+        "branch7x7dbl": [(width, 1, 1), (width, 7, 1), (width, 1, 7), (width, 7, 1), (192, 1, 7)],
+    }
+    return _Mixed(inputs, chains, 192)
+
+
+def _mixed_17_to_8(inputs: int) -> _Mixed:
+    chains: dict[str, _Chain] = {
+        "branch3x3": [(192, 1, 1), (320, 3, 3)],
+        "branch7x7x3": [(192, 1, 1), (192, 1, 7), (192, 7, 1), (192, 3, 3)],
+    }
+    return _Mixed(inputs, chains, None)
+
+
+def _mixed_8(inputs: int, *, max_pool: bool) -> _Mixed:
+    """A block at 8x8 pixels."""
+    split = [(384, 1, 3), (384, 3, 1)]
+    chains: dict[str, _Chain] = {
+        "branch1x1": [(320, 1, 1)],
+        "branch3x3": [(384, 1, 1), split],
+        "branch3x3dbl": [(448, 1, 1), (384, 3, 3), split],
+    }
+    return _Mixed(inputs, chains, 192, max_pool=max_pool)
+
+
+class InceptionNetwork(nn.Module):
+    """The network. Its names of parameters are those of the published weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.Conv2d_1a_3x3 = _Convolution(3, (32, 3, 3), 2, pad=False)
+        self.Conv2d_2a_3x3 = _Convolution(32, (32, 3, 3), pad=False)
+        self.Conv2d_2b_3x3 = _Convolution(32, (64, 3, 3))
+        self.Conv2d_3b_1x1 = _Convolution(64, (80, 1, 1))
+        self.Conv2d_4a_3x3 = _Convolution(80, (192, 3, 3), pad=False)
+        self.Mixed_5b = _mixed_35(192, 32)
+        self.Mixed_5c = _mixed_35(256, 64)
+        self.Mixed_5d = _mixed_35(288, 64)
+        self.Mixed_6a = _mixed_35_to_17(288)
+        self.Mixed_6b = _mixed_17(768, 128)
+        self.Mixed_6c = _mixed_17(768, 160)
+        self.Mixed_6d = _mixed_17(768, 160)
+        self.Mixed_6e = _mixed_17(768, 192)
+        self.Mixed_7a = _mixed_17_to_8(768)
+        self.Mixed_7b = _mixed_8(1280, max_pool=False)
+        # The published network takes a maximum here, unlike the paper's.
+        self.Mixed_7c = _mixed_8(2048, max_pool=True)
+        self.fc = nn.Linear(2048, _CLASSES)
+
+    def forward(self, x: Tensor, dim: int = 2048) -> Tensor:
+        """Features ``[n, dim]``, one of the means over the image, of ``x [n, 3, 299, 299]`` in [-1, 1]."""
+        parts = {
+            64: (self.Conv2d_1a_3x3, self.Conv2d_2a_3x3, self.Conv2d_2b_3x3, nn.MaxPool2d(3, 2)),
+            192: (self.Conv2d_3b_1x1, self.Conv2d_4a_3x3, nn.MaxPool2d(3, 2)),
+            768: (
+                *(self.Mixed_5b, self.Mixed_5c, self.Mixed_5d),
+                *(self.Mixed_6a, self.Mixed_6b, self.Mixed_6c, self.Mixed_6d, self.Mixed_6e),
+            ),
+            2048: (self.Mixed_7a, self.Mixed_7b, self.Mixed_7c),
+        }
+        for depth, layers in parts.items():
+            for layer in layers:
+                x = layer(x)
+            if depth == dim:
+                break
+        return F.adaptive_avg_pool2d(x, 1).flatten(1)
+
+
+class InceptionFeatures(ImageFeatures):
+    """The features that published FIDs and Inception Scores are computed from, with pytorch-fid's preprocessing.
+
+    Images of any size are brought to 299x299 pixels by bilinear interpolation without antialiasing.
+
+    Args:
+        weights: a file like that at :data:`URL`. None: that file in the cache of torch.hub.
+        dim: 2048, the layer of the FID; 64, 192 or 768, means over the image at lesser depths; 1008, the logits.
+        download: fetch that file if it is not in the cache. Nothing is fetched otherwise.
+
+    Raises:
+        FileNotFoundError: no such file; the message says where to get it and where to put it.
+        ValueError: another ``dim``; ``weights`` beside ``download``; a file that holds something else, or whose SHA-256
+            does not begin with the digits that its name ends in (those of the published file, where it has none).
+        OSError: the file cannot be read or fetched.
+
+    Source: Szegedy et al. 2015 (arXiv:1512.00567); Heusel et al. 2017 (arXiv:1706.08500) for the features; the weights
+        are TensorFlow's of 2015-12-05, converted by pytorch-fid.
+    """
+
+    def __init__(
+        self, weights: str | os.PathLike[str] | None = None, *, dim: int = 2048, download: bool = False
+    ) -> None:
+        super().__init__()
+        if dim not in DIMS:
+            raise ValueError(f"dim must be one of {', '.join(map(str, DIMS))}, got {dim!r}")
+        if weights is not None and download:
+            raise ValueError("download must be False where weights names a file, got True")
+        path = cached_weights() if weights is None else Path(weights)
+        if download and not path.exists():
+            _download(path)
+        self.dim = self._dim = dim
+        self.name = "inception" if dim == 2048 else f"inception-{dim}"
+        # On the meta device no weights are drawn that are overwritten at once.
+        with torch.device("meta"):
+            self.network = InceptionNetwork()
+        self.network.load_state_dict(_read(path, self.network.state_dict()), assign=True)
+        self._freeze()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features ``[n, dim]``, float32. Errors as those of :func:`lipgan.metrics.features.base.as_unit_images`."""
+        return self.logits(images) if self._dim == _CLASSES else self._means(images, self._dim)
+
+    def logits(self, images: Tensor, *, bias: bool = True) -> Tensor:
+        """Of the 1008 classes: ``[n, 1008]``, float32; the errors are those of a call."""
+        fc = self.network.fc
+        return F.linear(self._means(images, 2048), fc.weight, fc.bias if bias else None)
+
+    def probabilities(self, images: Tensor) -> Tensor:
+        """Of the 1008 classes, for the Inception Score: ``[n, 1008]``, float32; the errors are those of a call.
+
+        They leave the bias of the logits out, as the code of the paper that proposes the score does.
+        """
+        return self.logits(images, bias=False).softmax(1)
+
+    def _means(self, images: Tensor, dim: int) -> Tensor:
+        x = as_rgb(as_unit_images(images))
+        if not len(x):
+            return x.new_empty(0, dim)
+        x = F.interpolate(x, size=(299, 299), mode="bilinear", align_corners=False)
+        means: Tensor = self.network(2 * x - 1, dim)
+        return means
+
+
+# ---- the file ----
+
+_FILE = URL.rpartition("/")[2]
+# What pytorch-fid and torch.hub write into the names of files: the first digits of their SHA-256.
+_CHECKSUM = re.compile(r"-([0-9a-f]{8,64})\.[^.]+$")
+
+
+def _checksum(name: str) -> str | None:
+    match = _CHECKSUM.search(name)
+    return match and match[1]
+
+
+def cached_weights() -> Path:
+    """Where pytorch-fid, and `InceptionFeatures` when asked to download, keep the file at :data:`URL`."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / _FILE
+
+
+def _download(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        # Into a temporary file, which is moved to its place once its checksum is right.
+        torch.hub.download_url_to_file(URL, str(path), hash_prefix=_checksum(_FILE))
+    except RuntimeError as error:  # what it raises for a wrong checksum
+        raise ValueError(f"what came from {URL} is not the published file: {error}") from error
+
+
+def _read(path: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The verified weights in the file, with the names and shapes of ``expected``, in float32."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError as error:
+        hint = (
+            f"no such file; the features 'inception' need {_FILE} from {URL}: "
+            f"put it at {cached_weights()}, or name it by weights=..., or allow the download by download=True"
+        )
+        raise FileNotFoundError(errno.ENOENT, hint, str(path)) from error
+    digest, prefix = hashlib.sha256(content).hexdigest(), _checksum(path.name) or _checksum(_FILE)
+    if prefix is None or not digest.startswith(prefix):
+        raise ValueError(
+            f"{path} is damaged or another file: its SHA-256 must begin with {prefix}, got {digest[:16]}..."
+        )
+    try:
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # a parser fed with arbitrary bytes raises anything
+        raise ValueError(f"{path} holds no weights that can be read without running code from it") from error
+    return _checked(path, state, expected)
+
+
+def _checked(path: Path, state: Any, expected: dict[str, Tensor]) -> dict[str, Tensor]:
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{path} must hold a dict of tensors, got {type(state).__name__}")
+    # How many batches trained a batch norm plays no role in eval mode, and old files do not say it.
+    counters = {name: torch.zeros_like(t, device="cpu") for name, t in expected.items() if t.ndim == 0}
+    weights = {name: tensor for name, tensor in state.items() if name not in counters}
+    wanted = {name: tensor.shape for name, tensor in expected.items() if name not in counters}
+    wrong = [name for name in [*wanted, *weights] if name not in weights or weights[name].shape != wanted.get(name)]
+    if wrong:
+        raise ValueError(
+            f"{path} does not hold the weights of the FID's Inception-v3: {wrong[0]} is missing or differs"
+        )
+    return {name: tensor.float() for name, tensor in weights.items()} | counters

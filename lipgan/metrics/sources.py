@@ -1,0 +1,172 @@
+"""What a side of ``lipgan fid`` is read from: images, features or statistics, by the name that was typed."""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lipgan import data
+from lipgan.data.images import ImageError, find_images, image_batches
+from lipgan.metrics.feature_stats import FeatureStats
+from lipgan.metrics.features import FeatureExtractor
+
+__all__ = ["Reader", "Side", "Source", "find_source"]
+
+# The covariance and its root take some d^2 numbers each: 2 GiB at this length. A system that promises more memory than
+# it has would end the program only once it is used.
+_MAX_DIM = 2**14
+
+_FEATURE_ROWS = 8192
+
+
+@dataclass(frozen=True)
+class Source:
+    """A name that leads to something: ``kind`` is "images", "statistics", "features" or "data set"."""
+
+    name: str
+    kind: str
+
+
+def find_source(name: str) -> Source:
+    """Say what ``name`` is: a folder, an .npz or .npy file, or else a data set of :mod:`lipgan.data`.
+
+    Raises:
+        ValueError: none of these.
+    """
+    path = Path(name)
+    kinds = {".npz": "statistics", ".npy": "features"}
+    if path.is_dir():
+        return Source(name, "images")
+    if path.suffix in kinds and path.is_file():
+        return Source(name, kinds[path.suffix])
+    if name in data.LOADERS:
+        return Source(name, "data set")
+    wanted = (
+        f"a folder of images, an .npz file of statistics, an .npy file of features or a data set "
+        f"({', '.join(data.names())})"
+    )
+    raise ValueError(f"{name} {'is not' if path.exists() else 'does not exist; it must be'} {wanted}")
+
+
+@dataclass(frozen=True)
+class Side:
+    """What was read from a source."""
+
+    source: Source
+    stats: FeatureStats
+    pixels: tuple[int, int] | None = None  # width and height of the images, where there were some
+    features: str | None = None  # what the images were taken to
+    skipped: list[str] = field(default_factory=list)  # one message per file
+
+
+@dataclass
+class Reader:
+    """Reads sources, all in one way.
+
+    Attributes:
+        extractor: takes images to features; None where no source has images.
+        device: where features and statistics are computed.
+        size: bring images to ``size x size`` pixels. None: as they are; of a data set, its default.
+        batch_size: images of one call of the extractor.
+        skip_broken: leave out the image files that cannot be used, instead of raising.
+        progress: called with the batches of a source and their number, and iterated in their place.
+    """
+
+    extractor: FeatureExtractor | None
+    device: torch.device
+    size: int | None = None
+    batch_size: int = 50
+    skip_broken: bool = False
+    progress: Callable[[Iterator[Tensor], int], Iterator[Tensor]] = lambda batches, number: batches
+
+    def __post_init__(self) -> None:
+        if isinstance(self.extractor, nn.Module):
+            self.extractor.to(self.device)
+
+    def read(self, source: Source) -> Side:
+        """The statistics of ``source``.
+
+        Raises:
+            ValueError: fewer than 2 samples; a file that is broken or not what its name says; features that are too
+                long. The message names the source.
+            OSError: a file cannot be read.
+        """
+        if source.kind == "statistics":
+            return Side(source, FeatureStats.load(source.name, device=self.device))
+        if source.kind == "features":
+            return Side(source, self._of_features(source))
+        if self.extractor is None:
+            raise ValueError(f"{source.name} holds images, which need a feature extractor, got None")
+        skipped: list[str] = []
+        if source.kind == "images":
+            paths = find_images(source.name)
+            total = len(paths)
+
+            def skip(error: ImageError) -> None:
+                skipped.append(str(error))
+
+            batches = image_batches(paths, self.batch_size, self.size, skip=skip if self.skip_broken else None)
+        else:
+            samples = data.load(source.name, self.size or data.DEFAULT_SIZE).samples
+            total = len(samples)
+            batches = iter(torch.split(_as_files(samples), self.batch_size))
+        stats, pixels = None, None
+        for images in self.progress(batches, -(-total // self.batch_size)):
+            pixels = (images.shape[3], images.shape[2])
+            with torch.no_grad():
+                rows = self.extractor(images.to(self.device))
+            stats = self._add(source, stats, rows)
+        return Side(source, _enough(source, stats), pixels, self.extractor.name, skipped)
+
+    def _of_features(self, source: Source) -> FeatureStats:
+        rows = _read_features(source.name)
+        stats = None
+        try:
+            for begin in range(0, len(rows), _FEATURE_ROWS):
+                stats = self._add(source, stats, rows[begin : begin + _FEATURE_ROWS])
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{source.name}: {error}") from error
+        return _enough(source, stats)
+
+    def _add(self, source: Source, stats: FeatureStats | None, rows: Any) -> FeatureStats:
+        if stats is None:
+            if rows.shape[1] > _MAX_DIM:
+                raise ValueError(
+                    f"the features of {source.name} have length {rows.shape[1]}, more than {_MAX_DIM}: choose other "
+                    "features or a smaller size"
+                )
+            stats = FeatureStats(rows.shape[1], device=self.device)
+        return stats.update(rows)
+
+
+def _as_files(samples: Tensor) -> Tensor:
+    """``samples [n, 1 or 3, h, w]`` in [-1, 1] as they would be read from image files: uint8, RGB."""
+    levels = ((samples + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    return levels.expand(-1, 3, -1, -1)
+
+
+def _read_features(path: str | os.PathLike[str]) -> np.ndarray[Any, np.dtype[Any]]:
+    """The array ``[n, d]`` of an .npy file, mapped, so that it is in memory in part only. Nothing is unpickled."""
+    try:
+        rows = np.load(path, mmap_mode="r", allow_pickle=False)
+    # NumPy parses the header as Python, and what that raises on a damaged one is not documented.
+    except Exception as error:
+        if isinstance(error, OSError) and error.strerror:
+            raise
+        raise ValueError(f"{os.fspath(path)} is no file of features: {error}") from error
+    if not isinstance(rows, np.ndarray) or rows.ndim != 2 or not rows.shape[1]:
+        found = f"shape {rows.shape}" if isinstance(rows, np.ndarray) else "an archive"
+        raise ValueError(f"{os.fspath(path)} must hold features of shape (n, d), got {found}")
+    return rows
+
+
+def _enough(source: Source, stats: FeatureStats | None) -> FeatureStats:
+    count = 0 if stats is None else stats.count
+    if stats is None or count is None or count < 2:
+        raise ValueError(f"{source.name} must have at least 2 samples that can be used, got {count}")
+    return stats

@@ -1,0 +1,319 @@
+"""``lipgan fid``, from files to the printed number."""
+
+import io
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lipgan import data
+from lipgan.cli import main
+from lipgan.metrics import FeatureStats, features, frechet_distance
+from lipgan.metrics.sources import Reader, Source
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two folders of 24 images of 9 x 8 pixels. Read only."""
+    random = np.random.default_rng(0)
+    made = []
+    for name, brightness in (("real", 256), ("fake", 128)):
+        folder = tmp_path_factory.mktemp(name)
+        for i in range(24):
+            below = folder / f"class {i % 2}"
+            below.mkdir(exist_ok=True)
+            Image.fromarray(random.integers(0, brightness, (8, 9, 3), dtype=np.uint8)).save(below / f"{i}.png")
+        made.append(folder)
+    return made[0], made[1]
+
+
+def fid(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[float, str]:
+    """What a run that succeeds prints: the number, and stderr."""
+    capsys.readouterr()
+    status = main(["fid", *map(str, arguments)])
+    output = capsys.readouterr()
+    assert status == 0, output.err
+    assert output.out.startswith("FID:  ")
+    assert output.out.count("\n") == 1
+    return float(output.out.removeprefix("FID:  ")), output.err
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """The single line of a run that does not."""
+    capsys.readouterr()
+    assert main(["fid", *map(str, arguments)]) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.startswith("lipgan: error: ")
+    assert output.err.count("\n") == 1, output.err
+    return output.err
+
+
+def by_hand(*folders: Path, name: str = "random") -> float:
+    """The distance of the images as pytorch-fid's formula has it."""
+    stats = []
+    for folder in folders:
+        images = [np.asarray(Image.open(path)) for path in sorted(folder.rglob("*.png"))]
+        x = features.get(name)(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)).double().numpy()
+        stats += [x.mean(0), np.cov(x, rowvar=False)]
+    return float(frechet_distance(*stats))
+
+
+@pytest.mark.parametrize("name", ["random", "pixels"])
+def test_folders(name: str, folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    value, error = fid(capsys, *folders, "--features", name, "--batch-size", "7")
+    assert value == pytest.approx(by_hand(*folders, name=name), rel=1e-5)
+    assert value > 0.1
+    lines = error.splitlines()
+    assert len(lines) == 2
+    for side, line, folder in zip("AB", lines, folders, strict=True):
+        assert line == (
+            f"lipgan: {side}: 24 samples, images {folder}, 9 x 8 pixels in RGB, features {name}, covariance over n - 1"
+        )
+
+
+def test_a_folder_has_no_distance_to_itself(folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    value, _ = fid(capsys, folders[0], folders[0], "--features", "random")
+    assert value == pytest.approx(0, abs=1e-9)
+
+
+def test_statistics_are_saved_and_used_in_place_of_the_images(
+    folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved = tmp_path / "real.npz"
+    value, _ = fid(capsys, *folders, "--features", "random", "--save-stats", saved)
+    again, error = fid(capsys, saved, folders[1], "--features", "random")
+    assert again == pytest.approx(value, rel=1e-12)
+    assert f"A: 24 samples, statistics {saved}, covariance over n - 1\n" in error
+    assert fid(capsys, saved, saved)[0] == pytest.approx(0, abs=1e-9)
+
+
+def test_statistics_of_other_programs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.savez(tmp_path / "a.npz", mu=np.zeros(2), sigma=np.eye(2))
+    np.savez(tmp_path / "b.npz", mu=np.ones(2), sigma=4 * np.eye(2))
+    value, error = fid(capsys, tmp_path / "a.npz", tmp_path / "b.npz")
+    assert value == pytest.approx(4)
+    assert error.splitlines()[0].endswith(f"A: an unknown number of samples, statistics {tmp_path / 'a.npz'}")
+
+
+def test_features_from_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    random = np.random.default_rng(0)
+    x, y = random.normal(size=(9000, 3)), random.normal(1, 2, size=(50, 3)).astype(np.float32)
+    np.save(tmp_path / "x.npy", np.asfortranarray(x))
+    np.save(tmp_path / "y.npy", y)
+    expected = frechet_distance(x.mean(0), np.cov(x.T), y.mean(0, dtype=np.float64), np.cov(y.T.astype(np.float64)))
+    value, _ = fid(capsys, tmp_path / "x.npy", tmp_path / "y.npy")
+    assert value == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_data_set_is_read_as_its_images_would_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for i, sample in enumerate(data.load("digits", 8).samples):
+        Image.fromarray(((sample[0] + 1) * 127.5).round().to(torch.uint8).numpy()).save(tmp_path / f"{i}.png")
+    for name in ("pixels", "digits"):
+        value, error = fid(capsys, "digits", tmp_path, "--features", name, "--size", "8")
+        assert value == pytest.approx(0, abs=1e-5)
+        assert "A: 1797 samples, data set digits, 8 x 8 pixels" in error
+
+
+def test_size(folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for i in range(3):
+        Image.new("RGB", (20 + i, 30), (i, 40 * i, 9)).save(tmp_path / f"{i}.png")
+    assert "scale them all" in refusal(capsys, folders[0], tmp_path, "--features", "random")
+    _, error = fid(capsys, folders[0], tmp_path, "--features", "pixels", "--size", "4")
+    assert error.count("4 x 4 pixels") == 2
+
+
+def test_sides_of_two_sizes_are_pointed_out(
+    folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for i in range(3):
+        Image.new("RGB", (20, 30), (i, 40 * i, 9)).save(tmp_path / f"{i}.png")
+    _, error = fid(capsys, folders[0], tmp_path, "--features", "random")
+    assert "the images of A and B differ in size; --size N" in error
+    error = refusal(capsys, folders[0], tmp_path, "--features", "pixels")
+    assert f"{tmp_path} has 1800 features a sample, {folders[0]} 216" in error
+
+
+def test_json(folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.new("RGB", (9, 8)).save(tmp_path / "good.png")
+    Image.new("RGB", (9, 8), (1, 2, 3)).save(tmp_path / "white.png")
+    (tmp_path / "bad\n.png").write_bytes(b"no image")
+    output = tmp_path / "result.json"
+    value, error = fid(
+        capsys, folders[0], tmp_path, "--features", "pixels", "--json", output, "--skip-broken", "--size", "8"
+    )
+    assert "lipgan: skipped: " in error
+    assert len(error.splitlines()) == 3
+    result = json.loads(output.read_text())
+    assert result["fid"] == value
+    assert 0 <= result["error_bound"] < 1e-6
+    assert (result["dim"], result["size"]) == (192, 8)
+    assert result["a"] == {
+        "source": str(folders[0]),
+        "kind": "images",
+        "samples": 24,
+        "pixels": [8, 8],
+        "features": "pixels",
+        "ddof": 1,
+        "skipped": [],
+    }
+    assert result["b"]["samples"] == 2
+    assert len(result["b"]["skipped"]) == 1
+
+
+def test_a_broken_image_is_fatal_unless_skipped(
+    folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for i in range(3):
+        Image.new("RGB", (9, 8), (i, 40 * i, 9)).save(tmp_path / f"{i}.png")
+    alone, _ = fid(capsys, folders[0], tmp_path, "--features", "pixels")
+    good = (tmp_path / "0.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(good[: len(good) // 2])
+    (tmp_path / "pipe.png").mkdir()  # a folder by that name is a folder
+    assert "cut.png cannot be used" in refusal(capsys, folders[0], tmp_path, "--features", "pixels")
+    value, error = fid(capsys, folders[0], tmp_path, "--features", "pixels", "--skip-broken")
+    assert value == alone
+    assert f"lipgan: skipped: {tmp_path / 'cut.png'} cannot be used: " in error
+
+
+def test_nothing_usable(folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "holds no image" in refusal(capsys, folders[0], tmp_path, "--features", "pixels")
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    capsys.readouterr()
+    assert main(["fid", str(folders[0]), str(tmp_path), "--features", "pixels", "--skip-broken"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert f"{tmp_path} must have at least 2 samples that can be used, got 0" in lines[-1]
+
+
+def bytes_of(array: object, pickle: bool = False) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, np.asarray(array), allow_pickle=pickle)
+    return buffer.getvalue()
+
+
+def archive(**arrays: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as file:
+        for name, content in arrays.items():
+            file.writestr(f"{name}.npy", content)
+    return buffer.getvalue()
+
+
+def npy_header(text: str) -> bytes:
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode()
+
+
+OBJECTS = bytes_of(np.array([{}], dtype=object), pickle=True)
+HOSTILE = {
+    "empty.npy": (b"", "is no file of features"),
+    "text.npy": (b"hello", "is no file of features"),
+    "objects.npy": (OBJECTS, "is no file of features"),
+    "archive.npy": (archive(mu=bytes_of([1.0])), "got an archive"),
+    "cut.npy": (bytes_of(np.zeros((9, 9)))[:-1], "is no file of features"),
+    "flat.npy": (bytes_of(np.zeros(9)), "must hold features of shape (n, d), got shape (9,)"),
+    "whole numbers.npy": (bytes_of(np.zeros((9, 2), int)), "real floating-point dtype, got int64"),
+    "nan.npy": (bytes_of(np.full((9, 2), np.nan)), "nan.npy: features"),
+    "one.npy": (bytes_of(np.zeros((1, 2))), "at least 2 samples that can be used, got 1"),
+    "none.npy": (bytes_of(np.zeros((0, 2))), "got"),
+    "long.npy": (bytes_of(np.zeros((2, 2**14 + 1))), "have length 16385, more than 16384"),
+    "claims.npy": (npy_header("{'descr': '<f8', 'fortran_order': False, 'shape': (9, 99999999999)}"), "is no file"),
+    "negative.npy": (npy_header("{'descr': '<f8', 'fortran_order': False, 'shape': (-3, 2)}"), "is no file"),
+    "deep.npy": (npy_header("(" * 9000), "is no file of features"),
+    "text.npz": (b"hello", "is no file of feature statistics"),
+    "keys.npz": (archive(mean=bytes_of([1.0])), "it has no array 'mu'"),
+    "objects.npz": (archive(mu=OBJECTS, sigma=OBJECTS), "is no file of feature statistics"),
+    "shape.npz": (archive(mu=bytes_of(np.zeros(2)), sigma=bytes_of(np.eye(3))), "sigma must have shape (2, 2)"),
+    "notes.txt": (b"hello", "notes.txt is not a folder of images"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_files_are_one_line(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content, message = HOSTILE[name]
+    (tmp_path / name).write_bytes(content)
+    error = refusal(capsys, tmp_path / name, tmp_path / name)
+    assert message in error
+    assert name in error
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_an_indefinite_covariance_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.savez(tmp_path / "a.npz", mu=np.zeros(2), sigma=np.eye(2))
+    np.savez(tmp_path / "b.npz", mu=np.zeros(2), sigma=np.diag([1.0, -1.0]))
+    assert "sigma2" in refusal(capsys, tmp_path / "a.npz", tmp_path / "b.npz")
+
+
+def test_what_can_be_refused_is_refused_before_reading(
+    folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def read(self: Reader, source: Source) -> None:
+        raise AssertionError("something was read")
+
+    monkeypatch.setattr(Reader, "read", read)
+    a, b = folders
+    for arguments, message in (
+        ((a, "nowhere", "--features", "random"), "nowhere does not exist; it must be a folder of images"),
+        ((a, "digit", "--features", "random"), "or a data set (digits)"),
+        ((a, b, "--features", "randon"), "unknown feature extractor 'randon'; did you mean random?"),
+        ((a, b, "--features", "random", "--download"), "--download fetches the weights of inception, got --features"),
+        ((a, b, "--features", "random", "--json", tmp_path / "no" / "a.json"), "no is not a folder"),
+        ((a, b, "--features", "random", "--save-stats", tmp_path / "no" / "a.npz"), "no is not a folder"),
+        ((a, b, "--features", "random", "--device", "abacus"), "device 'abacus' cannot be used here"),
+    ):
+        assert message in refusal(capsys, *arguments)
+
+
+def test_inception_is_the_default_and_says_what_it_lacks(
+    folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "no cache"))
+    error = refusal(capsys, *folders)
+    assert error == refusal(capsys, *folders, "--features", "inception")
+    for words in ("pt_inception-2015-12-05-6726825d.pth", "https://", "no cache", "--download", "random"):
+        assert words in error
+    (tmp_path / "weights.pth").write_bytes(b"something else")
+    error = refusal(capsys, *folders, "--features", tmp_path / "weights.pth")
+    assert "SHA-256" in error
+    assert not (tmp_path / "no cache").exists()
+
+
+def test_inception_is_made_of_what_was_named(
+    folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls = []
+
+    def stand_in(**options: object) -> features.Pixels:
+        calls.append(options)
+        return features.Pixels()
+
+    monkeypatch.setattr(features, "EXTRACTORS", {**features.EXTRACTORS, "inception": stand_in})
+    weights = tmp_path / "weights.pth"
+    weights.touch()
+    for arguments, options in (
+        ((), {"download": False}),
+        (("--features", "inception", "--download"), {"download": True}),
+        (("--features", weights), {"weights": str(weights)}),
+    ):
+        fid(capsys, *folders, *arguments)
+        assert calls.pop() == options
+        assert not calls
+    np.savez(tmp_path / "a.npz", mu=np.zeros(216), sigma=np.eye(216))
+    fid(capsys, tmp_path / "a.npz", tmp_path / "a.npz")
+    assert not calls, "statistics need no extractor"
+
+
+def test_ctrl_c_leaves_nothing_half_written(
+    folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(FeatureStats, "update", interrupted)
+    outputs = ("--json", str(tmp_path / "a.json"), "--save-stats", str(tmp_path / "a.npz"))
+    assert main(["fid", *map(str, folders), "--features", "random", *outputs]) == 130
+    assert capsys.readouterr().err == "lipgan: stopped\n"
+    assert list(tmp_path.iterdir()) == []
