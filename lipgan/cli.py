@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 RECIPE_FLAGS = ("batch_size", "n_critic", "generator_lr", "critic_lr", "penalty_weight", "ema_decay")
+# As lipgan.evaluate has them; tests hold the two together.
+EVALUATION_METRICS = ("fid", "is", "kid", "prdc")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -162,6 +164,12 @@ def _fid(args: argparse.Namespace) -> None:
     fid.main(args, _device(args.device))
 
 
+def _eval(args: argparse.Namespace) -> None:
+    from lipgan import evaluate
+
+    evaluate.main(args, _device(args.device))
+
+
 def _bench(args: argparse.Namespace) -> None:
     from lipgan import bench
 
@@ -288,13 +296,49 @@ def _parser() -> argparse.ArgumentParser:
     fid.add_argument("--save-stats", type=Path, metavar="FILE", help="write the statistics of A there, as .npz")
     fid.add_argument("--json", type=Path, metavar="FILE", help="write the distance and how it was computed there")
 
+    evaluation = add(
+        "eval",
+        _eval,
+        "judge the averaged generator of a checkpoint against the data set it was trained on",
+        "lipgan eval runs/demo --metrics fid is kid prdc --plot eval.png",
+    )
+    evaluation.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint, or the folder of a run")
+    evaluation.add_argument(
+        "--metrics",
+        nargs="+",
+        choices=EVALUATION_METRICS,
+        metavar="NAME",
+        help=f"{', '.join(EVALUATION_METRICS)} (default: all that the features allow)",
+    )
+    evaluation.add_argument(
+        "-n",
+        "--n",
+        "--number",
+        dest="number",
+        type=_whole(1),
+        default=2000,
+        metavar="N",
+        help="samples (default: 2000)",
+    )
+    evaluation.add_argument("--data", metavar="NAME", help="compare with that data set (default: the checkpoint's)")
+    evaluation.add_argument(
+        "--features",
+        metavar="NAME",
+        help="what images are compared by, as of lipgan fid (default: digits for the data set digits, else inception)",
+    )
+    evaluation.add_argument("--download", action="store_true", help="fetch the weights of inception if they are absent")
+    evaluation.add_argument("--json", type=Path, metavar="FILE", help="write the metrics and what they are of there")
+    evaluation.add_argument(
+        "--plot", type=Path, metavar="FILE", help="write samples, their nearest real images and the metrics there, .png"
+    )
+
     bench = add(
         "bench",
         _bench,
         "measure against PyTorch on this machine, after checking that the results agree",
         "lipgan bench spectral-norm --json bench.json",
     )
-    names = ("spectral-norm", "gradient-penalty", "frechet", "prdc", "all")
+    names = ("spectral-norm", "gradient-penalty", "frechet", "prdc", "fid", "all")
     bench.add_argument("which", nargs="?", choices=names, default="all", help="default: all")
     bench.add_argument("--json", type=Path, metavar="FILE", help="write every number there")
     bench.add_argument("--plot", type=Path, metavar="DIR", help="write plots there")

@@ -15,7 +15,7 @@ from lipgan.metrics.features import FeatureExtractor
 from lipgan.metrics.sources import Reader, Side, find_source
 from lipgan.training.checkpoint import write_atomically
 
-__all__ = ["main"]
+__all__ = ["check_folder", "find_extractor", "main", "progress_bar", "say"]
 
 
 def main(args: argparse.Namespace, device: torch.device) -> None:
@@ -27,21 +27,21 @@ def main(args: argparse.Namespace, device: torch.device) -> None:
     # All that can be refused at once is refused before hours of work.
     sources = find_source(args.a), find_source(args.b)
     for output in (args.save_stats, args.json):
-        _check_folder(output)
+        check_folder(output)
     from_images = any(source.kind in ("images", "data set") for source in sources)
     reader = Reader(
-        _extractor(args.features, args.download) if from_images else None,
+        find_extractor(args.features, args.download) if from_images else None,
         device,
         size=args.size,
         batch_size=args.batch_size,
         skip_broken=args.skip_broken,
-        progress=_progress,
+        progress=progress_bar,
     )
     sides: list[Side] = []
     for source in sources:
         side = reader.read(source)
         for message in side.skipped:
-            _say(f"skipped: {message}")
+            say(f"skipped: {message}")
         if not sides and args.save_stats is not None:
             side.stats.save(args.save_stats)
         sides.append(side)
@@ -56,9 +56,9 @@ def main(args: argparse.Namespace, device: torch.device) -> None:
     )
     protocol = {"a": _protocol(first), "b": _protocol(second)}
     for name, side_protocol in protocol.items():
-        _say(f"{name.upper()}: {_in_words(side_protocol)}")
+        say(f"{name.upper()}: {_in_words(side_protocol)}")
     if first.pixels and second.pixels and first.pixels != second.pixels:
-        _say("the images of A and B differ in size; --size N brings both to N x N pixels")
+        say("the images of A and B differ in size; --size N brings both to N x N pixels")
     fid = float(distance)
     if args.json is not None:
         result = {"fid": fid, "error_bound": info.error_bound, "dim": first.stats.dim, "size": args.size, **protocol}
@@ -68,7 +68,7 @@ def main(args: argparse.Namespace, device: torch.device) -> None:
     print("FID: ", fid)
 
 
-def _extractor(name: str | None, download: bool) -> FeatureExtractor:
+def find_extractor(name: str | None, download: bool) -> FeatureExtractor:
     """The extractor of that name, or Inception with the weights in the file of that name; None: Inception."""
     if name is None or name == "inception":
         try:
@@ -84,19 +84,22 @@ def _extractor(name: str | None, download: bool) -> FeatureExtractor:
     return features.get(name)
 
 
-def _check_folder(output: Path | None) -> None:
+def check_folder(output: Path | None) -> None:
+    """ValueError unless ``output`` is None or lies in a folder that exists."""
     if output is not None and not output.absolute().parent.is_dir():
         raise ValueError(f"{output} cannot be written: {output.absolute().parent} is not a folder")
 
 
-def _progress(batches: Iterator[torch.Tensor], number: int) -> Iterator[torch.Tensor]:
+def progress_bar(batches: Iterator[torch.Tensor], number: int) -> Iterator[torch.Tensor]:
+    """The ``number`` batches, with a bar on stderr where somebody watches."""
     # Imported here because only images need it. None: only where somebody watches.
     from tqdm import tqdm
 
     yield from tqdm(batches, total=number, unit="batch", disable=None, leave=False)
 
 
-def _say(message: str) -> None:
+def say(message: str) -> None:
+    """Print ``message`` on stderr, in one line."""
     print(f"lipgan: {' '.join(message.split())}", file=sys.stderr)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lipgan import bench
-from lipgan.bench import frechet, harness, prdc
+from lipgan.bench import fid, frechet, harness, prdc
 from lipgan.bench import gradient_penalty as penalties
 from lipgan.bench import spectral_norm as benchmark
 from lipgan.cli import main
@@ -195,6 +195,23 @@ def test_wrong_coverage_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prdc, "prdc", lambda *args: {**right(*args), "coverage": 2.0})
     with pytest.raises(AssertionError, match=r"coverage: lipgan says 2\.0, the matrices say"):
         prdc._times(30, 4, "float32", 0, 0.0)
+
+
+def test_fid_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(fid, "DIM", 6)
+    monkeypatch.setattr(fid, "SAMPLES", 50)
+    monkeypatch.setattr(fid, "BATCHES", [7, 50])
+    monkeypatch.setattr(harness, "_TURN_SECONDS", 0.0)
+    monkeypatch.setattr(fid, "in_fresh_process", lambda function, *args: function(*args))
+    (table,) = fid.run(seconds=0.0)
+    assert [row["rows at once"] for row in table.rows] == [7, 50]
+    assert all(row["ratio"] == pytest.approx(row["eigvals ms"] / row["lipgan ms"]) for row in table.rows)
+    bench._plot(fid, [table], tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+    right = fid._by_lipgan
+    monkeypatch.setattr(fid, "_by_lipgan", lambda *sides: 1.01 * right(*sides))
+    with pytest.raises(AssertionError, match=r"lipgan and torch eigvals differ by 1\.0e-02, relative"):
+        fid.run(seconds=0.0)
 
 
 def test_the_command_line_knows_every_benchmark(capsys: pytest.CaptureFixture[str]) -> None:

@@ -395,7 +395,7 @@ def test_sample_refuses_bad_input(run: Path, tmp_path: Path, capsys: pytest.Capt
 # --- the rest
 
 
-@pytest.mark.parametrize("command", ["train", "sample", "fid", "bench", "doctor"])
+@pytest.mark.parametrize("command", ["train", "sample", "fid", "eval", "bench", "doctor"])
 def test_help_has_an_example_and_the_common_flags(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main([command, "--help"])

@@ -260,3 +260,25 @@ def test_other_lengths_are_refused(weights: Path, dim: Any) -> None:
 def test_a_file_and_a_download_exclude_each_other(weights: Path) -> None:
     with pytest.raises(ValueError, match="download must be False where weights names a file, got True"):
         InceptionFeatures(weights, download=True)
+
+
+@pytest.mark.parametrize("size", [(7, 5), (1, 1), (299, 299), (400, 310)])
+def test_tensorflow_preprocessing(size: tuple[int, int], weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    extractor = InceptionFeatures(weights, preprocessing="tensorflow")
+    assert extractor.name == "inception-tensorflow"
+    seen = []
+    monkeypatch.setattr(extractor.network, "forward", lambda x, dim: seen.append(x) or torch.zeros(len(x), dim))
+    image = torch.randint(0, 256, (1, 3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    extractor(image)
+    # As NumPy interpolates, of which the last place is constant too.
+    expected = image[0].double().numpy()
+    for axis in (1, 2):
+        old = expected.shape[axis]
+        places = np.arange(299) * (old / 299)
+        expected = np.apply_along_axis(lambda line, x=places: np.interp(x, np.arange(len(line)), line), axis, expected)
+    np.testing.assert_allclose(seen[0][0].numpy(), (expected - 128) / 128, rtol=0, atol=2e-4)
+
+
+def test_other_preprocessings_are_refused(weights: Path) -> None:
+    with pytest.raises(ValueError, match="preprocessing must be one of pytorch, tensorflow, got 'clean'"):
+        InceptionFeatures(weights, preprocessing="clean")

@@ -20,6 +20,7 @@ BENCHMARKS = {
     "gradient-penalty": "lipgan.bench.gradient_penalty",
     "frechet": "lipgan.bench.frechet",
     "prdc": "lipgan.bench.prdc",
+    "fid": "lipgan.bench.fid",
 }
 
 

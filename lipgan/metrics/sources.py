@@ -15,7 +15,7 @@ from lipgan.data.images import ImageError, find_images, image_batches
 from lipgan.metrics.feature_stats import FeatureStats
 from lipgan.metrics.features import FeatureExtractor
 
-__all__ = ["Reader", "Side", "Source", "find_source"]
+__all__ = ["Reader", "Side", "Source", "as_image_files", "find_source"]
 
 # The covariance and its root take some d^2 numbers each: 2 GiB at this length. A system that promises more memory than
 # it has would end the program only once it is used.
@@ -114,7 +114,7 @@ class Reader:
         else:
             samples = data.load(source.name, self.size or data.DEFAULT_SIZE).samples
             total = len(samples)
-            batches = iter(torch.split(_as_files(samples), self.batch_size))
+            batches = iter(torch.split(as_image_files(samples), self.batch_size))
         stats, pixels = None, None
         for images in self.progress(batches, -(-total // self.batch_size)):
             pixels = (images.shape[3], images.shape[2])
@@ -144,7 +144,7 @@ class Reader:
         return stats.update(rows)
 
 
-def _as_files(samples: Tensor) -> Tensor:
+def as_image_files(samples: Tensor) -> Tensor:
     """``samples [n, 1 or 3, h, w]`` in [-1, 1] as they would be read from image files: uint8, RGB."""
     levels = ((samples + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
     return levels.expand(-1, 3, -1, -1)

@@ -2,6 +2,7 @@
 
 import io
 import math
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["curves", "image_bytes", "sample_grid"]
+__all__ = ["curves", "evaluation_page", "image_bytes", "sample_grid"]
 
 GRID_PIXELS = 640
 GAP_LEVEL = 96
@@ -81,6 +82,41 @@ def curves(history: Sequence[dict[str, Any]], title: str) -> bytes:
         axes.grid(alpha=0.3)
         if axes.has_data():
             axes.legend(loc="best")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()
+
+
+def evaluation_page(samples: Tensor, neighbours: Tensor, rows: Sequence[tuple[str, str, str]], title: str) -> bytes:
+    """Samples beside the real image nearest to each, and a table of metrics below, on an A4 page, as PNG.
+
+    Args:
+        samples: ``[n, 1 or 3, h, w]`` in [-1, 1].
+        neighbours: of the same shape, in the same order.
+        rows: name, value and definition of each metric.
+        title: printed above; long ones are wrapped.
+    """
+    figure = Figure(figsize=(11.69, 8.27), layout="constrained")
+    figure.suptitle("\n".join(textwrap.wrap(title, 120)), fontsize=9)
+    grid = figure.add_gridspec(2, 2, height_ratios=(5, 0.6 + 0.3 * len(rows)))
+    for column, (name, images) in enumerate((("samples", samples), ("nearest real image of each", neighbours))):
+        axes = figure.add_subplot(grid[0, column])
+        picture = sample_grid(images)
+        axes.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        axes.set_title(name)
+        axes.axis("off")
+    axes = figure.add_subplot(grid[1, :])
+    axes.axis("off")
+    table = axes.table(
+        [list(row) for row in rows],
+        colLabels=["metric", "value", "definition"],
+        colWidths=[0.17, 0.5, 0.33],
+        cellLoc="left",
+        loc="center",
+    )
+    table.auto_set_font_size(False)
+    table.set_fontsize(9)
+    table.scale(1, 1.4)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     return buffer.getvalue()

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from lipgan.metrics.features.base import ImageFeatures, as_rgb, as_unit_images
 
-__all__ = ["DIMS", "URL", "InceptionFeatures", "InceptionNetwork", "cached_weights"]
+__all__ = ["DIMS", "PREPROCESSINGS", "URL", "InceptionFeatures", "InceptionNetwork", "cached_weights"]
 
 URL = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth"
 
@@ -24,6 +24,9 @@ URL = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_
 DIMS = (64, 192, 768, 2048, 1008)
 
 _CLASSES = 1008
+_SIDE = 299  # pixels
+
+PREPROCESSINGS = ("pytorch", "tensorflow")
 
 # Output channels, height and width of a kernel. Several in one place work side by side on the same input.
 _Layer: TypeAlias = "tuple[int, int, int]"
@@ -191,7 +194,7 @@ class InceptionNetwork(nn.Module):
 
 
 class InceptionFeatures(ImageFeatures):
-    """The features that published FIDs and Inception Scores are computed from, with pytorch-fid's preprocessing.
+    """The features that published FIDs and Inception Scores are computed from.
 
     Images of any size are brought to 299x299 pixels by bilinear interpolation without antialiasing.
 
@@ -199,11 +202,15 @@ class InceptionFeatures(ImageFeatures):
         weights: a file like that at :data:`URL`. None: that file in the cache of torch.hub.
         dim: 2048, the layer of the FID; 64, 192 or 768, means over the image at lesser depths; 1008, the logits.
         download: fetch that file if it is not in the cache. Nothing is fetched otherwise.
+        preprocessing: "pytorch", as pytorch-fid: pixels are interpolated between their centres, and levels go to
+            [-1, 1]; "tensorflow", as TensorFlow 1, torch-fidelity and torchmetrics: between their corners, so that the
+            picture moves by a part of a pixel, and level 128 goes to 0.
 
     Raises:
         FileNotFoundError: no such file; the message says where to get it and where to put it.
-        ValueError: another ``dim``; ``weights`` beside ``download``; a file that holds something else, or whose SHA-256
-            does not begin with the digits that its name ends in (those of the published file, where it has none).
+        ValueError: another ``dim`` or ``preprocessing``; ``weights`` beside ``download``; a file that holds something
+            else, or whose SHA-256 does not begin with the digits that its name ends in (those of the published file,
+            where it has none).
         OSError: the file cannot be read or fetched.
 
     Source: Szegedy et al. 2015 (arXiv:1512.00567); Heusel et al. 2017 (arXiv:1706.08500) for the features; the weights
@@ -211,18 +218,29 @@ class InceptionFeatures(ImageFeatures):
     """
 
     def __init__(
-        self, weights: str | os.PathLike[str] | None = None, *, dim: int = 2048, download: bool = False
+        self,
+        weights: str | os.PathLike[str] | None = None,
+        *,
+        dim: int = 2048,
+        download: bool = False,
+        preprocessing: str = "pytorch",
     ) -> None:
         super().__init__()
         if dim not in DIMS:
             raise ValueError(f"dim must be one of {', '.join(map(str, DIMS))}, got {dim!r}")
+        if preprocessing not in PREPROCESSINGS:
+            raise ValueError(f"preprocessing must be one of {', '.join(PREPROCESSINGS)}, got {preprocessing!r}")
         if weights is not None and download:
             raise ValueError("download must be False where weights names a file, got True")
         path = cached_weights() if weights is None else Path(weights)
         if download and not path.exists():
             _download(path)
         self.dim = self._dim = dim
+        self.preprocessing = preprocessing
+        # The name says what differs from the features of pytorch-fid.
         self.name = "inception" if dim == 2048 else f"inception-{dim}"
+        if preprocessing != "pytorch":
+            self.name += f"-{preprocessing}"
         # On the meta device no weights are drawn that are overwritten at once.
         with torch.device("meta"):
             self.network = InceptionNetwork()
@@ -249,9 +267,23 @@ class InceptionFeatures(ImageFeatures):
         x = as_rgb(as_unit_images(images))
         if not len(x):
             return x.new_empty(0, dim)
-        x = F.interpolate(x, size=(299, 299), mode="bilinear", align_corners=False)
-        means: Tensor = self.network(2 * x - 1, dim)
+        if self.preprocessing == "tensorflow":
+            x = (_resize_corners(_resize_corners(255 * x, 3), 2) - 128) / 128
+        else:
+            x = 2 * F.interpolate(x, size=(_SIDE, _SIDE), mode="bilinear", align_corners=False) - 1
+        means: Tensor = self.network(x, dim)
         return means
+
+
+def _resize_corners(x: Tensor, axis: int) -> Tensor:
+    """``x`` brought to 299 along ``axis``, linearly, where place ``i`` is read at ``i * old / 299``."""
+    size = x.shape[axis]
+    places = torch.arange(_SIDE, dtype=torch.float32, device=x.device) * (size / _SIDE)
+    low = places.long().clamp(max=size - 1)
+    shape = [1] * x.ndim
+    shape[axis] = _SIDE
+    below, above = x.index_select(axis, low), x.index_select(axis, (low + 1).clamp(max=size - 1))
+    return below + (above - below) * (places - low).view(shape)
 
 
 # ---- the file ----

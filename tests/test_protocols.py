@@ -1,0 +1,87 @@
+"""The protocols, against the formulas of the packages they are named for."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from lipgan.metrics import features, frechet_distance, protocols
+
+
+def rows(n: int, d: int, seed: int) -> torch.Tensor:
+    return torch.randn(n, d, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def test_names() -> None:
+    assert protocols.names() == ["pytorch-fid", "torch-fidelity", "torchmetrics"]
+    with pytest.raises(ValueError, match="unknown protocol 'torchmetric'; did you mean torchmetrics"):
+        protocols.get("torchmetric")
+    for name in protocols.names():
+        assert str(protocols.get(name)).startswith(f"protocol {name}, ")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        protocols.get("pytorch-fid").ddof = 0  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("name", protocols.names())
+def test_frechet_distance(name: str) -> None:
+    x, y = rows(40, 3, 0).numpy(), 2 * rows(30, 3, 1).numpy()
+    expected = frechet_distance(x.mean(0), np.cov(x, rowvar=False), y.mean(0), np.cov(y, rowvar=False))
+    assert protocols.get(name).frechet_distance(x, y) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize(("name", "ddof"), [("torch-fidelity", 0), ("torchmetrics", 1)])
+def test_inception_score(name: str, ddof: int) -> None:
+    probs = rows(100, 5, 0).softmax(1)
+    shuffled = probs[torch.randperm(100, generator=torch.Generator().manual_seed(3))].numpy()
+    scores = [np.exp((p * (np.log(p) - np.log(p.mean(0)))).sum(1).mean()) for p in np.split(shuffled, 10)]
+    values = protocols.get(name).inception_score(probs, generator=torch.Generator().manual_seed(3))
+    assert values == pytest.approx((np.mean(scores), np.std(scores, ddof=ddof)), rel=1e-9)
+    again = protocols.get(name).inception_score(probs)
+    assert again == protocols.get(name).inception_score(probs) != values
+
+
+@pytest.mark.parametrize("name", ["torch-fidelity", "torchmetrics"])
+def test_kernel_distance(name: str) -> None:
+    x, y = rows(1000, 2, 0), rows(1000, 2, 1) + 0.5
+    # Of 1000 samples every subset is all.
+    products = [((a @ b.T) / 2 + 1) ** 3 for a, b in ((x, x), (y, y), (x, y))]
+    within = sum((k.sum() - k.trace()) / (1000 * 999) for k in products[:2])
+    mean, std = protocols.get(name).kernel_distance(x, y, generator=torch.Generator().manual_seed(0))
+    assert mean == pytest.approx(float(within - 2 * products[2].mean()), rel=1e-9)
+    assert std == pytest.approx(0, abs=1e-9)
+
+
+def test_precision_and_recall() -> None:
+    # Whole numbers, so that many distances lie on a border.
+    x, y = (2 * rows(40, 2, 0)).round(), (2 * rows(30, 2, 1) + 1).round()
+    in_real = (torch.cdist(y, x) <= torch.cdist(x, x).kthvalue(4).values).any(1).double().mean().item()
+    in_fake = (torch.cdist(x, y) <= torch.cdist(y, y).kthvalue(4).values).any(1).double().mean().item()
+    values = protocols.get("torch-fidelity").precision_recall(x, y)
+    assert values["precision"] == pytest.approx(in_real, rel=1e-12)
+    assert values["recall"] == pytest.approx(in_fake, rel=1e-12)
+    assert values["f1"] == pytest.approx(2 * in_real * in_fake / (in_real + in_fake))
+
+
+def test_what_a_package_lacks() -> None:
+    x = torch.eye(4)
+    with pytest.raises(ValueError, match="'pytorch-fid' has no Inception Score"):
+        protocols.get("pytorch-fid").inception_score(x)
+    with pytest.raises(ValueError, match="'pytorch-fid' has no kernel distance"):
+        protocols.get("pytorch-fid").kernel_distance(x, x)
+    with pytest.raises(ValueError, match="'torchmetrics' has no precision and recall"):
+        protocols.get("torchmetrics").precision_recall(x, x)
+
+
+def test_extractor(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    def stand_in(**options: object) -> features.Pixels:
+        made.append(options)
+        return features.Pixels()
+
+    monkeypatch.setattr(features, "EXTRACTORS", {"inception": stand_in})
+    for name in protocols.names():
+        protocols.get(name).extractor(weights="file.pth")
+    assert [options["preprocessing"] for options in made] == ["pytorch", "tensorflow", "tensorflow"]
+    assert all(options["weights"] == "file.pth" for options in made)
