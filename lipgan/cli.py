@@ -290,6 +290,13 @@ def _parser() -> argparse.ArgumentParser:
         "(default: inception)",
     )
     fid.add_argument("--download", action="store_true", help="fetch the weights of inception if they are not here")
+    fid.add_argument(
+        "--protocol",
+        metavar="NAME",
+        default="pytorch-fid",
+        help="as which package: pytorch-fid, torch-fidelity, torchmetrics; they differ in how images are brought to "
+        "the size of Inception (default: pytorch-fid)",
+    )
     fid.add_argument("--size", type=_whole(1), metavar="N", help="bring images to N x N pixels (default: as they are)")
     fid.add_argument("--batch-size", type=_whole(1), default=50, metavar="N", help="images at once (default: 50)")
     fid.add_argument("--skip-broken", action="store_true", help="name broken and huge image files, and go on")

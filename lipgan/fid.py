@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 import lipgan
-from lipgan.metrics import features, frechet_distance
+from lipgan.metrics import features, frechet_distance, protocols
 from lipgan.metrics.features import FeatureExtractor
 from lipgan.metrics.sources import Reader, Side, find_source
 from lipgan.training.checkpoint import write_atomically
@@ -25,12 +25,13 @@ def main(args: argparse.Namespace, device: torch.device) -> None:
         ValueError, OSError: bad input; nothing was written then, except for statistics that were complete.
     """
     # All that can be refused at once is refused before hours of work.
+    package = protocols.get(args.protocol)
     sources = find_source(args.a), find_source(args.b)
     for output in (args.save_stats, args.json):
         check_folder(output)
     from_images = any(source.kind in ("images", "data set") for source in sources)
     reader = Reader(
-        find_extractor(args.features, args.download) if from_images else None,
+        find_extractor(args.features, args.download, package.preprocessing) if from_images else None,
         device,
         size=args.size,
         batch_size=args.batch_size,
@@ -56,23 +57,27 @@ def main(args: argparse.Namespace, device: torch.device) -> None:
     )
     protocol = {"a": _protocol(first), "b": _protocol(second)}
     for name, side_protocol in protocol.items():
-        say(f"{name.upper()}: {_in_words(side_protocol)}")
+        say(f"{name.upper()}: {_in_words(side_protocol, package.name)}")
     if first.pixels and second.pixels and first.pixels != second.pixels:
         say("the images of A and B differ in size; --size N brings both to N x N pixels")
     fid = float(distance)
     if args.json is not None:
         result = {"fid": fid, "error_bound": info.error_bound, "dim": first.stats.dim, "size": args.size, **protocol}
+        result["protocol"] = package.name
         result["lipgan"] = lipgan.__version__
         write_atomically(args.json, (json.dumps(result, indent=2) + "\n").encode())
     # As pytorch-fid prints it, for the scripts that read it.
     print("FID: ", fid)
 
 
-def find_extractor(name: str | None, download: bool) -> FeatureExtractor:
-    """The extractor of that name, or Inception with the weights in the file of that name; None: Inception."""
+def find_extractor(name: str | None, download: bool, preprocessing: str = "pytorch") -> FeatureExtractor:
+    """The extractor of that name, or Inception with the weights in the file of that name; None: Inception.
+
+    ``preprocessing`` is Inception's.
+    """
     if name is None or name == "inception":
         try:
-            return features.get("inception", download=download)
+            return features.get("inception", download=download, preprocessing=preprocessing)
         except FileNotFoundError as error:
             others = ", ".join(other for other in features.names() if other != "inception")
             hint = f"{error.strerror}; on the command line: --features FILE, --download, or other features: {others}"
@@ -80,7 +85,7 @@ def find_extractor(name: str | None, download: bool) -> FeatureExtractor:
     if download:
         raise ValueError(f"--download fetches the weights of inception, got --features {name}")
     if name not in features.EXTRACTORS and Path(name).is_file():
-        return features.get("inception", weights=name)
+        return features.get("inception", weights=name, preprocessing=preprocessing)
     return features.get(name)
 
 
@@ -117,10 +122,10 @@ def _protocol(side: Side) -> dict[str, Any]:
     }
 
 
-def _in_words(side: dict[str, Any]) -> str:
+def _in_words(side: dict[str, Any], package: str) -> str:
     samples = "an unknown number of" if side["samples"] is None else side["samples"]
     words = f"{samples} samples, {side['kind']} {side['source']}"
     if side["pixels"] is not None:
         width, height = side["pixels"]
-        words += f", {width} x {height} pixels in RGB, features {side['features']}"
+        words += f", {width} x {height} pixels in RGB, features {side['features']}, protocol {package}"
     return words if side["ddof"] is None else f"{words}, covariance over n - {side['ddof']}"

@@ -72,7 +72,8 @@ def test_folders(name: str, folders: tuple[Path, Path], capsys: pytest.CaptureFi
     assert len(lines) == 2
     for side, line, folder in zip("AB", lines, folders, strict=True):
         assert line == (
-            f"lipgan: {side}: 24 samples, images {folder}, 9 x 8 pixels in RGB, features {name}, covariance over n - 1"
+            f"lipgan: {side}: 24 samples, images {folder}, 9 x 8 pixels in RGB, features {name}, protocol pytorch-fid, "
+            "covariance over n - 1"
         )
 
 
@@ -151,7 +152,7 @@ def test_json(folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.Capture
     result = json.loads(output.read_text())
     assert result["fid"] == value
     assert 0 <= result["error_bound"] < 1e-6
-    assert (result["dim"], result["size"]) == (192, 8)
+    assert (result["dim"], result["size"], result["protocol"]) == (192, 8, "pytorch-fid")
     assert result["a"] == {
         "source": str(folders[0]),
         "kind": "images",
@@ -259,6 +260,7 @@ def test_what_can_be_refused_is_refused_before_reading(
         ((a, "nowhere", "--features", "random"), "nowhere does not exist; it must be a folder of images"),
         ((a, "digit", "--features", "random"), "or a data set (digits)"),
         ((a, b, "--features", "randon"), "unknown feature extractor 'randon'; did you mean random?"),
+        ((a, b, "--features", "random", "--protocol", "torch-fid"), "unknown protocol 'torch-fid'; did you mean"),
         ((a, b, "--features", "random", "--download"), "--download fetches the weights of inception, got --features"),
         ((a, b, "--features", "random", "--json", tmp_path / "no" / "a.json"), "no is not a folder"),
         ((a, b, "--features", "random", "--save-stats", tmp_path / "no" / "a.npz"), "no is not a folder"),
@@ -294,9 +296,10 @@ def test_inception_is_made_of_what_was_named(
     weights = tmp_path / "weights.pth"
     weights.touch()
     for arguments, options in (
-        ((), {"download": False}),
-        (("--features", "inception", "--download"), {"download": True}),
-        (("--features", weights), {"weights": str(weights)}),
+        ((), {"download": False, "preprocessing": "pytorch"}),
+        (("--features", "inception", "--download"), {"download": True, "preprocessing": "pytorch"}),
+        (("--features", weights), {"weights": str(weights), "preprocessing": "pytorch"}),
+        (("--protocol", "torchmetrics"), {"download": False, "preprocessing": "tensorflow"}),
     ):
         fid(capsys, *folders, *arguments)
         assert calls.pop() == options

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lipgan.bench.frechet import _by_eigvals
+from lipgan.bench.frechet import _by_eigvals, _features
 from lipgan.bench.harness import Table, in_fresh_process, interleave
 from lipgan.metrics import FrechetDistance
 
@@ -20,8 +20,6 @@ SAMPLES = 5000  # of either side
 BATCHES = [50, SAMPLES]
 
 OURS, EIGVALS = "lipgan", "torch eigvals"
-
-Batches = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
 
 
 # ---- the peer, as torchmetrics calls PyTorch ----
@@ -57,21 +55,12 @@ def _by_lipgan(real: tuple[Tensor, ...], fake: tuple[Tensor, ...]) -> float:
     return float(metric.compute())
 
 
-def _features(seed: int, batch: int) -> Batches:
-    """Not negative and of unlike scales, as means of a network's last layer are."""
-    generator = torch.Generator().manual_seed(seed)
-    scales = torch.logspace(-1, 0.5, DIM)
-    real = (scales * torch.randn(SAMPLES, DIM, generator=generator)).abs()
-    fake = (scales * torch.randn(SAMPLES, DIM, generator=generator) + 0.1).abs()
-    return torch.split(real, batch), torch.split(fake, batch)
-
-
 def _times(batch: int, seed: int, seconds: float) -> dict[str, float]:
-    sides = _features(seed, batch)
+    real, fake = (torch.split(x.float(), batch) for x in _features(SAMPLES, DIM, seed))
     values: dict[str, float] = {}
 
     def timed(name: str) -> None:
-        values[name] = variants[name](*sides)
+        values[name] = variants[name](real, fake)
 
     # The calls are long, so they are checked where they are timed.
     variants = {EIGVALS: _by_sums, OURS: _by_lipgan}
