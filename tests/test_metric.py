@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from processes import leave
 from torch import Tensor
 
 from lipgan.metrics import PRDC, FrechetDistance, InceptionScore, KernelDistance
@@ -72,7 +73,7 @@ def process(rank: int, folder: Path) -> None:
     empty.sync()
     with pytest.raises(ValueError, match="needs at least 1 sample, got 0"):
         empty.compute()
-    dist.destroy_process_group()
+    leave()
 
 
 def test_two_processes(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.distributed
 import torch.multiprocessing
+from processes import leave
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
@@ -300,7 +301,7 @@ def _replica(rank: int, path: str, grouped: bool) -> None:
         # Two forwards, each of which broadcasts the buffers, before one backward.
         (replica(own).mean() - replica(-own).square().mean()).backward()
     torch.save({"grads": [p.grad for p in model.parameters()], "state": model.state_dict()}, f"{path}/{rank}.pt")
-    torch.distributed.destroy_process_group()
+    leave()
 
 
 @pytest.mark.parametrize("grouped", [False, True])

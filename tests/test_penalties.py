@@ -16,6 +16,7 @@ import pytest
 import torch
 import torch.distributed
 import torch.multiprocessing
+from processes import leave
 from tolerance import assert_as_accurate
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -649,7 +650,7 @@ def _replica(rank: int, path: str) -> None:
     results.append(alone)
     assert critic.module is module
     torch.save(results, f"{path}/{rank}.pt")
-    torch.distributed.destroy_process_group()
+    leave()
 
 
 def test_distributed_data_parallel_equals_one_process_on_the_joined_batch(tmp_path: Path) -> None:
