@@ -9,7 +9,7 @@ from lipgan.ops import use_backend
 from lipgan.penalties import gradient_penalty, interpolate
 
 if TYPE_CHECKING:
-    from lipgan import data, losses, metrics, models, recipes
+    from lipgan import data, divergences, lipschitz, losses, metrics, models, recipes, regularizers, systems
     from lipgan.metrics import frechet_distance
     from lipgan.training import Trainer
 
@@ -20,11 +20,13 @@ __all__ = [
     "Trainer",
     "__version__",
     "data",
+    "divergences",
     "frechet_distance",
     "gradient_penalty",
     "group_spectral_norm",
     "interpolate",
     "linalg",
+    "lipschitz",
     "losses",
     "metrics",
     "models",
@@ -32,9 +34,24 @@ __all__ = [
     "ops",
     "penalties",
     "recipes",
+    "regularizers",
     "spectral_norm",
+    "systems",
     "use_backend",
 ]
+
+
+_MODULES = (
+    "data",
+    "divergences",
+    "lipschitz",
+    "losses",
+    "metrics",
+    "models",
+    "recipes",
+    "regularizers",
+    "systems",
+)
 
 
 def __getattr__(name: str) -> Any:
@@ -45,6 +62,6 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module("lipgan.training").Trainer
     if name == "frechet_distance":
         return importlib.import_module("lipgan.metrics").frechet_distance
-    if name in {"data", "losses", "metrics", "models", "recipes"}:
+    if name in _MODULES:
         return importlib.import_module(f"lipgan.{name}")
     raise AttributeError(f"module 'lipgan' has no attribute {name!r}")

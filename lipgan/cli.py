@@ -4,9 +4,6 @@ Exit status: 0 done, 2 bad input or a failure that was explained in one line on 
 """
 
 import argparse
-import dataclasses
-import json
-import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,11 +13,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 if TYPE_CHECKING:
     import torch
 
-    from lipgan.training import Trainer
 
 __all__ = ["main"]
 
-RECIPE_FLAGS = ("batch_size", "n_critic", "generator_lr", "critic_lr", "penalty_weight", "ema_decay")
 # As lipgan.evaluate has them; tests hold the two together.
 EVALUATION_METRICS = ("fid", "is", "kid", "prdc")
 
@@ -66,87 +61,19 @@ def _fail(message: str) -> int:
 
 
 def _train(args: argparse.Namespace) -> int:
-    from lipgan.training.run import CHECKPOINT, Run
+    from lipgan import train
 
-    out: Path = args.out
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"--out {out} is not a folder")
-    existing = out / CHECKPOINT
-    if args.resume:
-        trainer = _resumed(args, existing)
-        steps = args.steps or _planned_steps(out, default=trainer.recipe.steps)
-    else:
-        if existing.exists() and not args.overwrite:
-            raise ValueError(f"{out} holds a run already: continue it with --resume, replace it with --overwrite")
-        trainer = _fresh(args)
-        steps = args.steps or trainer.recipe.steps
-    finished = Run(trainer, out, steps=steps, save_every=args.save_every).execute()
-    if not finished:
-        again = f"lipgan train --resume --steps {steps} --out {shlex.quote(str(out))}"
-        print(f"lipgan: stopped at step {trainer.step} and saved; continue with: {again}", file=sys.stderr)
-        return 130
-    print(f"step {trainer.step}: see {out / 'samples.png'}, {out / 'curves.png'}, {out / 'metrics.json'}")
-    return 0
-
-
-def _fresh(args: argparse.Namespace) -> "Trainer":
-    from lipgan import data, recipes
-    from lipgan.training import Trainer
-
-    changes = {flag: getattr(args, flag) for flag in RECIPE_FLAGS if getattr(args, flag) is not None}
-    recipe = dataclasses.replace(recipes.get(args.recipe or "sngan"), **changes)
-    dataset = data.load(args.data or "digits", args.size or data.DEFAULT_SIZE)
-    return Trainer.from_recipe(
-        recipe, dataset, seed=args.seed or 0, device=_device(args.device), log_every=args.log_every or 20
-    )
-
-
-def _resumed(args: argparse.Namespace, path: Path) -> "Trainer":
-    from lipgan import data, recipes
-    from lipgan.data import Dataset
-    from lipgan.registry import lookup
-    from lipgan.training import Trainer
-
-    if args.recipe is not None:
-        recipes.get(args.recipe)
-    if args.data is not None:
-        lookup(data.LOADERS, args.data, "data set")
-    if not path.exists():
-        raise ValueError(f"{path.parent} holds no {path.name} to resume from; leave --resume out to start a run")
-    trainer = Trainer.load(path, device=_device(args.device))
-    saved: dict[str, Any] = {flag: getattr(trainer.recipe, flag) for flag in RECIPE_FLAGS}
-    dataset: Dataset = trainer.data
-    saved |= {
-        "recipe": trainer.recipe.name,
-        "data": dataset.name,
-        "size": dataset.shape[-1],
-        "seed": trainer.seed,
-        "log_every": trainer.log_every,
-    }
-    for flag, value in saved.items():
-        wanted = getattr(args, flag)
-        if wanted is not None and wanted != value:
-            option = "--" + flag.replace("_", "-")
-            raise ValueError(f"{path} was made with {option} {value}, so it cannot be resumed with {option} {wanted}")
-    return trainer
-
-
-def _planned_steps(out: Path, default: int) -> int:
-    from lipgan.training.run import CONFIG
-
-    try:
-        steps = json.loads((out / CONFIG).read_text())["steps"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return default
-    return steps if isinstance(steps, int) else default
+    return train.main(args, _device)
 
 
 def _sample(args: argparse.Namespace) -> None:
+    import io
+
     from PIL import Image
 
     from lipgan.training import load_generator
     from lipgan.training.checkpoint import write_atomically
-    from lipgan.training.pictures import image_bytes, sample_grid
+    from lipgan.training.pictures import image_bytes, picture
     from lipgan.training.run import CHECKPOINT
     from lipgan.training.trainer import draw
 
@@ -155,7 +82,9 @@ def _sample(args: argparse.Namespace) -> None:
         raise ValueError(f"{args.output} must end in the name of an image format, such as .png")
     path: Path = args.checkpoint / CHECKPOINT if args.checkpoint.is_dir() else args.checkpoint
     samples = draw(load_generator(path, device=_device(args.device)), args.number, args.seed or 0)
-    write_atomically(args.output, image_bytes(sample_grid(samples), format))
+    shown = Image.open(io.BytesIO(picture(samples, None, str(path))))
+    # Matplotlib writes transparency, which is none here and which JPEG does not know.
+    write_atomically(args.output, image_bytes(shown.convert("RGB") if shown.mode == "RGBA" else shown, format))
 
 
 def _fid(args: argparse.Namespace) -> None:
@@ -210,6 +139,48 @@ def _whole(minimum: int) -> Callable[[str], int]:
     return convert
 
 
+def _option(text: str) -> tuple[str, float]:
+    name, _, value = text.partition("=")
+    try:
+        return name, float(value)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be NAME=NUMBER, got {text!r}") from None
+
+
+class _Options(argparse.Action):
+    """Collects ``--option NAME=NUMBER`` into a dict."""
+
+    def __call__(
+        self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None
+    ) -> None:
+        name, value = values
+        setattr(namespace, self.dest, {**(getattr(namespace, self.dest) or {}), name: value})
+
+
+def _add_recipe_flags(parser: argparse.ArgumentParser) -> None:
+    """One flag for each field of a recipe."""
+    from lipgan import recipes
+
+    group = parser.add_argument_group("fields of the recipe", "default: the recipe's; see docs/recipes.md")
+    for name, kind in recipes.FIELDS.items():
+        if name == "steps":  # of the run, above
+            continue
+        flag = "--" + name.replace("_", "-")
+        if name == "options":
+            group.add_argument(
+                "--option", dest=name, type=_option, action=_Options, metavar="NAME=X", help="of the system"
+            )
+        elif kind is tuple:
+            group.add_argument(flag, type=float, nargs=2, metavar="X")
+        elif kind is int:
+            group.add_argument(flag, type=_whole(1), metavar="N")
+        elif kind is float:
+            group.add_argument(flag, type=float, metavar="X")
+        else:
+            choices = recipes.CHOICES.get(name)
+            group.add_argument(flag, metavar="NAME", help=", ".join(choices) if choices else None)
+
+
 def _parser() -> argparse.ArgumentParser:
     common = _Parser(add_help=False)
     common.add_argument("--seed", type=_whole(0), metavar="N", help="start of all random numbers (default: 0)")
@@ -248,14 +219,13 @@ def _parser() -> argparse.ArgumentParser:
     again = train.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help="continue the run in --out exactly where it was saved")
     again.add_argument("--overwrite", action="store_true", help="replace the run in --out by a new one")
-    train.add_argument("--save-every", type=_whole(1), default=500, metavar="N", help="steps (default: 500)")
+    train.add_argument("--save-every", type=_whole(1), metavar="N", help="steps (default: 500)")
     train.add_argument("--log-every", type=_whole(1), metavar="N", help="steps per line of metrics.jsonl (default: 20)")
-    train.add_argument("--batch-size", type=_whole(1), metavar="N", help="samples per update (default: the recipe's)")
-    train.add_argument("--n-critic", type=_whole(1), metavar="N", help="critic updates per step (the recipe's)")
-    train.add_argument("--generator-lr", type=float, metavar="X", help="step size of the generator (the recipe's)")
-    train.add_argument("--critic-lr", type=float, metavar="X", help="step size of the critic (the recipe's)")
-    train.add_argument("--penalty-weight", type=float, metavar="X", help="of the gradient penalty (the recipe's)")
-    train.add_argument("--ema-decay", type=float, metavar="X", help="of the averaged generator (the recipe's)")
+    train.add_argument(
+        "--evaluate-every", type=_whole(1), metavar="N", help="steps between two quick evaluations (default: none)"
+    )
+    train.add_argument("--config", type=Path, metavar="FILE", help="a TOML file of all these; flags override it")
+    _add_recipe_flags(train)
 
     sample = add(
         "sample",
@@ -345,7 +315,7 @@ def _parser() -> argparse.ArgumentParser:
         "measure against PyTorch on this machine, after checking that the results agree",
         "lipgan bench spectral-norm --json bench.json",
     )
-    names = ("spectral-norm", "gradient-penalty", "frechet", "prdc", "fid", "all")
+    names = ("spectral-norm", "gradient-penalty", "frechet", "prdc", "fid", "step", "all")
     bench.add_argument("which", nargs="?", choices=names, default="all", help="default: all")
     bench.add_argument("--json", type=Path, metavar="FILE", help="write every number there")
     bench.add_argument("--plot", type=Path, metavar="DIR", help="write plots there")

@@ -1,23 +1,37 @@
 """Every named system, as one row of one table.
 
-A recipe says what a paper fixes: the objective, how the critic is kept Lipschitz, the optimizer's constants.
+A recipe says what a paper fixes: the game, the objective, how the critic is kept Lipschitz, the optimizer's constants.
 It holds plain values only, so that it can be printed, compared, and stored in a checkpoint without pickling
 code.
 """
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from types import MappingProxyType
+from typing import Any, get_origin, get_type_hints
 
-from lipgan import losses, models
-from lipgan.penalties.gradient_penalty import KINDS as _PENALTIES
+from lipgan.models.base import BATCH_NORMS, CONDITIONINGS, MINIBATCHES
+from lipgan.penalties.gradient_penalty import KINDS
 from lipgan.registry import lookup
 
-__all__ = ["RECIPES", "Recipe", "get", "names"]
+__all__ = ["CHOICES", "FIELDS", "RECIPES", "Recipe", "from_dict", "get", "names"]
 
-CRITIC_NORMS = ("none", "spectral")
-PENALTIES = ("none", *_PENALTIES)
+#: The values of the fields that have a few.
+CHOICES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "conditioning": CONDITIONINGS,
+        "minibatch": MINIBATCHES,
+        "batch_norm": BATCH_NORMS,
+        "generator_objective": ("loss", "feature-matching"),
+        "critic_norm": ("none", "spectral", "gradient"),
+        "generator_norm": ("none", "spectral"),
+        "penalty": ("none", *KINDS),
+        "optimizer": ("adam", "rmsprop", "sgd"),
+        "lr_decay": ("none", "linear"),
+        "precision": ("float32", "bfloat16", "float16"),
+    }
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,85 +41,466 @@ class Recipe:
     Attributes:
         name: the key in the table.
         paper: the source.
+        system: the game, a name of `lipgan.systems.names`; "gan" is the ordinary one.
+        options: constants of that game, by name; what it lacks has the game's defaults.
         architecture: a name of `lipgan.models.names`.
+        latent_dim: length of one noise vector.
+        conditioning: how both players see labels: "none", "concat" (Mirza and Osindero 2014), "auxiliary" (a classifier
+            beside the scores, Odena et al. 2016), "projection" (Miyato and Koyama 2018).
+        minibatch: a layer of the critic that compares the samples of a batch: "none", "discrimination" (Salimans et al.
+            2016), "stddev" (Karras et al. 2017).
+        batch_norm: the generator's: "batch", or "virtual" (Salimans et al. 2016).
         loss: a name of `lipgan.losses.names`.
-        critic_norm: "spectral" normalizes every weight of the critic, "none" leaves it alone.
+        label_smoothing: the label of real samples is 1 minus this, for losses that have labels.
+        generator_objective: "loss", or "feature-matching" in its place (Salimans et al. 2016).
+        historical_averaging: weight of the squared distance of the parameters to their own average over time, in
+            both players' losses (Salimans et al. 2016).
+        instance_noise: standard deviation of the noise on all that the critic sees; falls to 0 linearly over ``steps``
+            (Sonderby et al. 2016, Arjovsky and Bottou 2017).
+        critic_norm, generator_norm: "spectral" normalizes every weight of the player, "gradient" (the critic only)
+            its output by the gradient (Wu et al. 2021), "none" leaves it alone.
+        weight_clip: every parameter of the critic is kept within plus or minus this after its update; 0 for none.
         penalty: a kind of `lipgan.gradient_penalty` that is added to the critic's loss, or "none".
         penalty_weight, penalty_target: its factor and the norm that it aims at.
-        generator_lr, critic_lr: Adam's step sizes.
-        betas: Adam's decay rates.
+        optimizer: "adam", "rmsprop" or "sgd".
+        generator_lr, critic_lr: step sizes; two of them are the two-timescale rule (Heusel et al. 2017).
+        betas: Adam's decay rates; RMSProp takes the second, SGD the first as momentum.
+        lr_decay: "linear" takes the step sizes to 0 over ``steps``, "none" keeps them.
         n_critic: critic updates per generator update, that is per step.
         batch_size: samples per update.
+        accumulation: parts of the batch that go through the networks one after the other.
+        max_grad_norm: gradients of a player longer than this are shortened to it; 0 for no limit.
+        precision: of the forward passes: "float32", or "bfloat16" or "float16" by `torch.autocast`.
         ema_decay: the generator that is sampled is ``ema_decay * average + (1 - ema_decay) * generator``.
         steps: a length after which samples are worth looking at.
 
     Raises:
-        ValueError: a field out of its range, or an unknown loss, architecture or norm.
+        ValueError: a field out of its range, an unknown name, or fields that exclude each other.
     """
 
     name: str
     paper: str
+    system: str = "gan"
+    options: dict[str, float] = field(default_factory=dict)
     architecture: str = "conv"
-    loss: str = "hinge"
+    latent_dim: int = 64
+    conditioning: str = "none"
+    minibatch: str = "none"
+    batch_norm: str = "batch"
+    loss: str = "non-saturating"
+    label_smoothing: float = 0.0
+    generator_objective: str = "loss"
+    historical_averaging: float = 0.0
+    instance_noise: float = 0.0
     critic_norm: str = "none"
+    generator_norm: str = "none"
+    weight_clip: float = 0.0
     penalty: str = "none"
     penalty_weight: float = 10.0
     penalty_target: float = 1.0
+    optimizer: str = "adam"
     generator_lr: float = 2e-4
     critic_lr: float = 2e-4
     betas: tuple[float, float] = (0.0, 0.9)
+    lr_decay: str = "none"
     n_critic: int = 1
     batch_size: int = 64
+    accumulation: int = 1
+    max_grad_norm: float = 0.0
+    precision: str = "float32"
     ema_decay: float = 0.999
     steps: int = 2000
 
     def __post_init__(self) -> None:
-        losses.get(self.loss)
+        # Here, so that the table can be read before what it names is imported.
+        from lipgan import losses, models, systems
+
         lookup(models.ARCHITECTURES, self.architecture, "architecture")
-        if self.critic_norm not in CRITIC_NORMS:
-            raise ValueError(f"critic_norm must be one of {', '.join(CRITIC_NORMS)}, got {self.critic_norm!r}")
-        if self.penalty not in PENALTIES:
-            raise ValueError(f"penalty must be one of {', '.join(PENALTIES)}, got {self.penalty!r}")
-        for field in ("penalty_weight", "penalty_target"):
-            value = getattr(self, field)
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{field} must be finite and >= 0, got {value!r}")
-        for field in ("n_critic", "batch_size", "steps"):
-            value = getattr(self, field)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{field} must be a whole number of at least 1, got {value!r}")
-        for field in ("generator_lr", "critic_lr"):
-            value = getattr(self, field)
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{field} must be positive and finite, got {value!r}")
-        for field, value in (
-            ("betas", self.betas[0]),
-            ("betas", self.betas[1]),
-            ("ema_decay", self.ema_decay),
+        losses.get(self.loss, **({"label_smoothing": self.label_smoothing} if self.label_smoothing else {}))
+        known = systems.get(self.system).OPTIONS
+        for option, value in self.options.items():
+            lookup(known, option, f"option of the system {self.system!r}")
+            if not (isinstance(value, int | float) and math.isfinite(value)):
+                raise ValueError(f"options[{option!r}] must be a finite number, got {value!r}")
+        for name, choices in CHOICES.items():
+            value = getattr(self, name)
+            if value not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+        for name in (
+            "historical_averaging",
+            "instance_noise",
+            "weight_clip",
+            "penalty_weight",
+            "penalty_target",
+            "max_grad_norm",
         ):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name} must be finite and >= 0, got {value!r}")
+        for name in ("latent_dim", "n_critic", "batch_size", "accumulation", "steps"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+        for name in ("generator_lr", "critic_lr"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"{name} must be positive and finite, got {value!r}")
+        for name, value in (("betas", self.betas[0]), ("betas", self.betas[1]), ("ema_decay", self.ema_decay)):
             if not 0 <= value < 1:
-                raise ValueError(f"{field} must lie in [0, 1), got {value!r}")
+                raise ValueError(f"{name} must lie in [0, 1), got {value!r}")
+        if self.batch_size % self.accumulation:
+            raise ValueError(f"accumulation must divide batch_size {self.batch_size}, got {self.accumulation}")
+        if self.penalty != "none" and self.critic_norm == "gradient":
+            raise ValueError(f"critic_norm 'gradient' excludes a penalty, got penalty {self.penalty!r}")
+
+    @property
+    def scheduled(self) -> bool:
+        """Whether training depends on ``steps``: something changes over that many."""
+        from lipgan import systems
+
+        return self.lr_decay != "none" or self.instance_noise > 0 or systems.get(self.system).SCHEDULED
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields by name, in values that JSON and TOML know; `from_dict` reads them."""
+        values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        return {**values, "options": dict(self.options), "betas": list(self.betas)}
+
+
+#: The fields that a run may change, with their types.
+FIELDS: Mapping[str, type] = MappingProxyType(
+    {
+        name: get_origin(annotation) or annotation
+        for name, annotation in get_type_hints(Recipe).items()
+        if name not in ("name", "paper")
+    }
+)
+
+
+def from_dict(values: Mapping[str, Any]) -> Recipe:
+    """The recipe of `Recipe.as_dict`; fields that are absent have their defaults.
+
+    Raises:
+        ValueError: an unknown field (the message names the nearest ones), or one out of its range.
+    """
+    known = {entry.name: entry for entry in fields(Recipe)}
+    for name in values:
+        lookup(known, name, "field of a recipe")
+    values = dict(values)
+    if "betas" in values:
+        values["betas"] = tuple(values["betas"])
+    return Recipe(**values)
 
 
 def _table(*rows: Recipe) -> Mapping[str, Recipe]:
     return MappingProxyType({row.name: row for row in rows})
 
 
+# Steps sizes and decay rates of DCGAN (Radford et al. 2015), which most systems without a Lipschitz constraint took over.
+_DCGAN: Mapping[str, Any] = {"generator_lr": 2e-4, "critic_lr": 2e-4, "betas": (0.5, 0.999)}
+_SALIMANS = "Salimans et al. 2016, Improved Techniques for Training GANs, 1606.03498"
+_NOWOZIN = "Nowozin et al. 2016, f-GAN, 1606.00709"
+
 RECIPES = _table(
+    # --- the game and its objectives
     Recipe(
-        name="sngan",
-        paper="Miyato et al. 2018, Spectral Normalization for Generative Adversarial Networks, 1802.05957",
-        loss="hinge",
+        name="gan",
+        paper="Goodfellow et al. 2014, Generative Adversarial Networks, 1406.2661",
+        architecture="mlp",
+        **_DCGAN,
+    ),
+    Recipe(
+        name="minimax",
+        paper="Goodfellow et al. 2014, 1406.2661, equation 1",
+        architecture="mlp",
+        loss="minimax",
+        **_DCGAN,
+    ),
+    Recipe(
+        name="lsgan",
+        paper="Mao et al. 2017, Least Squares Generative Adversarial Networks, 1611.04076",
+        architecture="dcgan",
+        loss="least-squares",
+        **_DCGAN,
+    ),
+    Recipe(
+        name="rgan",
+        paper="Jolicoeur-Martineau 2018, The Relativistic Discriminator, 1807.00734",
+        architecture="dcgan",
+        loss="relativistic",
+        **_DCGAN,
+    ),
+    *(
+        Recipe(name=f"f-gan-{divergence}", paper=_NOWOZIN, loss=f"f-{divergence}", **_DCGAN)
+        for divergence in ("kl", "reverse-kl", "pearson", "hellinger", "jensen-shannon", "gan")
+    ),
+    Recipe(
+        name="kl-wgan",
+        paper="Song and Ermon 2020, Bridging the Gap Between f-GANs and Wasserstein GANs, 1910.09779",
+        loss="kl-wgan",
         critic_norm="spectral",
+    ),
+    # --- how the critic is kept Lipschitz
+    Recipe(
+        name="wgan",
+        paper="Arjovsky et al. 2017, Wasserstein GAN, 1701.07875, Algorithm 1",
+        loss="wasserstein",
+        weight_clip=0.01,
+        optimizer="rmsprop",
+        generator_lr=5e-5,
+        critic_lr=5e-5,
+        betas=(0.0, 0.99),
+        n_critic=5,
     ),
     Recipe(
         name="wgan-gp",
-        paper="Gulrajani et al. 2017, Improved Training of Wasserstein GANs, 1704.00028",
+        paper="Gulrajani et al. 2017, Improved Training of Wasserstein GANs, 1704.00028, Algorithm 1",
         loss="wasserstein",
         penalty="wgan-gp",
         generator_lr=1e-4,
         critic_lr=1e-4,
         n_critic=5,
+    ),
+    Recipe(
+        name="wgan-lp",
+        paper="Petzka et al. 2018, On the Regularization of Wasserstein GANs, 1709.08894",
+        loss="wasserstein",
+        penalty="lp",
+        generator_lr=1e-4,
+        critic_lr=1e-4,
+        n_critic=5,
+    ),
+    Recipe(
+        name="dragan",
+        paper="Kodali et al. 2017, On Convergence and Stability of GANs, 1705.07215",
+        penalty="dragan",
+        **_DCGAN,
+    ),
+    Recipe(
+        name="sngan",
+        paper="Miyato et al. 2018, Spectral Normalization for Generative Adversarial Networks, 1802.05957, Algorithm 1",
+        loss="hinge",
+        critic_norm="spectral",
+    ),
+    Recipe(
+        name="gngan",
+        paper="Wu et al. 2021, Gradient Normalization for Generative Adversarial Networks, 2109.02235",
+        loss="hinge",
+        critic_norm="gradient",
+    ),
+    Recipe(
+        name="lipschitz",
+        paper="Anil et al. 2019, Sorting Out Lipschitz Function Approximation, 1811.05381",
+        architecture="lipschitz",
+        loss="wasserstein",
+        n_critic=5,
+    ),
+    # --- architectures
+    Recipe(
+        name="dcgan",
+        paper="Radford et al. 2015, Unsupervised Representation Learning with DCGAN, 1511.06434",
+        architecture="dcgan",
+        batch_size=128,
+        **_DCGAN,
+    ),
+    Recipe(
+        name="sngan-resnet",
+        paper="Miyato et al. 2018, 1802.05957, appendix B",
+        architecture="sngan",
+        loss="hinge",
+        critic_norm="spectral",
+        n_critic=5,
+    ),
+    Recipe(
+        name="sagan",
+        paper="Zhang et al. 2018, Self-Attention Generative Adversarial Networks, 1805.08318",
+        architecture="sagan",
+        loss="hinge",
+        critic_norm="spectral",
+        generator_norm="spectral",
+        generator_lr=1e-4,
+        critic_lr=4e-4,
+    ),
+    Recipe(
+        name="r3gan",
+        paper="Huang et al. 2024, The GAN is dead; long live the GAN!, 2501.05441",
+        architecture="modern",
+        loss="relativistic",
+        penalty="r1+r2",
+        penalty_weight=1.0,
+        betas=(0.0, 0.99),
+    ),
+    # --- labels
+    Recipe(
+        name="cgan",
+        paper="Mirza and Osindero 2014, Conditional Generative Adversarial Nets, 1411.1784",
+        conditioning="concat",
+        **_DCGAN,
+    ),
+    Recipe(
+        name="acgan",
+        paper="Odena et al. 2016, Conditional Image Synthesis with Auxiliary Classifier GANs, 1610.09585",
+        architecture="dcgan",
+        conditioning="auxiliary",
+        **_DCGAN,
+    ),
+    Recipe(
+        name="projection",
+        paper="Miyato and Koyama 2018, cGANs with Projection Discriminator, 1802.05637",
+        architecture="sngan",
+        loss="hinge",
+        conditioning="projection",
+        critic_norm="spectral",
+        n_critic=5,
+    ),
+    # --- techniques
+    Recipe(
+        name="ttur",
+        paper="Heusel et al. 2017, GANs Trained by a Two Time-Scale Update Rule, 1706.08500",
+        architecture="dcgan",
+        generator_lr=5e-4,
+        critic_lr=1e-4,
+        betas=(0.5, 0.999),
+    ),
+    Recipe(name="label-smoothing", paper=_SALIMANS, architecture="dcgan", label_smoothing=0.1, **_DCGAN),
+    Recipe(
+        name="feature-matching",
+        paper=_SALIMANS,
+        architecture="dcgan",
+        generator_objective="feature-matching",
+        **_DCGAN,
+    ),
+    Recipe(name="historical-averaging", paper=_SALIMANS, architecture="mlp", historical_averaging=1.0, **_DCGAN),
+    Recipe(
+        name="minibatch-discrimination", paper=_SALIMANS, architecture="dcgan", minibatch="discrimination", **_DCGAN
+    ),
+    Recipe(name="virtual-batch-norm", paper=_SALIMANS, architecture="dcgan", batch_norm="virtual", **_DCGAN),
+    Recipe(
+        name="instance-noise",
+        paper="Arjovsky and Bottou 2017, Towards Principled Methods for Training GANs, 1701.04862",
+        instance_noise=0.5,
+        **_DCGAN,
+    ),
+    # --- games with rules of their own
+    Recipe(
+        name="began",
+        paper="Berthelot et al. 2017, BEGAN: Boundary Equilibrium Generative Adversarial Networks, 1703.10717",
+        system="began",
+        options={"gamma": 0.7},
+        architecture="autoencoder",
+        latent_dim=16,
+        generator_lr=1e-4,
+        critic_lr=1e-4,
+        betas=(0.5, 0.999),
+        batch_size=16,
+        steps=3000,
+    ),
+    Recipe(
+        name="unrolled",
+        paper="Metz et al. 2017, Unrolled Generative Adversarial Networks, 1611.02163",
+        system="unrolled",
+        loss="minimax",
+        generator_lr=1e-3,
+        critic_lr=1e-4,
+        betas=(0.5, 0.999),
+    ),
+    Recipe(
+        name="mad-gan",
+        paper="Ghosh et al. 2018, Multi-Agent Diverse Generative Adversarial Networks, 1704.02906",
+        system="mad-gan",
+        **_DCGAN,
+    ),
+    Recipe(
+        name="progressive",
+        paper="Karras et al. 2018, Progressive Growing of GANs, 1710.10196",
+        system="progressive",
+        loss="wasserstein",
+        penalty="wgan-gp",
+        generator_lr=1e-3,
+        critic_lr=1e-3,
+        betas=(0.0, 0.99),
+        batch_size=16,
+    ),
+    Recipe(
+        name="lapgan",
+        paper="Denton et al. 2015, Deep Generative Image Models Using a Laplacian Pyramid, 1506.05751",
+        system="lapgan",
+        **_DCGAN,
+    ),
+    Recipe(
+        name="mode-regularized",
+        paper="Che et al. 2017, Mode Regularized Generative Adversarial Networks, 1612.02136",
+        system="mode-regularized",
+        **_DCGAN,
+    ),
+    Recipe(
+        name="vae-gan",
+        paper="Larsen et al. 2016, Autoencoding beyond Pixels Using a Learned Similarity Metric, 1512.09300",
+        system="vae-gan",
+        **_DCGAN,
+    ),
+    Recipe(
+        name="cramer",
+        paper="Bellemare et al. 2017, The Cramer Distance as a Solution to Biased Wasserstein Gradients, 1705.10743",
+        system="cramer",
+        penalty="wgan-gp",
+        generator_lr=1e-4,
+        critic_lr=1e-4,
+        betas=(0.5, 0.9),
+        n_critic=5,
+    ),
+    Recipe(
+        name="ebgan",
+        paper="Zhao et al. 2017, Energy-based Generative Adversarial Network, 1609.03126",
+        system="ebgan",
+        architecture="autoencoder",
+        loss="energy",
+        generator_lr=1e-3,
+        critic_lr=1e-3,
+        betas=(0.5, 0.999),
+    ),
+    Recipe(
+        name="infogan",
+        paper="Chen et al. 2016, InfoGAN: Interpretable Representation Learning, 1606.03657",
+        system="infogan",
+        generator_lr=1e-3,
+        critic_lr=2e-4,
+        betas=(0.5, 0.999),
+    ),
+    Recipe(
+        name="adaptive-divergence",
+        paper="Borisyak et al. 2020, Adaptive Divergence for Rapid Adversarial Optimization, PeerJ CS 6:e274",
+        system="adaptive-divergence",
+        **_DCGAN,
+    ),
+    Recipe(
+        name="aae",
+        paper="Makhzani et al. 2015, Adversarial Autoencoders, 1511.05644",
+        system="aae",
+        latent_dim=8,
+        **_DCGAN,
+    ),
+    Recipe(
+        name="ali",
+        paper="Dumoulin et al. 2017, Adversarially Learned Inference, 1606.00704; BiGAN, 1605.09782",
+        system="ali",
+        latent_dim=16,
+        **_DCGAN,
+    ),
+    Recipe(
+        name="veegan",
+        paper="Srivastava et al. 2017, VEEGAN: Reducing Mode Collapse in GANs, 1705.07761",
+        system="ali",
+        options={"reconstruction": 1.0},
+        latent_dim=16,
+        **_DCGAN,
+    ),
+    Recipe(
+        name="cyclegan",
+        paper="Zhu et al. 2017, Unpaired Image-to-Image Translation (CycleGAN), 1703.10593",
+        system="cyclegan",
+        loss="least-squares",
+        batch_size=16,
+        **_DCGAN,
     ),
 )
 

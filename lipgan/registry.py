@@ -21,5 +21,5 @@ def lookup(table: Mapping[str, Entry], name: str, kind: str) -> Entry:
     if name in table:
         return table[name]
     near = difflib.get_close_matches(name, table, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(sorted(table))}"
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(sorted(table)) or 'none'}"
     raise ValueError(f"unknown {kind} {name!r}; {hint}")

@@ -7,16 +7,20 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor
 
+from lipgan import data, recipes
 from lipgan.cli import main
+from lipgan.training import Trainer, config
+from lipgan.training.run import Run
 
 QUICK = [
     "train",
@@ -31,7 +35,7 @@ QUICK = [
     "--log-every",
     "2",
 ]
-FILES = ["checkpoint.pt", "config.json", "curves.png", "metrics.json", "metrics.jsonl", "samples.png"]
+FILES = ["checkpoint.pt", "config.toml", "curves.png", "metrics.json", "metrics.jsonl", "samples.png"]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -92,11 +96,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_train_fills_the_folder(run: Path) -> None:
     assert sorted(path.name for path in run.iterdir()) == FILES
-    config = json.loads((run / "config.json").read_text())
-    assert config["recipe"]["name"] == "sngan"
-    assert config["recipe"]["batch_size"] == 8, "the effective value, not the recipe's"
-    assert config["recipe"]["critic_lr"] == 2e-4
-    assert (config["data"], config["shape"], config["steps"], config["seed"]) == ("digits", [1, 8, 8], 6, 0)
+    effective = config.read(run / "config.toml")
+    assert effective["recipe"] == "sngan"
+    assert effective["batch_size"] == 8, "the effective value, not the recipe's"
+    assert effective["critic_lr"] == 2e-4
+    assert [effective[name] for name in ("data", "size", "steps", "seed")] == ["digits", 8, 6, 0]
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [2, 4, 6]
     summary = json.loads((run / "metrics.json").read_text())
@@ -135,7 +139,7 @@ def test_resuming_continues_to_the_same_bits(run: Path, tmp_path: Path) -> None:
         torch.load(out / "checkpoint.pt", weights_only=True),
         torch.load(run / "checkpoint.pt", weights_only=True),
     )
-    for name in ("metrics.jsonl", "samples.png", "config.json"):
+    for name in ("metrics.jsonl", "samples.png", "config.toml"):
         assert (out / name).read_bytes() == (run / name).read_bytes()
 
 
@@ -143,7 +147,7 @@ def test_resuming_a_finished_run_has_nothing_to_do(tmp_path: Path) -> None:
     out = tmp_path / "run"
     assert train(out, "--steps", "2") == 0
     before = torch.load(out / "checkpoint.pt", weights_only=True)
-    assert resume(out) == 0, "without --steps the target is the one of config.json"
+    assert resume(out) == 0, "without --steps the target is the one of config.toml"
     assert_same(torch.load(out / "checkpoint.pt", weights_only=True), before)
 
 
@@ -159,6 +163,51 @@ def test_an_existing_run_is_refused_unless_overwritten(tmp_path: Path, capsys: p
     assert contents(out) == before
     assert train(out, "--steps", "3", "--overwrite") == 0
     assert json.loads((out / "metrics.json").read_text())["step"] == 3
+
+
+# --- TensorBoard
+
+
+class Board:
+    """What is asked of torch.utils.tensorboard.SummaryWriter, and a list of all that they were given."""
+
+    rows: ClassVar[list[tuple[str, float, int]]] = []
+    calls: ClassVar[list[tuple[str, int]]] = []
+    closed: ClassVar[int] = 0
+
+    def __init__(self, log_dir: str, purge_step: int) -> None:
+        type(self).calls.append((Path(log_dir).name, purge_step))
+
+    def add_scalar(self, tag: str, value: float, step: int) -> None:
+        type(self).rows.append((tag, value, step))
+
+    def close(self) -> None:
+        type(self).closed += 1
+
+
+def test_rows_go_to_tensorboard_where_it_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("torch.utils.tensorboard")
+    module.SummaryWriter = Board  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    monkeypatch.setattr(Board, "rows", [])
+    monkeypatch.setattr(Board, "calls", [])
+    monkeypatch.setattr(Board, "closed", 0)
+    out = tmp_path / "run"
+    assert train(out, "--steps", "4") == 0
+    assert resume(out, "--steps", "6") == 0
+    # What a killed run has written after its last checkpoint is cleared away.
+    assert Board.calls == [("tensorboard", 1), ("tensorboard", 5)]
+    assert Board.closed == 2
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    expected = [(k, v, row["step"]) for row in rows for k, v in row.items() if k != "step" and v is not None]
+    assert expected == Board.rows
+    assert {step for _, _, step in expected} == {2, 4, 6}
+
+
+def test_training_needs_no_tensorboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    assert train(tmp_path / "run", "--steps", "2") == 0
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == FILES
 
 
 # --- runs that end early
@@ -178,7 +227,7 @@ def step_of(out: Path) -> int:
         return -1
 
 
-def start(out: Path) -> "subprocess.Popen[str]":
+def start(out: Path, *arguments: str) -> "subprocess.Popen[str]":
     """A run that would take hours, and writes its folder every five steps."""
     # Bits depend on how many threads share a sum.
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
@@ -193,22 +242,35 @@ def start(out: Path) -> "subprocess.Popen[str]":
         "1000000",
         "--save-every",
         "5",
+        *arguments,
     ]
     return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
-def test_a_killed_run_resumes_to_the_bits_of_an_uninterrupted_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["--recipe", "wgan-gp", "--n-critic", "2", "--accumulation", "2", "--instance-noise", "0.5"],
+        ["--recipe", "historical-averaging", "--lr-decay", "linear", "--precision", "bfloat16"],
+    ],
+    ids=lambda arguments: arguments[1] if arguments else "sngan",
+)
+def test_a_killed_run_resumes_to_the_bits_of_an_uninterrupted_one(arguments: list[str], tmp_path: Path) -> None:
     out, whole = tmp_path / "killed", tmp_path / "whole"
-    process = start(out)
+    process = start(out, *arguments)
     wait_until(lambda: step_of(out) >= 5, process)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
-    saved = torch.load(out / "checkpoint.pt", weights_only=True)["step"]
-    assert saved >= 5
-    steps = str(saved + 7)
-    assert resume(out, "--steps", steps) == 0
-    assert train(whole, "--steps", steps) == 0
+    state = torch.load(out / "checkpoint.pt", weights_only=True)
+    assert state["step"] >= 5
+    steps = state["step"] + 7
+    assert resume(out, "--steps", str(steps)) == 0
+    # Not by the command line, which would have schedules end at this step.
+    recipe = recipes.from_dict(state["recipe"])
+    trainer = Trainer.from_recipe(recipe, data.load("digits", 8), log_every=2).fit(steps)
+    Run(trainer, whole, steps=steps, save_every=5).execute()
     assert_same(
         torch.load(out / "checkpoint.pt", weights_only=True),
         torch.load(whole / "checkpoint.pt", weights_only=True),
@@ -266,6 +328,40 @@ def test_a_full_disk_keeps_the_previous_state(tmp_path: Path, capsys: pytest.Cap
     assert resume(out, "--steps", "4") == 0
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    ],
+    ids=["python", "cpu", "accelerator"],
+)
+def test_out_of_memory_keeps_the_previous_state(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    assert train(out, "--steps", "2") == 0
+    before = torch.load(out / "checkpoint.pt", weights_only=True)
+    capsys.readouterr()
+
+    def full(self: Trainer) -> None:
+        raise error
+
+    monkeypatch.setattr(Trainer, "_train_step", full)
+    assert resume(out, "--steps", "4") == 2
+    assert "lipgan: error: out of memory; try a smaller batch" in capsys.readouterr().err
+    assert_same(torch.load(out / "checkpoint.pt", weights_only=True), before)
+    monkeypatch.undo()
+    assert resume(out, "--steps", "4") == 0
+
+
+def test_networks_that_no_memory_holds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train(tmp_path / "run", "--steps", "1", "--latent-dim", "4000000000") == 2
+    assert one_line_error(capsys).startswith("lipgan: error: out of memory")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_divergence_is_one_line_and_keeps_the_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
     assert train(out, "--steps", "50", "--generator-lr", "1e38", "--save-every", "1") == 2
@@ -306,15 +402,15 @@ def test_arguments_that_do_not_parse(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--recipe", "sngam"], "unknown recipe 'sngam'; did you mean sngan?"),
+        (["--recipe", "sngam"], "unknown recipe 'sngam'; did you mean sngan"),
         (["--data", "digit"], "unknown data set 'digit'; did you mean digits?"),
-        (["--size", "10"], "size must be a multiple of 4 from 8 to 32, got 10"),
+        (["--size", "10"], "size must be a multiple of 4 from 8 to 128, got 10"),
         (["--size", "4"], "at least 8"),
         (["--critic-lr", "-1"], "critic_lr must be positive and finite, got -1.0"),
         (["--ema-decay", "1"], "ema_decay must lie in [0, 1), got 1.0"),
         (["--device", "abacus"], "device 'abacus' cannot be used here"),
         (["--resume"], "holds no checkpoint.pt to resume from"),
-        (["--resume", "--recipe", "sngam"], "did you mean sngan?"),
+        (["--resume", "--recipe", "sngam"], "did you mean sngan"),
         (["--resume", "--data", "digit"], "did you mean digits?"),
     ],
 )
@@ -332,6 +428,8 @@ def test_input_that_cannot_be_met(
         (["--batch-size", "9"], "made with --batch-size 8, so it cannot be resumed with --batch-size 9"),
         (["--size", "16"], "made with --size 8"),
         (["--seed", "1"], "made with --seed 0"),
+        (["--recipe", "wgan"], "made with --recipe sngan, so it cannot be resumed with --recipe wgan"),
+        (["--data", "patches"], "made with --data digits"),
         (["--steps", "5"], "at step 6 already, which is past --steps 5"),
     ],
 )

@@ -25,14 +25,22 @@ def test_wgan_gp_has_the_constants_of_its_paper() -> None:
     assert (recipe.batch_size, recipe.n_critic) == (64, 5)
 
 
+def test_wgan_has_the_constants_of_its_paper() -> None:
+    """Algorithm 1."""
+    recipe = recipes.get("wgan")
+    assert (recipe.loss, recipe.optimizer, recipe.penalty) == ("wasserstein", "rmsprop", "none")
+    assert (recipe.generator_lr, recipe.critic_lr) == (5e-5, 5e-5)
+    assert (recipe.weight_clip, recipe.n_critic, recipe.batch_size) == (0.01, 5, 64)
+
+
 def test_unknown_names_tell_the_nearest() -> None:
-    with pytest.raises(ValueError, match=r"unknown recipe 'sn-gan'; did you mean sngan\?"):
+    with pytest.raises(ValueError, match=r"unknown recipe 'sn-gan'; did you mean sngan( or |\?)"):
         recipes.get("sn-gan")
     with pytest.raises(ValueError, match=r"unknown recipe 'zzz'; known: .*sngan"):
         recipes.get("zzz")
-    with pytest.raises(ValueError, match=r"unknown loss 'hing'; did you mean hinge\?"):
+    with pytest.raises(ValueError, match=r"unknown loss 'hing'; did you mean hinge( or |\?)"):
         losses.get("hing")
-    with pytest.raises(ValueError, match=r"unknown architecture 'convv'; did you mean conv\?"):
+    with pytest.raises(ValueError, match=r"unknown architecture 'convv'; did you mean conv( or |\?)"):
         models.build("convv", (1, 16, 16))
 
 
@@ -68,36 +76,6 @@ def test_a_field_out_of_range_is_named(field: str, value: object) -> None:
         dataclasses.replace(recipes.get("sngan"), **{field: value})
 
 
-def test_hinge_by_hand() -> None:
-    hinge = losses.get("hinge")
-    real, fake = torch.tensor([2.0, 0.5, -1.0]), torch.tensor([-3.0, 0.0, 1.0])
-    # (0 + 0.5 + 2) / 3 + (0 + 1 + 2) / 3
-    assert float(hinge.critic_loss(real, fake)) == pytest.approx(5.5 / 3)
-    assert float(hinge.generator_loss(fake)) == pytest.approx(2 / 3)
-    assert float(hinge.critic_loss(torch.zeros(4), torch.zeros(4))) == 2
-    assert float(hinge.critic_loss(torch.ones(4), -torch.ones(4))) == 0
-
-
-def test_wasserstein_by_hand() -> None:
-    loss = losses.get("wasserstein")
-    real, fake = torch.tensor([2.0, 0.5, -1.0]), torch.tensor([-3.0, 0.0, 1.0])
-    assert float(loss.critic_loss(real, fake)) == pytest.approx(-2 / 3 - 0.5)
-    assert float(loss.generator_loss(fake)) == pytest.approx(2 / 3)
-
-
-def test_hinge_pulls_scores_in_the_right_direction() -> None:
-    hinge = losses.get("hinge")
-    real, fake = torch.zeros(2, requires_grad=True), torch.zeros(2, requires_grad=True)
-    hinge.critic_loss(real, fake).backward()
-    assert real.grad is not None
-    assert fake.grad is not None
-    assert (real.grad < 0).all()
-    assert (fake.grad > 0).all()
-    fake.grad = None
-    hinge.generator_loss(fake).backward()
-    assert (fake.grad < 0).all()
-
-
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("size", [8, 12, 16, 20, 24, 28, 32])
 def test_conv_serves_every_size(size: int, channels: int) -> None:
@@ -126,8 +104,8 @@ def test_the_critic_keeps_its_lipschitz_bound() -> None:
     ("shape", "message"),
     [
         ((1, 10, 10), "multiple of 4"),
-        ((1, 4, 4), "multiple of 4 from 8 to 32, got 4"),
-        ((1, 36, 36), "got 36"),
+        ((1, 4, 4), "multiple of 4 from 8 to 128, got 4"),
+        ((1, 132, 132), "got 132"),
         ((2, 16, 16), "channels must be 1 or 3, got 2"),
         ((1, 16, 12), "square"),
         ((2,), "square"),

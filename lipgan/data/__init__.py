@@ -1,31 +1,104 @@
 """Data sets that fit in memory, by name.
 
 `load` returns a `Dataset`: samples as one tensor, so that a batch is one gather, on whatever device they lie.
+
+dataset.py   the `Dataset`, and the order of the batches
+digits.py, patches.py, toy.py   the built-in ones
+files.py     folders of images, .npz and .npy files
+external.py  data sets of torchvision and of Hugging Face, where those are installed
+images.py    decoding of image files
 """
 
+import dataclasses
+import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import MappingProxyType
 
+from lipgan.data import external, files
 from lipgan.data.dataset import BatchOrder, Dataset
 from lipgan.data.digits import digits
+from lipgan.data.patches import patches
+from lipgan.data.toy import grid, ring, segments, swiss_roll, two_gaussians
 from lipgan.registry import lookup
 
-__all__ = ["LOADERS", "BatchOrder", "Dataset", "load", "names"]
+__all__ = ["DEFAULT_SIZE", "LOADERS", "BatchOrder", "Dataset", "load", "names", "segments"]
 
-LOADERS: Mapping[str, Callable[[int], Dataset]] = MappingProxyType({"digits": digits})
 DEFAULT_SIZE = 16
+
+Loader = Callable[[int | None], Dataset]
+
+
+def _images(make: Callable[[int], Dataset]) -> Loader:
+    return lambda size: make(DEFAULT_SIZE if size is None else size)
+
+
+def _vectors(make: Callable[[], Dataset]) -> Loader:
+    def loader(size: int | None) -> Dataset:
+        dataset = make()
+        if size is not None:
+            raise ValueError(f"size is for images, and {dataset.name} holds vectors {list(dataset.shape)}; got {size}")
+        return dataset
+
+    return loader
+
+
+LOADERS: Mapping[str, Loader] = MappingProxyType(
+    {
+        "digits": _images(digits),
+        "grid": _vectors(grid),
+        "patches": _images(patches),
+        "ring": _vectors(ring),
+        "segments": _vectors(lambda: dataclasses.replace(segments(), name="segments")),
+        "swiss-roll": _vectors(swiss_roll),
+        "two-gaussians": _vectors(two_gaussians),
+    }
+)
 
 
 def names() -> list[str]:
-    """The names that `load` knows, sorted."""
+    """The built-in names, sorted."""
     return sorted(LOADERS)
 
 
-def load(name: str, size: int = DEFAULT_SIZE) -> Dataset:
-    """Load the data set called ``name`` with square images of ``size`` pixels a side.
+def load(name: str | os.PathLike[str], size: int | None = None, *, download: bool = False) -> Dataset:
+    """Load a data set.
+
+    Args:
+        name: the first of these that fits:
+
+            - a built-in name, one of `names`;
+            - "segments:THETA", see `lipgan.data.toy.segments`;
+            - "torchvision:NAME" or "huggingface:NAME", see `lipgan.data.external`;
+            - a path: a folder of images, or an .npz or .npy file, see `lipgan.data.files`.
+        size: pixels a side of square images. None: 16 for digits and patches, and the images' own size for all others.
+            Vectors have none.
+        download: let torchvision and Hugging Face fetch what is not on this machine; ``LIPGAN_DOWNLOAD=1`` in the
+            environment says the same. Nothing is fetched otherwise.
+
+    Returns:
+        The data set; its ``name`` loads it again.
 
     Raises:
-        ValueError: unknown name (the message names the nearest ones), or a size that the data set cannot
-            have.
+        ValueError: an unknown name (the message names the nearest ones), a size that the data set cannot have, no size
+            where one is needed, or content that cannot be used.
+        OSError: a folder or a file cannot be read.
     """
-    return lookup(LOADERS, name, "data set")(size)
+    text = os.fspath(name)
+    if text in LOADERS:
+        return LOADERS[text](size)
+    if text.startswith("segments:"):
+        # By the name that was typed, such as segments:.5, which a run that is resumed compares.
+        return dataclasses.replace(_vectors(lambda: segments(_theta(text)))(size), name=text)
+    if text.startswith(external.PREFIXES):
+        return external.load(text, size, download=download or os.environ.get("LIPGAN_DOWNLOAD") == "1")
+    if isinstance(name, Path) or files.is_path(text):
+        return files.load(text, size)
+    return lookup(LOADERS, text, "data set")(size)
+
+
+def _theta(name: str) -> float:
+    try:
+        return float(name.removeprefix("segments:"))
+    except ValueError:
+        raise ValueError(f"segments:THETA needs a number, got {name!r}") from None

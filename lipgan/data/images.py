@@ -14,7 +14,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-__all__ = ["MAX_PIXELS", "SUFFIXES", "ImageError", "find_images", "image_batches", "read_image"]
+__all__ = ["MAX_PIXELS", "SUFFIXES", "ImageError", "find_images", "image_batches", "read_image", "scaled", "to_rgb"]
 
 # Suffixes of the file names, in lower case, and the decoders that may read such files: Pillow has others, which run
 # programs or follow what a file says.
@@ -51,12 +51,15 @@ def find_images(folder: str | os.PathLike[str]) -> list[Path]:
     return sorted(found)
 
 
-def read_image(path: str | os.PathLike[str], size: int | None = None, *, max_pixels: int = MAX_PIXELS) -> Tensor:
+def read_image(
+    path: str | os.PathLike[str], size: int | None = None, *, crop: bool = False, max_pixels: int = MAX_PIXELS
+) -> Tensor:
     """Read one file.
 
     Args:
         path: a PNG, JPEG, WEBP or BMP file, whatever its name; of several frames, the first.
         size: scale to ``size x size`` pixels, by Pillow's bicubic filter with antialiasing. None: as it is.
+        crop: where ``size`` is given, cut out the largest square in the middle before, instead of distorting.
         max_pixels: refuse an image of more.
 
     Returns:
@@ -76,9 +79,9 @@ def read_image(path: str | os.PathLike[str], size: int | None = None, *, max_pix
             with Image.open(path, formats=_FORMATS) as image:
                 if image.width * image.height > max_pixels:
                     raise ImageError(f"{image.width} x {image.height} pixels are more than {max_pixels}")
-                rgb = _to_rgb(image)
-        if size is not None and rgb.size != (size, size):
-            rgb = rgb.resize((size, size), Image.Resampling.BICUBIC)
+                rgb = to_rgb(image)
+        if size is not None:
+            rgb = scaled(rgb, size, crop=crop)
         return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
     # Decoders fail in many ways on broken files: struct.error, SyntaxError, IndexError, and more with each format.
     except Exception as error:
@@ -88,7 +91,27 @@ def read_image(path: str | os.PathLike[str], size: int | None = None, *, max_pix
         raise ImageError(f"{path} cannot be used: {reason or type(error).__name__}") from error
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def scaled(image: Image.Image, size: int, *, crop: bool) -> Image.Image:
+    """``image`` with ``size x size`` pixels, by Pillow's bicubic filter with antialiasing.
+
+    Args:
+        image: of a mode that Pillow interpolates, such as L or RGB.
+        size: pixels a side; an image that has them is returned as it is.
+        crop: use the largest square in the middle (of an odd margin, the smaller half lies left and above), instead of
+            distorting.
+    """
+    if image.size == (size, size):
+        return image
+    if crop and image.width != image.height:
+        # Not by resize's own box, around which the filter sees what lies outside.
+        side = min(image.size)
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        image = image.crop((left, top, left + side, top + side))
+    return image.resize((size, size), Image.Resampling.BICUBIC)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """``image`` in mode RGB; deep grey is scaled to 8 bits, and transparency dropped."""
     if image.mode.startswith("I"):
         levels = np.asarray(image).astype(np.int64).clip(0, 65535)
         return Image.fromarray(((levels + 128) // 257).astype(np.uint8)).convert("RGB")

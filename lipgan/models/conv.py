@@ -1,4 +1,4 @@
-"""A small convolutional generator and critic for square images of 8 to 32 pixels.
+"""A small convolutional generator and critic for square images of 8 to 128 pixels.
 
 The generator follows DCGAN (Radford et al. 2015, arXiv:1511.06434): transposed convolutions instead of
 upsampling layers, batch norm, ReLU, tanh. The critic keeps DCGAN's strided convolutions and LeakyReLU but no
@@ -6,106 +6,97 @@ batch norm, which would undo the Lipschitz bound that spectral normalization giv
 arXiv:1802.05957).
 """
 
-from torch import Tensor, nn
+from __future__ import annotations
 
-__all__ = ["ConvCritic", "ConvGenerator", "conv_pair"]
+from itertools import pairwise
+from typing import Any
 
+from torch import nn
 
-def _base_and_doublings(size: int, channels: int) -> tuple[int, int]:
-    """Write ``size`` as ``base * 2**doublings`` with a base of 3 to 7 pixels.
+from lipgan.models.base import Critic, Generator, Layers, Norm
+from lipgan.models.sizes import sides
 
-    Raises:
-        ValueError: size or channels out of range.
-    """
-    if size % 4 or not 8 <= size <= 32:
-        raise ValueError(f"size must be a multiple of 4 from 8 to 32, got {size}")
-    if channels not in (1, 3):
-        raise ValueError(f"channels must be 1 or 3, got {channels}")
-    doublings = 0
-    while size > 4 and size % 2 == 0:
-        size //= 2
-        doublings += 1
-    return size, doublings
+__all__ = ["ConvCritic", "ConvGenerator", "downsampled_widths", "downsampling"]
+
+_WIDEST = 512
 
 
-class ConvGenerator(nn.Module):
+class ConvGenerator(Generator):
     """Noise ``[B, latent_dim]`` -> images ``[B, channels, size, size]`` in [-1, 1].
 
     Args:
-        size: pixels a side, a multiple of 4 from 8 to 32.
+        size: pixels a side, a multiple of 4 from 8 to 128.
         channels: 1 or 3.
         latent_dim: length of one noise vector.
-        width: channels at full resolution; each halving of the resolution doubles them.
+        width: channels at full resolution; each halving of the resolution doubles them, up to 512.
+        **options: conditioning, classes and batch_norm, as for `Generator`.
 
     Raises:
-        ValueError: size or channels out of range.
+        ValueError: size or channels out of range, or as `Generator`.
     """
 
-    def __init__(self, size: int = 16, channels: int = 1, latent_dim: int = 64, width: int = 16) -> None:
-        super().__init__()
-        base, doublings = _base_and_doublings(size, channels)
-        self.latent_dim = latent_dim
-        c = width << doublings
-        # Batch norm follows every layer but the last, so biases would be dead weight.
-        layers: list[nn.Module] = [
-            nn.Linear(latent_dim, c * base * base, bias=False),
-            nn.Unflatten(1, (c, base, base)),
-            nn.BatchNorm2d(c),
-            nn.ReLU(),
-        ]
-        for _ in range(doublings):
-            layers += [
-                nn.ConvTranspose2d(c, c // 2, 4, stride=2, padding=1, bias=False),
-                nn.BatchNorm2d(c // 2),
+    def __init__(
+        self, size: int = 16, channels: int = 1, latent_dim: int = 64, width: int = 16, **options: Any
+    ) -> None:
+        levels = sides(size, channels)
+        # One more than for the critic: the channels of each side, not of each halving.
+        widths = downsampled_widths([0, *levels], width)[::-1]
+
+        def body(entries: int, norm: Norm) -> Layers:
+            # Batch norm follows every layer but the last, so biases would be dead weight.
+            layers: list[nn.Module] = [
+                nn.Linear(entries, widths[0] * levels[0] ** 2, bias=False),
+                nn.Unflatten(1, (widths[0], levels[0], levels[0])),
+                norm(widths[0]),
+                nn.ReLU(),
             ]
-            layers.append(nn.ReLU())
-            c //= 2
-        layers += [nn.Conv2d(c, channels, 3, padding=1), nn.Tanh()]
-        self.layers = nn.Sequential(*layers)
+            for (before, after), (side, following) in zip(pairwise(widths), pairwise(levels), strict=True):
+                odd = following - 2 * side
+                layers += [
+                    nn.ConvTranspose2d(before, after, 4, stride=2, padding=1, output_padding=odd, bias=False),
+                    norm(after),
+                    nn.ReLU(),
+                ]
+            return Layers(*layers, nn.Conv2d(widths[-1], channels, 3, padding=1), nn.Tanh())
 
-    def forward(self, z: Tensor) -> Tensor:
-        """``[B, latent_dim]`` -> ``[B, channels, size, size]``."""
-        images: Tensor = self.layers(z)
-        return images
+        super().__init__((channels, size, size), body, latent_dim, **options)
 
 
-class ConvCritic(nn.Module):
+def downsampled_widths(levels: list[int], width: int) -> list[int]:
+    """The channels after each of the strided convolutions: doubled by each, up to 512."""
+    return [min(width << k, max(_WIDEST, width)) for k in range(len(levels) - 1)]
+
+
+def downsampling(levels: list[int], channels: int, width: int) -> tuple[list[nn.Module], int]:
+    """The convolutions from images of side ``levels[-1]`` to maps of side ``levels[0]``, and the channels of those."""
+    layers: list[nn.Module] = []
+    previous = channels
+    for c in downsampled_widths(levels, width):
+        layers += [nn.Conv2d(previous, c, 4, stride=2, padding=1), nn.LeakyReLU(0.1)]
+        previous = c
+    # Depth is cheap here, at 3 to 7 pixels a side.
+    layers += [nn.Conv2d(previous, previous, 3, padding=1), nn.LeakyReLU(0.1)]
+    return layers, previous
+
+
+class ConvCritic(Critic):
     """Images ``[B, channels, size, size]`` -> scores ``[B]``, unbounded.
 
     Args:
-        size: pixels a side, a multiple of 4 from 8 to 32.
+        size: pixels a side, a multiple of 4 from 8 to 128.
         channels: 1 or 3.
-        width: channels after the first convolution; each halving of the resolution doubles them.
+        width: channels after the first convolution; each halving of the resolution doubles them, up to 512.
+        **options: conditioning, classes and minibatch, as for `Critic`.
 
     Raises:
-        ValueError: size or channels out of range.
+        ValueError: size or channels out of range, or as `Critic`.
     """
 
-    def __init__(self, size: int = 16, channels: int = 1, width: int = 64) -> None:
-        super().__init__()
-        base, doublings = _base_and_doublings(size, channels)
-        layers: list[nn.Module] = []
-        previous, c = channels, width
-        for _ in range(doublings):
-            layers += [nn.Conv2d(previous, c, 4, stride=2, padding=1), nn.LeakyReLU(0.1)]
-            previous, c = c, 2 * c
-        # Depth is cheap here, at 3 to 7 pixels a side.
-        layers += [nn.Conv2d(previous, previous, 3, padding=1), nn.LeakyReLU(0.1)]
-        self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(previous * base * base, 1))
+    def __init__(self, size: int = 16, channels: int = 1, width: int = 64, **options: Any) -> None:
+        levels = sides(size, channels)
+        last = downsampled_widths(levels, width)[-1]
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``[B, channels, size, size]`` -> ``[B]``."""
-        scores: Tensor = self.layers(x)
-        return scores.squeeze(1)
+        def body(shape: tuple[int, ...]) -> nn.Module:
+            return nn.Sequential(*downsampling(levels, shape[0], width)[0])
 
-
-def conv_pair(shape: tuple[int, ...]) -> tuple[ConvGenerator, ConvCritic]:
-    """The pair for images of ``shape = (channels, size, size)``.
-
-    Raises:
-        ValueError: not a square image, or a size or channel count out of range.
-    """
-    if len(shape) != 3 or shape[1] != shape[2]:
-        raise ValueError(f"the conv architecture needs square images (channels, size, size), got shape {shape}")
-    channels, size, _ = shape
-    return ConvGenerator(size, channels), ConvCritic(size, channels)
+        super().__init__((channels, size, size), body, last * levels[0] ** 2, **options)

@@ -13,7 +13,7 @@ import torch
 __all__ = ["CheckpointError", "read", "write", "write_atomically"]
 
 FORMAT = "lipgan checkpoint"
-VERSION = 1
+VERSION = 2
 
 
 class CheckpointError(ValueError):

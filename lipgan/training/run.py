@@ -1,12 +1,11 @@
 """One run from the command line: a progress bar, and a folder whose files all tell of the same step."""
 
-import dataclasses
 import json
 import platform
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -15,41 +14,58 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from lipgan import recipes
+from lipgan.training import config, distributed
 from lipgan.training.checkpoint import write_atomically
-from lipgan.training.pictures import curves, image_bytes, sample_grid
-from lipgan.training.trainer import Trainer
+from lipgan.training.evaluation import Evaluation
+from lipgan.training.pictures import curves, picture, samples_shown
+from lipgan.training.trainer import Row, Trainer
 
 __all__ = ["CHECKPOINT", "CONFIG", "Run"]
 
 CHECKPOINT = "checkpoint.pt"
-CONFIG = "config.json"
-SAMPLES = 64
+CONFIG = "config.toml"
+BOARD = "tensorboard"
 
 
 class Run:
     """Trains up to a step and keeps the results in a folder.
 
-    Files: checkpoint.pt, config.json (the effective configuration), metrics.jsonl (one line per row of the
-    trainer's history), metrics.json (summary), samples.png (64 samples of the averaged generator from fixed
-    noise), curves.png. Each is replaced atomically, the checkpoint first: whatever moment a crash picks, the
-    folder can be resumed.
+    Files: checkpoint.pt, config.toml (the effective configuration, as ``--config`` reads it), metrics.jsonl (one line
+    per row of the trainer's history), metrics.json (summary), samples.png (samples of the averaged generator from
+    fixed noise), curves.png. Each is replaced atomically, the checkpoint first: whatever moment a crash picks, the
+    folder can be resumed. Where TensorBoard is installed, the rows go to the folder tensorboard as well.
+
+    In a `torch.distributed` group every process runs this, and the first one writes.
 
     Args:
         trainer: fresh or loaded.
         out: the folder; made when missing.
         steps: the step to train up to.
         save_every: steps between two writes of the folder.
+        evaluate_every: steps between two evaluations (`lipgan.training.evaluation`), whose metrics join the row of the
+            history; None for none.
 
     Raises:
-        ValueError: ``save_every`` below 1, or a trainer that is past ``steps``.
+        ValueError: ``save_every`` below 1, ``evaluate_every`` that is not a multiple of the trainer's ``log_every``, or
+            a trainer that is past ``steps``.
     """
 
-    def __init__(self, trainer: Trainer, out: Path, *, steps: int, save_every: int) -> None:
+    def __init__(
+        self, trainer: Trainer, out: Path, *, steps: int, save_every: int, evaluate_every: int | None = None
+    ) -> None:
         if save_every < 1:
             raise ValueError(f"save_every must be at least 1, got {save_every}")
+        if evaluate_every is not None and (evaluate_every < 1 or evaluate_every % trainer.log_every):
+            raise ValueError(
+                f"evaluate_every must be a multiple of log_every, {trainer.log_every}, got {evaluate_every}"
+            )
         if trainer.step > steps:
             raise ValueError(f"{out} is at step {trainer.step} already, which is past --steps {steps}")
         self.trainer, self.out, self.steps, self.save_every = trainer, out, steps, save_every
+        self.evaluate_every = evaluate_every
+        self._leads = distributed.rank() == 0
+        self._evaluation = Evaluation(trainer.data) if evaluate_every is not None and self._leads else None
         self._started_at = trainer.step
         self._began: float | None = None
 
@@ -67,15 +83,19 @@ class Run:
             OSError: a file cannot be written; it stays as the last write left it.
             TrainingDiverged: a loss or weight became NaN or infinite; likewise.
         """
-        self.out.mkdir(parents=True, exist_ok=True)
+        if self._leads:
+            self.out.mkdir(parents=True, exist_ok=True)
         self._write()
         if self.trainer.step < self.steps:
-            with _progress(self.trainer, self.steps) as bar, self._stopping_on_interrupt():
+            with _progress(self.trainer, self.steps) as bar, self._stopping_on_interrupt(), self._board() as board:
 
                 def after_step(trainer: Trainer) -> None:
                     bar.update()
+                    if self._evaluation is not None and trainer.step % (self.evaluate_every or 1) == 0:
+                        trainer.history[-1] |= self._evaluation(trainer)
                     if trainer.step % trainer.log_every == 0:
                         bar.set_postfix_str(_postfix(trainer.history[-1]), refresh=False)
+                        board(trainer.history[-1])
                     if trainer.step % self.save_every == 0 and trainer.step < self.steps:
                         self._write()
 
@@ -98,15 +118,42 @@ class Run:
         finally:
             signal.signal(signal.SIGINT, before)
 
+    @contextmanager
+    def _board(self) -> Iterator[Callable[[Row], None]]:
+        """A function that gives a row of the history to TensorBoard, or does nothing where there is none."""
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            yield lambda row: None
+            return
+        if not self._leads:
+            yield lambda row: None
+            return
+        # What a killed run wrote after its last checkpoint is written again.
+        writer = SummaryWriter(str(self.out / BOARD), purge_step=self.trainer.step + 1)
+
+        def write(row: Row) -> None:
+            for name, value in row.items():
+                if name != "step" and value is not None:
+                    writer.add_scalar(name, value, row["step"])
+
+        try:
+            yield write
+        finally:
+            writer.close()
+
     def _write(self) -> None:
         trainer = self.trainer
         trainer.save(self.out / CHECKPOINT)
-        self._write_json(CONFIG, self._config())
+        if not self._leads:
+            return
+        write_atomically(self.out / CONFIG, config.dumps(self._config()).encode())
         lines = "".join(json.dumps(row) + "\n" for row in trainer.history)
         write_atomically(self.out / "metrics.jsonl", lines.encode())
         self._write_json("metrics.json", self._summary())
         title = f"{trainer.recipe.name} on {trainer.data.name}, step {trainer.step}"
-        write_atomically(self.out / "samples.png", image_bytes(sample_grid(trainer.sample(SAMPLES))))
+        samples = trainer.sample(samples_shown(trainer.data.shape))
+        write_atomically(self.out / "samples.png", picture(samples, trainer.data, title))
         write_atomically(self.out / "curves.png", curves(trainer.history, title))
 
     def _write_json(self, name: str, value: dict[str, Any]) -> None:
@@ -114,18 +161,22 @@ class Run:
 
     def _config(self) -> dict[str, Any]:
         trainer = self.trainer
-        return {
-            "recipe": dataclasses.asdict(trainer.recipe),
+        run = {
+            "recipe": trainer.recipe.name,
             "data": trainer.data.name,
-            "shape": list(trainer.data.shape),
+            "size": trainer.data.shape[-1] if len(trainer.data.shape) == 3 else None,
             "steps": self.steps,
             "seed": trainer.seed,
             "device": str(trainer.device),
             "log_every": trainer.log_every,
             "save_every": self.save_every,
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "python": platform.python_version(),
+            "evaluate_every": self.evaluate_every,
+        }
+        # Without the recipe's steps, which a run that is scheduled over its own steps takes from those above.
+        return run | {
+            name: value
+            for name, value in trainer.recipe.as_dict().items()
+            if name in recipes.FIELDS.keys() - run.keys()
         }
 
     def _summary(self) -> dict[str, Any]:
@@ -140,19 +191,40 @@ class Run:
             "sigmas": trainer.group.sigmas() if trainer.group is not None else {},
             "seconds": seconds,
             "steps_per_second": trained / seconds if seconds else None,
+            "environment": {
+                "threads": torch.get_num_threads(),
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+            },
         }
 
 
 def _progress(trainer: Trainer, steps: int) -> "tqdm[Any]":
     # A log file has no cursor to move back: every refresh is another line of it.
     interval = 0.1 if sys.stderr.isatty() else 10.0
-    name = trainer.recipe.name
-    return tqdm(total=steps, initial=trainer.step, desc=name, unit=" steps", mininterval=interval)
+    return tqdm(
+        total=steps,
+        initial=trainer.step,
+        desc=trainer.recipe.name,
+        unit=" steps",
+        mininterval=interval,
+        disable=distributed.rank() != 0,
+    )
 
 
-def _postfix(row: dict[str, Any]) -> str:
+def _postfix(row: Row) -> str:
     text = f"critic {row['critic_loss']:.3f}, generator {row['generator_loss']:.3f}"
-    for key in ("sigma", "penalty"):
-        if row[key] is not None:
-            text += f", {key} {row[key]:.3f}"
+    for key, short in _SHORT.items():
+        if row.get(key) is not None:
+            text += f", {short} {row[key]:.3g}"
     return text
+
+
+# What the progress bar shows beside the losses, and as what.
+_SHORT = {
+    "estimate": "estimate",
+    "sigma": "sigma",
+    "penalty": "penalty",
+    "critic_gradient_norm": "|g| critic",
+    "generator_gradient_norm": "generator",
+}

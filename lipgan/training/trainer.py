@@ -2,24 +2,25 @@
 signals."""
 
 import copy
-import dataclasses
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lipgan import data as datasets
-from lipgan import losses, models
+from lipgan import recipes, systems
 from lipgan.data import BatchOrder, Dataset
-from lipgan.nn import group_spectral_norm
-from lipgan.penalties import gradient_penalty
+from lipgan.nn import GradientNormalized, SpectralNormGroup, group_spectral_norm
 from lipgan.recipes import Recipe
-from lipgan.recipes import get as get_recipe
-from lipgan.training import checkpoint
+from lipgan.systems import Batch, latents
+from lipgan.training import checkpoint, distributed
+from lipgan.training.average import MovingAverage
 from lipgan.training.checkpoint import CheckpointError
+from lipgan.training.player import Player
 from lipgan.training.random import PrivateRandom
 
 __all__ = ["Trainer", "TrainingDiverged", "draw", "load_generator"]
@@ -42,17 +43,23 @@ class TrainingDiverged(ArithmeticError):
 class Trainer:
     """Trains a generator against a critic as a recipe says.
 
-    One step is ``n_critic`` updates of the critic, one of the generator, one of the moving average. Real
-    and fake samples go through the critic as one batch: one normalization of the weights instead of two. The
-    networks may be float32 or float64; samples and noise follow the generator.
+    One step is ``n_critic`` updates of the critic, one of the generator, one of the moving average. What an update
+    minimizes is the business of the recipe's system (`lipgan.systems`). The networks may be float32 or float64;
+    samples and noise follow the generator.
 
     A run is a function of the seed alone, whatever the user draws from torch's global generators, and a run
     that is saved, loaded and continued gives the same bits as one that was never interrupted (same device,
     build and number of threads).
 
+    Within a `torch.distributed` group each process computes its part of every batch, and gradients and logged losses
+    are averaged: the same training as one process on the whole batch, but for layers that mix the samples of a batch or
+    draw random numbers, for penalties of the kind "max", and for objectives that are no means over samples (feature
+    matching, "kl-wgan"). The same holds for the parts of gradient accumulation.
+
     Args:
-        generator: maps noise ``[B, latent_dim]`` to samples and has an integer attribute ``latent_dim``.
-        critic: maps samples to scores ``[B]``; normalized in place when the recipe says so.
+        generator: maps noise ``[B, latent_dim]`` to samples and has an integer attribute ``latent_dim``; with
+            ``classes``, if the recipe has a conditioning, it takes labels ``[B]`` as well.
+        critic: maps samples (and labels) to scores ``[B]``; normalized in place when the recipe says so.
         recipe: a `Recipe`, or the name of one.
         data: a `Dataset`, or the name of one.
         seed: of initial singular vectors, noise, data order, and whatever the modules draw themselves.
@@ -62,14 +69,16 @@ class Trainer:
 
     Attributes:
         step: generator updates so far.
-        ema: the moving average of the generator, which is what gets sampled (Yazici et al. 2019,
-            arXiv:1806.04498).
-        history: one row per ``log_every`` steps: step, mean critic_loss (without the penalty), mean
-            generator_loss, sigma (the largest spectral norm among the critic's weights before division; None
-            without spectral normalization), mean penalty (None without one).
+        ema: the moving average of the generator, which is what gets sampled.
+        system: the losses, see `lipgan.systems.System`.
+        history: one row per ``log_every`` steps: step; the means of critic_loss (the objective alone), generator_loss,
+            penalty (None without one) and whatever else the system logs, such as estimate, what the critic estimates;
+            sigma (the largest spectral norm among the critic's weights before division; None without spectral
+            normalization); critic_gradient_norm and generator_gradient_norm, of the last updates.
 
     Raises:
-        ValueError: an unknown recipe or data set, ``log_every`` below 1, a generator without ``latent_dim``.
+        ValueError: an unknown recipe or data set, ``log_every`` below 1, a generator without ``latent_dim``, a batch
+            that cannot be divided among the processes, a recipe that needs labels for data without.
     """
 
     def __init__(
@@ -86,32 +95,42 @@ class Trainer:
     ) -> None:
         if log_every < 1:
             raise ValueError(f"log_every must be at least 1, got {log_every}")
-        self.recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
+        self.recipe = recipes.get(recipe) if isinstance(recipe, str) else recipe
         self.data = datasets.load(data) if isinstance(data, str) else data
-        self.seed, self.log_every, self.penalty_engine = seed, log_every, penalty_engine
+        _check_labels(self.recipe, self.data)
+        self._parts = self.recipe.accumulation * distributed.world_size()
+        if self.recipe.batch_size % self._parts:
+            raise ValueError(
+                f"batch_size must be a multiple of accumulation times processes, {self._parts}, "
+                f"got {self.recipe.batch_size}"
+            )
+        self.seed, self.log_every = seed, log_every
         self.device = torch.device(device)
-        self.latent_dim = _latent_dim(generator)
+        latents(generator, 1, torch.Generator())  # refuses a generator without latent_dim
         self._random = PrivateRandom(seed + _GLOBAL, self.device)
 
-        self.generator = _placed(generator, self.device)
-        self.critic = _placed(critic, self.device)
         with self._random.active():
-            self.group = group_spectral_norm(self.critic) if self.recipe.critic_norm == "spectral" else None
+            self.generator, _ = _constrained(_placed(generator, self.device), self.recipe.generator_norm)
+            self.critic, self.group = _constrained(_placed(critic, self.device), self.recipe.critic_norm)
+            self.system = systems.get(self.recipe.system)(
+                self.recipe, self.generator, self.critic, self.data, penalty_engine=penalty_engine
+            )
         self.ema = copy.deepcopy(self.generator).eval().requires_grad_(False)
-        self._averages = _Averages(self.ema, self.generator)
+        self._average = MovingAverage(self.ema, self.generator)
+        self._generator_player = Player(self.generator, self.recipe, self.recipe.generator_lr)
+        self._critic_player = Player(self.critic, self.recipe, self.recipe.critic_lr)
 
-        self.loss = losses.get(self.recipe.loss)
-        self.generator_optimizer = self._adam(self.generator, self.recipe.generator_lr)
-        self.critic_optimizer = self._adam(self.critic, self.recipe.critic_lr)
         self._dtype = next(generator.parameters()).dtype
         self._samples = self.data.samples.to(self.device, self._dtype)
+        self._labels = None if self.data.labels is None else self.data.labels.to(self.device)
         self._order = BatchOrder(len(self.data), seed + _ORDER)
         self._noise = torch.Generator().manual_seed(seed + _NOISE)
 
         self.step = 0
         self.history: list[Row] = []
-        # The losses of the critic and the generator and the penalty, [3], for every step since the last row.
-        self._unlogged: list[Tensor] = []
+        # What is logged of every step since the last row, and the gradient norms of the last.
+        self._unlogged: list[dict[str, Tensor]] = []
+        self._norms: dict[str, Tensor] = {}
         self._stopping = False
 
     @classmethod
@@ -130,10 +149,11 @@ class Trainer:
         Raises:
             ValueError: as `Trainer`, or samples of a shape that the architecture does not serve.
         """
-        recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
+        recipe = recipes.get(recipe) if isinstance(recipe, str) else recipe
         data = datasets.load(data) if isinstance(data, str) else data
+        _check_labels(recipe, data)
         with PrivateRandom(seed, torch.device("cpu")).active():
-            generator, critic = models.build(recipe.architecture, data.shape)
+            generator, critic = systems.get(recipe.system).build(recipe, data.shape, data.classes)
         return cls(
             generator,
             critic,
@@ -144,6 +164,16 @@ class Trainer:
             log_every=log_every,
             penalty_engine=penalty_engine,
         )
+
+    @property
+    def generator_optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer of the generator."""
+        return self._generator_player.optimizer
+
+    @property
+    def critic_optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer of the critic."""
+        return self._critic_player.optimizer
 
     def fit(self, steps: int, *, callbacks: Sequence[Callable[["Trainer"], None]] = ()) -> "Trainer":
         """Train for ``steps`` more steps, or until `stop` is called.
@@ -167,7 +197,7 @@ class Trainer:
                     self._log()
                 for callback in callbacks:
                     callback(self)
-                if self._stopping:
+                if distributed.in_any(self._stopping, self.device):
                     break
         return self
 
@@ -187,14 +217,15 @@ class Trainer:
         return draw(self.ema, n, self.seed if seed is None else seed)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a checkpoint, atomically.
+        """Write a checkpoint, atomically. In a `torch.distributed` group, all call this and the first one writes.
 
         Raises:
             TrainingDiverged: the state holds NaN or infinite numbers; a file at ``path`` stays as it is.
             OSError: the file cannot be written; a file at ``path`` stays as it is.
         """
         self._check_finite()
-        checkpoint.write(path, self.state_dict())
+        if distributed.rank() == 0:
+            checkpoint.write(path, self.state_dict())
 
     @classmethod
     def load(
@@ -221,15 +252,15 @@ class Trainer:
         """
         state = checkpoint.read(path)
         with _explaining(path):
-            recipe = _recipe(state)
+            recipe = recipes.from_dict(state["recipe"])
             if data is None:
-                data = datasets.load(state["data"], state["shape"][-1])
+                data = datasets.load(state["data"], _image_size(state["shape"]))
             elif list(data.shape) != state["shape"]:
                 raise ValueError(f"it was trained on samples of shape {state['shape']}, got {list(data.shape)}")
             if (generator is None) != (critic is None):
                 raise ValueError("pass both generator and critic, or neither")
             if generator is None or critic is None:
-                generator, critic = models.build(recipe.architecture, tuple(state["shape"]))
+                generator, critic = _build(state, recipe)
             trainer = cls(
                 generator,
                 critic,
@@ -245,22 +276,24 @@ class Trainer:
     def state_dict(self) -> dict[str, Any]:
         """All that the next step depends on, in values that ``torch.load(weights_only=True)`` reads."""
         return {
-            "recipe": dataclasses.asdict(self.recipe),
+            "recipe": self.recipe.as_dict(),
             "data": self.data.name,
             "shape": list(self.data.shape),
+            "classes": self.data.classes,
             "seed": self.seed,
             "log_every": self.log_every,
             "step": self.step,
             "generator": self.generator.state_dict(),
             "critic": self.critic.state_dict(),
             "ema": self.ema.state_dict(),
-            "generator_optimizer": self.generator_optimizer.state_dict(),
-            "critic_optimizer": self.critic_optimizer.state_dict(),
+            "generator_player": self._generator_player.state_dict(),
+            "critic_player": self._critic_player.state_dict(),
+            "system": self.system.state_dict(),
             "order": self._order.state_dict(),
             "noise": self._noise.get_state(),
             "random": self._random.state(),
             "history": self.history,
-            "unlogged": [pair.cpu() for pair in self._unlogged],
+            "unlogged": [{name: value.cpu() for name, value in terms.items()} for terms in self._unlogged],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -268,96 +301,104 @@ class Trainer:
         self.generator.load_state_dict(state["generator"])
         self.critic.load_state_dict(state["critic"])
         self.ema.load_state_dict(state["ema"])
-        self.generator_optimizer.load_state_dict(state["generator_optimizer"])
-        self.critic_optimizer.load_state_dict(state["critic_optimizer"])
+        self._generator_player.load_state_dict(state["generator_player"])
+        self._critic_player.load_state_dict(state["critic_player"])
+        self.system.load_state_dict(state["system"])
         self._order.load_state_dict(state["order"])
         self._noise.set_state(state["noise"])
         self._random.load_state(state["random"])
         self.history = list(state["history"])
-        self._unlogged = [pair.to(self.device) for pair in state["unlogged"]]
+        self._unlogged = [{name: value.to(self.device) for name, value in terms.items()} for terms in state["unlogged"]]
         self.step = state["step"]
 
-    def _adam(self, module: nn.Module, lr: float) -> torch.optim.Adam:
-        # Fused: one pass over all weights instead of a dozen small operations for each.
-        return torch.optim.Adam(module.parameters(), lr=lr, betas=self.recipe.betas, fused=True)
-
     def _train_step(self) -> None:
-        for _ in range(self.recipe.n_critic):
-            critic_loss, penalty = self._critic_step()
-        generator_loss = self._generator_step()
+        recipe, system = self.recipe, self.system
+        system.progress = min(1.0, self.step / recipe.steps)
+        if recipe.lr_decay == "linear":
+            for player in (self._critic_player, self._generator_player):
+                player.set_lr(1 - system.progress)
+        system.begin_step()
+        for _ in range(recipe.n_critic):
+            with self._generator_player.frozen():
+                critic_terms = self._update(self._critic_player, "critic", self._order.next(recipe.batch_size))
+            system.after_critic_update()
+        # Real samples that only the generator's objective compares with; the critic's are one pass over the data.
+        compared = torch.randint(len(self.data), (recipe.batch_size,), generator=self._noise)
+        with self._critic_player.frozen():
+            generator_terms = self._update(self._generator_player, "generator", compared)
+        system.after_generator_update()
         self.step += 1
         # Early on the average would be mostly the random start, so it begins short and grows.
-        self._averages.update(min(self.recipe.ema_decay, (1 + self.step) / (10 + self.step)))
-        self._unlogged.append(torch.stack([critic_loss, generator_loss, penalty]).detach())
+        self._average.update(min(recipe.ema_decay, (1 + self.step) / (10 + self.step)))
+        self._unlogged.append(critic_terms | generator_terms)
 
-    def _critic_step(self) -> tuple[Tensor, Tensor]:
-        real = self._samples[self._order.next(self.recipe.batch_size).to(self.device)]
-        with torch.no_grad():
-            fake = self.generator(self._draw_noise())
-        real_scores, fake_scores = self.critic(torch.cat([real, fake])).chunk(2)
-        loss = self.loss.critic_loss(real_scores, fake_scores)
-        penalty = self._penalty(real, fake)
-        self.critic_optimizer.zero_grad()
-        (loss + penalty).backward()  # type: ignore[no-untyped-call]
-        self.critic_optimizer.step()
-        return loss, penalty
+    def _update(self, player: Player, name: str, indices: Tensor) -> dict[str, Tensor]:
+        """One update of a player on the samples at ``indices``: what is logged of it."""
+        loss_of = self.system.critic_loss if name == "critic" else self.system.generator_loss
+        z = latents(self.generator, len(indices), self._noise)
+        state = self._noise.get_state() if self.recipe.accumulation > 1 else None
+        rows = []
+        for part in range(self.recipe.accumulation):
+            if state is not None:
+                # Each part draws what it would draw within the whole batch.
+                self._noise.set_state(state)
+            with self._autocast():
+                outcome = loss_of(self._part(indices, z, distributed.rank() * self.recipe.accumulation + part))
+            player.backward(outcome.loss / self.recipe.accumulation)
+            rows.append({key: term.detach() for key, term in outcome.terms.items()})
+        norm = player.update(measure=(self.step + 1) % self.log_every == 0)
+        if norm is not None:
+            self._norms[f"{name}_gradient_norm"] = norm
+        if len(rows) == 1:
+            return rows[0]
+        return {key: torch.stack([row[key] for row in rows]).mean(0) for key in rows[0]}
 
-    def _penalty(self, real: Tensor, fake: Tensor) -> Tensor:
-        recipe = self.recipe
-        if recipe.penalty == "none":
-            return torch.zeros((), dtype=real.dtype, device=real.device)
-        return gradient_penalty(
-            self.critic,
-            real,
-            fake,
-            kind=recipe.penalty,
-            weight=recipe.penalty_weight,
-            target=recipe.penalty_target,
-            engine=self.penalty_engine,
-            generator=self._noise,
+    def _part(self, indices: Tensor, z: Tensor, part: int) -> Batch:
+        size = len(indices) // self._parts
+        start = part * size
+        indices = indices.to(self.device)
+        mine = indices[start : start + size]
+        return Batch(
+            real=self._samples[mine],
+            labels=None if self._labels is None else self._labels[mine],
+            # Drawn on the CPU so that a seed means the same noise on every device.
+            z=z[start : start + size].to(self.device, self._dtype),
+            random=self._noise,
+            before=start,
+            after=len(indices) - start - size,
+            whole=self._samples[indices] if self._parts > 1 else None,
         )
 
-    def _generator_step(self) -> Tensor:
-        # The critic's weights need no gradients here, which saves a third of its backward pass.
-        trainable = [p for p in self.critic.parameters() if p.requires_grad]
-        for p in trainable:
-            p.requires_grad_(False)
-        loss = self.loss.generator_loss(self.critic(self.generator(self._draw_noise())))
-        self.generator_optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.generator_optimizer.step()
-        for p in trainable:
-            p.requires_grad_(True)
-        return loss
-
-    def _draw_noise(self) -> Tensor:
-        # Drawn on the CPU so that a seed means the same noise on every device.
-        return torch.randn(self.recipe.batch_size, self.latent_dim, generator=self._noise).to(self.device, self._dtype)
+    def _autocast(self) -> Any:
+        if self.recipe.precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.device.type, getattr(torch, self.recipe.precision))
 
     def _log(self) -> None:
         # The only place where the loop waits for an accelerator.
         self._check_losses()
-        critic_loss, generator_loss, penalty = torch.stack(self._unlogged).double().mean(0).tolist()
-        sigma = max(self.group.sigmas().values()) if self.group is not None else None
-        self.history.append(
-            {
-                "step": self.step,
-                "critic_loss": critic_loss,
-                "generator_loss": generator_loss,
-                "sigma": sigma,
-                "penalty": None if self.recipe.penalty == "none" else penalty,
-            }
-        )
+        means = distributed.average(torch.stack([_stacked(terms) for terms in self._unlogged]).double().mean(0))
+        row: Row = {
+            "step": self.step,
+            "sigma": max(self.group.sigmas().values()) if self.group is not None else None,
+            "penalty": None,
+        }
+        row |= dict(zip(self._unlogged[-1], means.tolist(), strict=True))
+        # In float16 a gradient may overflow: that update was left out, and there is no norm to tell.
+        norms = {name: float(norm) for name, norm in self._norms.items()}
+        self.history.append(row | {name: norm if math.isfinite(norm) else None for name, norm in norms.items()})
         self._unlogged.clear()
 
     def _check_losses(self) -> None:
         if not self._unlogged:
             return
-        finite = torch.stack(self._unlogged).isfinite().tolist()
-        for step, fine in enumerate(finite, start=self.step - len(finite) + 1):
-            if not all(fine):
-                names = ("the critic's loss", "the generator's loss", "the gradient penalty")
-                raise TrainingDiverged(step, f"{names[fine.index(False)]} is not finite")
+        # Every process has to see what one of them sees, or the others would wait for it.
+        values = distributed.average(torch.stack([_stacked(terms) for terms in self._unlogged]))
+        first = self.step - len(self._unlogged) + 1
+        for step, (terms, fine) in enumerate(zip(self._unlogged, values.isfinite().tolist(), strict=True), start=first):
+            broken = [name for name, good in zip(terms, fine, strict=True) if not good]
+            if broken:
+                raise TrainingDiverged(step, f"{_IN_WORDS.get(broken[0], broken[0])} is not finite")
 
     def _check_finite(self) -> None:
         self._check_losses()
@@ -367,27 +408,27 @@ class Trainer:
                     raise TrainingDiverged(self.step, f"{name} of the {role} is not finite")
 
 
-class _Averages:
-    """Keeps ``ema`` an exponential moving average of ``module``, of its batch-norm statistics too."""
+def _check_labels(recipe: Recipe, data: Dataset) -> None:
+    if recipe.conditioning != "none" and data.labels is None:
+        raise ValueError(f"conditioning {recipe.conditioning!r} needs labels, which {data.name!r} lacks")
 
-    def __init__(self, ema: nn.Module, module: nn.Module) -> None:
-        pairs = list(zip(ema.state_dict().values(), module.state_dict().values(), strict=True))
-        self._floats = [pair for pair in pairs if pair[0].is_floating_point()]
-        self._counters = [pair for pair in pairs if not pair[0].is_floating_point()]
 
-    @torch.no_grad()
-    def update(self, decay: float) -> None:
-        averages, values = (list(side) for side in zip(*self._floats, strict=True))
-        torch._foreach_lerp_(averages, values, 1 - decay)
-        for average, value in self._counters:
-            average.copy_(value)
+_IN_WORDS = {
+    "critic_loss": "the critic's loss",
+    "generator_loss": "the generator's loss",
+    "penalty": "the gradient penalty",
+}
+
+
+def _stacked(terms: dict[str, Tensor]) -> Tensor:
+    return torch.stack([term.float() if term.dtype != torch.float64 else term for term in terms.values()])
 
 
 @torch.no_grad()
 def draw(generator: nn.Module, n: int, seed: int) -> Tensor:
     """``n`` samples of a generator in eval mode: ``[n, ...]``, float32, on the CPU.
 
-    The noise is a function of the seed alone.
+    The noise is a function of the seed alone. A generator with classes is asked for them in turn: 0, 1, ...
 
     Raises:
         ValueError: ``n`` below 1, or a generator without ``latent_dim``.
@@ -395,8 +436,14 @@ def draw(generator: nn.Module, n: int, seed: int) -> Tensor:
     if n < 1:
         raise ValueError(f"n must be at least 1, got {n}")
     first = next(generator.parameters())
-    noise = torch.randn(n, _latent_dim(generator), generator=torch.Generator().manual_seed(seed))
-    return torch.cat([generator(z.to(first)).float().cpu() for z in torch.split(noise, _DRAW_BATCH)])
+    noise = latents(generator, n, torch.Generator().manual_seed(seed))
+    classes = getattr(generator, "classes", 0)
+    samples = []
+    for start in range(0, n, _DRAW_BATCH):
+        z = noise[start : start + _DRAW_BATCH].to(first)
+        labels = (torch.arange(start, start + len(z), device=first.device) % classes,) if classes else ()
+        samples.append(generator(z, *labels).float().cpu())
+    return torch.cat(samples)
 
 
 def load_generator(path: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> nn.Module:
@@ -408,26 +455,47 @@ def load_generator(path: str | os.PathLike[str], *, device: torch.device | str =
     """
     state = checkpoint.read(path)
     with _explaining(path):
-        generator, _ = models.build(_recipe(state).architecture, tuple(state["shape"]))
+        recipe = recipes.from_dict(state["recipe"])
+        generator, _ = _build(state, recipe)
+        generator, _ = _constrained(generator, recipe.generator_norm)
         generator.load_state_dict(state["ema"])
     return _placed(generator, torch.device(device)).eval().requires_grad_(False)
+
+
+def _image_size(shape: list[int]) -> int | None:
+    return shape[-1] if len(shape) == 3 else None
+
+
+def _build(state: dict[str, Any], recipe: Recipe) -> tuple[nn.Module, nn.Module]:
+    return systems.get(recipe.system).build(recipe, tuple(state["shape"]), state["classes"])
 
 
 def _placed(module: nn.Module, device: torch.device) -> nn.Module:
     # Convolutions on the CPU and on tensor cores both want channels last; digits train 1.7 times as fast.
     module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if any(isinstance(layer, nn.Conv2d) for layer in module.modules()):
+        module.register_forward_pre_hook(_in_channels_last)
     return module
 
 
-def _latent_dim(generator: nn.Module) -> int:
-    latent_dim = getattr(generator, "latent_dim", None)
-    if not isinstance(latent_dim, int) or latent_dim < 1:
-        raise ValueError(f"the generator needs an attribute latent_dim, an integer >= 1, got {latent_dim!r}")
-    return latent_dim
+def _in_channels_last(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Images that tell the first convolution the layout, where its weight does not: one channel, or normalized."""
+    x, *others = inputs
+    if x.ndim != 4:
+        return inputs
+    b, c, h, w = x.shape
+    # With one channel every tensor is in both layouts, and the strides decide.
+    x = x.reshape(b, h, w, 1).permute(0, 3, 1, 2) if c == 1 else x.contiguous(memory_format=torch.channels_last)
+    return (x, *others)
 
 
-def _recipe(state: dict[str, Any]) -> Recipe:
-    return Recipe(**{**state["recipe"], "betas": tuple(state["recipe"]["betas"])})
+def _constrained(module: nn.Module, norm: str) -> tuple[nn.Module, SpectralNormGroup | None]:
+    """The player normalized as the recipe says, and the group of its weights where there is one."""
+    if norm == "spectral":
+        return module, group_spectral_norm(module)
+    if norm == "gradient":
+        return GradientNormalized(module), None
+    return module, None
 
 
 @contextmanager

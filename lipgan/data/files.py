@@ -1,0 +1,332 @@
+"""Data sets of one's own: folders of image files, and arrays in .npz and .npy files.
+
+Images become float32 in [-1, 1], level 0 to -1 and level 255 to 1. Nothing is unpickled.
+"""
+
+import errno
+import math
+import os
+import zipfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from numpy.lib import format as npy
+from torch import Tensor
+from torch.nn import functional as F
+
+from lipgan.data.dataset import Dataset
+from lipgan.data.images import find_images, read_image
+
+__all__ = ["LABEL_KEYS", "MAX_BYTES", "SAMPLE_KEYS", "array", "folder", "is_path", "load", "stack_images"]
+
+# Names of the samples and of the labels in an .npz file; arr_0 is what numpy.savez calls an array without a name.
+SAMPLE_KEYS = ("x", "images", "samples", "arr_0")
+LABEL_KEYS = ("y", "labels")
+
+# Of the samples in memory. A system that promises more memory than it has would end the program only once it is used.
+MAX_BYTES = 8 * 2**30
+
+_ROWS = 1024  # of an array at a time
+
+_Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def is_path(name: str) -> bool:
+    """Whether ``name`` is meant as a path: it exists, has a separator, or ends in .npz or .npy."""
+    separators = [separator for separator in (os.sep, os.altsep) if separator]
+    return any(s in name for s in separators) or Path(name).suffix in (".npz", ".npy") or os.path.exists(name)
+
+
+def load(name: str, size: int | None = None) -> Dataset:
+    """What lies at the path ``name``: :func:`folder` or :func:`array`.
+
+    Raises:
+        ValueError: neither, or content that cannot be used; the message names the file.
+        OSError: it does not exist, or cannot be read.
+    """
+    check_size(size)
+    path = Path(name)
+    if path.is_dir():
+        return folder(name, size)
+    if not path.exists():
+        raise FileNotFoundError(errno.ENOENT, "no such folder or file", name)
+    if path.suffix not in (".npz", ".npy") or not path.is_file():
+        raise ValueError(f"{name} is neither a folder of images nor an .npz or .npy file")
+    return array(name, size)
+
+
+def check_size(size: int | None) -> None:
+    """Refuse a ``size`` below 1, by a ValueError."""
+    if size is not None and size < 1:
+        raise ValueError(f"size must be at least 1, got {size}")
+
+
+def folder(name: str, size: int | None = None) -> Dataset:
+    """The images in a folder and below it, as `lipgan.data.images` finds and reads them: always in RGB.
+
+    Labels are the first sub-folders in the order of their names, if all images lie in such and there are at least two
+    (torchvision's ImageFolder has the same order).
+
+    Args:
+        name: the folder.
+        size: bring every image to ``size x size`` pixels: the largest square in its middle, scaled by Pillow's bicubic
+            filter with antialiasing. None: all images are squares of one size.
+
+    Returns:
+        samples ``[n, 3, size, size]``, float32 in [-1, 1]; labels ``[n]`` or None.
+
+    Raises:
+        ValueError: no images; images of several sizes or not square, without ``size``; a file that is broken or has
+            too many pixels; more than `MAX_BYTES` of samples.
+        OSError: a folder cannot be read.
+    """
+    paths = find_images(name)
+    images = ((str(path), read_image(path, size, crop=True)) for path in paths)
+    samples = stack_images(images, len(paths), name)
+    first = [path.relative_to(name).parts[:-1][:1] for path in paths]
+    classes = {parts: index for index, parts in enumerate(sorted(set(first)))}
+    labelled = () not in classes and len(classes) > 1
+    return Dataset(name, samples, torch.tensor([classes[parts] for parts in first]) if labelled else None)
+
+
+def stack_images(images: Iterable[tuple[str, Tensor]], n: int, source: str) -> Tensor:
+    """Collect images without holding them twice.
+
+    Args:
+        images: ``n`` names and images ``[1 or 3, h, w]``, uint8. Where some have colour, all get three channels.
+        n: at least 1.
+        source: where they are from, for messages.
+
+    Returns:
+        ``[n, 1 or 3, h, h]``, float32 in [-1, 1].
+
+    Raises:
+        ValueError: images of several sizes or not square, or more than `MAX_BYTES`.
+    """
+    samples: Tensor | None = None
+    for i, (name, levels) in enumerate(images):
+        height, width = levels.shape[1:]
+        if samples is None:
+            _check_square(name, height, width)
+            _check_memory(source, (n, *levels.shape))
+            samples = torch.empty(n, *levels.shape)
+        if levels.shape[1:] != samples.shape[2:]:
+            raise ValueError(
+                f"{name} has {width} x {height} pixels, images before it {samples.shape[3]} x {samples.shape[2]}: "
+                "give a size (--size N) to bring all to one"
+            )
+        if len(levels) > samples.shape[1]:
+            _check_memory(source, (n, *levels.shape))
+            samples = samples.expand(-1, len(levels), -1, -1).clone()
+        samples[i] = levels
+    if samples is None:
+        raise ValueError(f"{source} holds no image")
+    return samples.div_(127.5).sub_(1)
+
+
+def _check_square(name: str, height: int, width: int) -> None:
+    if height != width:
+        raise ValueError(
+            f"{name} has {width} x {height} pixels, which is no square: give a size (--size N) to cut one out of the "
+            "middle"
+        )
+
+
+def _check_memory(source: str, shape: tuple[int, ...]) -> None:
+    needed = 4 * math.prod(shape)
+    if needed > MAX_BYTES:
+        raise ValueError(
+            f"{source} holds {shape[0]} samples of shape {list(shape[1:])}, which take {needed / 2**30:.3g} GiB, "
+            f"more than {MAX_BYTES / 2**30:.3g}: choose fewer, or a smaller size"
+        )
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """An array that is known by its header, and not read yet."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    member: str | None  # of an .npz file
+
+
+def array(name: str, size: int | None = None) -> Dataset:
+    """Samples, and labels if there are any, from an .npz or .npy file.
+
+    An .npz file has its samples under one of `SAMPLE_KEYS` and its labels, integers ``[n]``, under one of `LABEL_KEYS`
+    or not at all; an .npy file has samples alone. Samples are
+
+    - vectors: ``[n, d]``, floating point, of any range;
+    - grey images: ``[n, h, w]``;
+    - images: ``[n, h, w, channels]`` or ``[n, channels, h, w]`` with 1 or 3 channels, whichever of the two axes has
+      that length. Where both have, the layout cannot be told, and the file is refused.
+
+    Images are uint8, or floating point in [-1, 1].
+
+    Args:
+        name: the file.
+        size: bring images to ``size x size`` pixels: the largest square in the middle, scaled by a bicubic filter with
+            antialiasing. None: they are square already. Vectors have none.
+
+    Returns:
+        samples ``[n, channels, size, size]`` or ``[n, d]``, float32; labels ``[n]`` or None.
+
+    Raises:
+        ValueError: a file of something else, damaged or cut off; more than `MAX_BYTES` of samples.
+        OSError: it cannot be read.
+    """
+    with _explaining(name):
+        if Path(name).suffix == ".npy":
+            # Mapped, so that it is never in memory as a whole beside the samples; a file cut off is noticed here.
+            rows = np.load(name, mmap_mode="r", allow_pickle=False)
+            if not isinstance(rows, np.ndarray):
+                raise ValueError("it is an archive under another name")
+            axes = _axes(rows.shape, rows.dtype, size)
+            return Dataset(name, _samples(rows, axes, size))
+        with zipfile.ZipFile(name) as archive:
+            stored = {key: _header(archive, key) for key in _members(archive)}
+            x, y = _one_of(stored, SAMPLE_KEYS), _one_of(stored, LABEL_KEYS)
+            if x is None:
+                raise ValueError(
+                    f"it has none of the arrays {', '.join(SAMPLE_KEYS)}, only {', '.join(stored) or 'none at all'}"
+                )
+            axes = _axes(x.shape, x.dtype, size)
+            if y is not None and (y.shape != x.shape[:1] or y.dtype.kind not in "iu"):
+                raise ValueError(f"labels must be integers [{x.shape[0]}], got {y.dtype} of shape {list(y.shape)}")
+            samples = _samples(_read(archive, x), axes, size)
+            labels = None if y is None else torch.from_numpy(_read(archive, y).astype(np.int64))
+        return Dataset(name, samples, labels)
+
+
+@contextmanager
+def _explaining(name: str) -> Iterator[None]:
+    """Name the file in whatever is raised on one of other content."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    # NumPy parses headers as Python, and what that and the archive raise on a damaged file is not documented.
+    except Exception as error:
+        # A damaged archive leads to places outside the file, whose errors name none.
+        if isinstance(error, OSError) and error.filename:
+            raise
+        raise ValueError(f"{name} cannot be used: {str(error) or type(error).__name__}") from error
+
+
+def _members(archive: zipfile.ZipFile) -> list[str]:
+    return [info.filename.removesuffix(".npy") for info in archive.infolist() if info.filename.endswith(".npy")]
+
+
+def _header(archive: zipfile.ZipFile, key: str) -> _Stored:
+    info = archive.getinfo(f"{key}.npy")
+    with archive.open(info) as file:
+        shape, dtype = _read_header(file)
+    if dtype.hasobject:
+        raise ValueError(f"the array {key} holds Python objects, which are not unpickled")
+    # An array is allocated before it is read: a header must not promise more than there is.
+    if math.prod(shape) * dtype.itemsize > info.file_size:
+        raise ValueError(f"the array {key} is cut off")
+    return _Stored(shape, dtype, info.filename)
+
+
+def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    version = npy.read_magic(file)
+    read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}.get(version)
+    if read is None:
+        raise ValueError(f"arrays of format {version[0]}.{version[1]} are not read")
+    shape, _, dtype = read(file)
+    return tuple(shape), dtype
+
+
+def _read(archive: zipfile.ZipFile, stored: _Stored) -> _Array:
+    assert stored.member is not None
+    with archive.open(stored.member) as file:
+        rows: _Array = npy.read_array(file, allow_pickle=False)
+    return rows
+
+
+def _one_of(stored: dict[str, _Stored], keys: tuple[str, ...]) -> _Stored | None:
+    found = [key for key in keys if key in stored]
+    if len(found) > 1:
+        raise ValueError(f"it has the arrays {' and '.join(found)}, of which one must be chosen")
+    return stored[found[0]] if found else None
+
+
+def _axes(shape: tuple[int, ...], dtype: np.dtype[Any], size: int | None) -> tuple[int, ...] | None:
+    """How to transpose images ``[n, a, b, c]`` to ``[n, channels, h, w]``, once grey ones have c = 1; None for vectors.
+
+    Raises:
+        ValueError: samples that :func:`array` does not document.
+    """
+    levels = dtype == np.uint8
+    if not levels and (dtype.kind != "f" or dtype.itemsize > 8):
+        raise ValueError(f"samples must be uint8 or float16, float32 or float64, got {dtype}")
+    if len(shape) not in (2, 3, 4) or 0 in shape:
+        raise ValueError(
+            f"samples must be [n, d], [n, h, w], [n, h, w, channels] or [n, channels, h, w], got shape {list(shape)}"
+        )
+    if len(shape) == 2:
+        if levels:
+            raise ValueError(f"vectors must be floating point, got uint8 of shape {list(shape)}")
+        if size is not None:
+            raise ValueError(f"size is for images, and it holds vectors [{shape[1]}]; got {size}")
+        _check_memory("it", shape)
+        return None
+    if len(shape) == 3:
+        axes: tuple[int, ...] = (0, 3, 1, 2)
+        shape = (*shape, 1)
+    else:
+        first, last = shape[1] in (1, 3), shape[3] in (1, 3)
+        if first == last:
+            problem = "it cannot be told which axis is of channels" if first else "no axis has 1 or 3 channels"
+            raise ValueError(f"samples of shape {list(shape)}: {problem}")
+        axes = (0, 1, 2, 3) if first else (0, 3, 1, 2)
+    n, channels, height, width = (shape[axis] for axis in axes)
+    if size is None:
+        _check_square("an image in it", height, width)
+    _check_memory("it", (n, channels, size or height, size or width))
+    return axes
+
+
+@torch.no_grad()
+def _samples(rows: _Array, axes: tuple[int, ...] | None, size: int | None) -> Tensor:
+    """``rows`` as samples, some at a time, so that nothing else is as large."""
+    samples: Tensor | None = None
+    for begin in range(0, len(rows), _ROWS):
+        with np.errstate(over="ignore"):  # the infinities are found in the end
+            block = torch.from_numpy(np.array(rows[begin : begin + _ROWS], dtype=np.float32, order="C"))
+        if axes is not None:
+            if rows.dtype == np.uint8:
+                block = block.div_(127.5).sub_(1)
+            lowest, highest = (float(extreme) for extreme in block.aminmax())
+            if not -1 <= lowest <= highest <= 1:
+                raise ValueError(
+                    f"images of floating point must lie in [-1, 1], got {lowest:.6g} to {highest:.6g}; levels from 0 "
+                    "to 255 must be uint8"
+                )
+            block = (block if block.ndim == 4 else block[..., None]).permute(axes)
+            if size is not None:
+                block = _scaled(block, size)
+        if samples is None:
+            samples = torch.empty(len(rows), *block.shape[1:])
+        samples[begin : begin + _ROWS] = block
+    assert samples is not None
+    return samples
+
+
+def _scaled(images: Tensor, size: int) -> Tensor:
+    """``images [n, c, h, w]`` as ``[n, c, size, size]``: the largest square in the middle, scaled."""
+    height, width = images.shape[2:]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    images = images[:, :, top : top + side, left : left + side]
+    if side == size:
+        return images
+    scaled = F.interpolate(images, size=(size, size), mode="bicubic", align_corners=False, antialias=True)
+    # The cubic kernel overshoots at edges.
+    return scaled.clamp_(-1, 1)

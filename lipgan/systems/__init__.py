@@ -1,0 +1,61 @@
+"""The games that recipes name: what each player minimizes.
+
+`lipgan.systems.gan` is the ordinary one, of one generator against one critic; each of the others is one file.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from lipgan.registry import lookup
+from lipgan.systems.aae import AAE
+from lipgan.systems.adaptive_divergence import AdaptiveDivergence
+from lipgan.systems.ali import ALI
+from lipgan.systems.base import Batch, Outcome, System, latents
+from lipgan.systems.began import BEGAN
+from lipgan.systems.cramer import Cramer
+from lipgan.systems.cyclegan import CycleGAN
+from lipgan.systems.ebgan import EBGAN
+from lipgan.systems.gan import GAN
+from lipgan.systems.infogan import InfoGAN
+from lipgan.systems.lapgan import LAPGAN
+from lipgan.systems.mad_gan import MADGAN
+from lipgan.systems.mode_regularized import ModeRegularized
+from lipgan.systems.progressive import Progressive
+from lipgan.systems.unrolled import Unrolled
+from lipgan.systems.vae_gan import VAEGAN
+
+__all__ = ["SYSTEMS", "Batch", "Outcome", "System", "get", "latents", "names"]
+
+SYSTEMS: Mapping[str, type[System]] = MappingProxyType(
+    {
+        "gan": GAN,
+        "aae": AAE,
+        "adaptive-divergence": AdaptiveDivergence,
+        "ali": ALI,
+        "began": BEGAN,
+        "cramer": Cramer,
+        "cyclegan": CycleGAN,
+        "ebgan": EBGAN,
+        "infogan": InfoGAN,
+        "lapgan": LAPGAN,
+        "mad-gan": MADGAN,
+        "mode-regularized": ModeRegularized,
+        "progressive": Progressive,
+        "unrolled": Unrolled,
+        "vae-gan": VAEGAN,
+    }
+)
+
+
+def names() -> list[str]:
+    """The names that `get` knows, sorted."""
+    return sorted(SYSTEMS)
+
+
+def get(name: str) -> type[System]:
+    """The class of the system called ``name``.
+
+    Raises:
+        ValueError: unknown name; the message names the nearest ones.
+    """
+    return lookup(SYSTEMS, name, "system")

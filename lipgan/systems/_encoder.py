@@ -1,0 +1,78 @@
+"""From samples to codes, by the layers of a critic."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import cast
+
+from torch import Tensor, nn
+
+from lipgan import models
+from lipgan.models import Critic
+from lipgan.recipes import Recipe
+
+__all__ = ["Encoder", "EncoderDecoder", "body_of", "coded"]
+
+
+def coded(recipe: Recipe, shape: tuple[int, ...]) -> Recipe:
+    """The recipe with codes of at most as many numbers as a sample has.
+
+    Two coordinates of a point cannot fill 16 of its code.
+    """
+    return dataclasses.replace(recipe, latent_dim=min(recipe.latent_dim, math.prod(shape)))
+
+
+def body_of(recipe: Recipe, shape: tuple[int, ...]) -> tuple[nn.Module, int]:
+    """The layers of a fresh critic of the recipe's architecture without the last, and how many features they give."""
+    critic = models.build(models.serving(recipe.architecture, shape), shape)[1]
+    head = getattr(critic, "head", None)
+    if not (isinstance(critic, Critic) and isinstance(head, nn.Linear)):
+        raise ValueError(
+            f"architecture must be one whose critic has a linear last layer for the system {recipe.system!r}, "
+            f"got {recipe.architecture!r}"
+        )
+    return critic.body, head.in_features
+
+
+class Encoder(nn.Module):
+    """Samples ``[B, *shape]`` -> codes ``[B, latent_dim]``: a critic of the recipe's architecture with another
+    last layer.
+
+    A code is normally distributed about its mean, with standard deviations that depend on the sample as the mean does.
+
+    Args:
+        recipe: of the architecture and the length of a code.
+        shape: of a sample.
+
+    Raises:
+        ValueError: an architecture whose critic does not end in a linear layer.
+    """
+
+    def __init__(self, recipe: Recipe, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.body, features = body_of(recipe, shape)
+        self.head = nn.Linear(features, 2 * recipe.latent_dim)
+
+    def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Means for ``x [B, *shape]``, or with ``noise [B, latent_dim]``, standard normal, codes."""
+        mean, log_std = self.head(self.body(x).flatten(1)).chunk(2, 1)
+        return cast(Tensor, mean) if noise is None else mean + log_std.exp() * noise
+
+
+class EncoderDecoder(nn.Module):
+    """A decoder, which is the generator, and the encoder that answers it.
+
+    Args:
+        encoder: samples -> codes ``[B, latent_dim]``.
+        decoder: noise ``[B, latent_dim]`` -> samples.
+        latent_dim: numbers of a code.
+    """
+
+    def __init__(self, encoder: Encoder, decoder: nn.Module, latent_dim: int) -> None:
+        super().__init__()
+        self.encoder, self.decoder, self.latent_dim = encoder, decoder, latent_dim
+
+    def forward(self, x: Tensor, *, encode: bool = False, noise: Tensor | None = None) -> Tensor:
+        """Codes -> samples, or with ``encode`` samples -> the means of their codes, or their codes with ``noise``."""
+        return cast(Tensor, self.encoder(x, noise) if encode else self.decoder(x))

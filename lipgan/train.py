@@ -1,0 +1,126 @@
+"""``lipgan train``: a recipe on a data set, into a folder."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lipgan import data, recipes
+from lipgan.training import Trainer, config, distributed
+from lipgan.training.run import CHECKPOINT, CONFIG, Run
+
+__all__ = ["main"]
+
+
+Device = Callable[[str | None], torch.device]
+
+
+def main(args: argparse.Namespace, device: Device) -> int:
+    """Train as the arguments say; the exit status. ``device`` finds the device of a name, or the best one for None.
+
+    Raises:
+        OSError: a file cannot be read or written.
+        ValueError: bad input, in one sentence.
+        TrainingDiverged: a loss or weight became NaN or infinite; the folder holds the last good state.
+    """
+    given = {} if args.config is None else config.read(args.config)
+    flags = {name: value for name in _fields() if (value := getattr(args, name, None)) is not None}
+    if "options" in flags:
+        flags["options"] = {**given.get("options", {}), **flags["options"]}
+    given |= flags
+    if "betas" in given:
+        given["betas"] = list(given["betas"])
+    with distributed.group(device(given.get("device"))) as mine:
+        try:
+            return _execute(args, given, mine)
+        except (ValueError, ArithmeticError):
+            # Bad input and divergence are the same in every process: the first one tells.
+            if distributed.rank() == 0:
+                raise
+            return 2
+
+
+def _execute(args: argparse.Namespace, given: dict[str, Any], device: torch.device) -> int:
+    out: Path = args.out
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} is not a folder")
+    existing = out / CHECKPOINT
+    values = {name: default for name, (_, default) in config.RUN_FIELDS.items()}
+    if args.resume:
+        trainer = _resumed(given, existing, device)
+        values |= _planned(out) | given
+    else:
+        if existing.exists() and not args.overwrite:
+            raise ValueError(f"{out} holds a run already: continue it with --resume, replace it with --overwrite")
+        values |= given
+        trainer = _fresh(values, device)
+    steps = values["steps"] or trainer.recipe.steps
+    if trainer.recipe.lr_decay != "none" and steps > trainer.recipe.steps:
+        raise ValueError(
+            f"--steps {steps} is past the {trainer.recipe.steps} over which --lr-decay {trainer.recipe.lr_decay} "
+            "took the step sizes to 0"
+        )
+    run = Run(trainer, out, steps=steps, save_every=values["save_every"], evaluate_every=values["evaluate_every"])
+    # Nobody writes before everybody has looked at what is there.
+    distributed.wait()
+    finished = run.execute()
+    if distributed.rank() > 0:
+        return 0
+    if not finished:
+        again = f"lipgan train --resume --steps {steps} --out {shlex.quote(str(out))}"
+        print(f"lipgan: stopped at step {trainer.step} and saved; continue with: {again}", file=sys.stderr)
+        return 130
+    print(f"step {trainer.step}: see {out / 'samples.png'}, {out / 'curves.png'}, {out / 'metrics.json'}")
+    return 0
+
+
+def _fields() -> list[str]:
+    return list(dict(config.RUN_FIELDS) | dict(recipes.FIELDS))
+
+
+def _planned(out: Path) -> dict[str, Any]:
+    """The configuration of the run in a folder, or nothing where it cannot be read."""
+    try:
+        return config.read(out / CONFIG)
+    except (OSError, ValueError):
+        return {}
+
+
+def _fresh(values: dict[str, Any], device: torch.device) -> Trainer:
+    recipe = config.recipe_of(values)
+    dataset = data.load(values["data"], values["size"])
+    return Trainer.from_recipe(recipe, dataset, seed=values["seed"], device=device, log_every=values["log_every"])
+
+
+def _resumed(given: dict[str, Any], path: Path, device: torch.device) -> Trainer:
+    # Names that nothing has come before those that this run has not.
+    if "recipe" in given:
+        recipes.get(given["recipe"])
+    if given.get("data", "") not in ("", _planned(path.parent).get("data")):
+        data.load(given["data"], given.get("size"))
+    if not path.exists():
+        raise ValueError(f"{path.parent} holds no {path.name} to resume from; leave --resume out to start a run")
+    trainer = Trainer.load(path, device=device)
+    shape = trainer.data.shape
+    saved = trainer.recipe.as_dict() | {
+        "recipe": trainer.recipe.name,
+        "data": trainer.data.name,
+        "size": shape[-1] if len(shape) == 3 else None,
+        "seed": trainer.seed,
+        "log_every": trainer.log_every,
+    }
+    for name, wanted in given.items():
+        if name in ("steps", "save_every", "evaluate_every", "device"):
+            continue
+        value = saved[name]
+        same = wanted.items() <= value.items() if name == "options" else wanted == value
+        if not same:
+            option = "--" + name.replace("_", "-")
+            raise ValueError(f"{path} was made with {option} {value}, so it cannot be resumed with {option} {wanted}")
+    return trainer

@@ -1,0 +1,46 @@
+"""lipgan bench step: that it checks before it times."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from system_checks import recipe, single_thread  # noqa: F401
+
+from lipgan import bench, data
+from lipgan.bench import harness, step
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = {name: recipe(name, batch_size=4, n_critic=1) for name in ("sngan", "wgan-gp", "gan")}
+    monkeypatch.setattr(step.recipes, "get", rows.__getitem__)
+    load = data.load
+    monkeypatch.setattr(step.data, "load", lambda name: load(name, 8 if name == "digits" else None))
+    monkeypatch.setattr(step, "_LOG_EVERY", 2)
+    monkeypatch.setattr(harness, "_TURN_SECONDS", 0.0)
+    monkeypatch.setattr(step, "in_fresh_process", lambda function, *args: function(*args))
+
+
+@pytest.mark.usefixtures("small")
+def test_step_tables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    speed, overhead = step.run(seconds=0.0)
+    assert [row["recipe"] for row in speed.rows] == list(step.CASES)
+    assert all(row["ratio"] == pytest.approx(row["lipgan steps/s"] / row["torch steps/s"]) for row in speed.rows)
+    assert [row["recipe"] for row in overhead.rows] == list(step.OVERHEADS)
+    assert all(row["Trainer ms"] > 0 for row in overhead.rows)
+    bench._plot(step, [speed, overhead], tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize(("loop", "name"), [("Plain", "sngan"), ("Bare", "sngan"), ("Plain", "wgan-gp")])
+def test_a_wrong_loop_is_not_timed(loop: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    update = getattr(step, loop).update_generator
+
+    def wrong(self: Any) -> dict[str, torch.Tensor]:
+        return {"generator_loss": 1.001 * update(self)["generator_loss"] + 1e-3}
+
+    monkeypatch.setattr(getattr(step, loop), "update_generator", wrong)
+    with pytest.raises(AssertionError, match=f"generator_loss of step 1: {loop} and Trainer differ by"):
+        step._times((name, "digits"), 0, 0.0, overhead=False)

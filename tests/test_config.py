@@ -1,0 +1,265 @@
+"""The configuration of a run: TOML files, flags, and what both make of a recipe."""
+
+import contextlib
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from system_checks import assert_same, single_thread  # noqa: F401
+
+from lipgan import recipes
+from lipgan.cli import main
+from lipgan.recipes import CHOICES, FIELDS
+from lipgan.training import config
+
+QUICK = ["--recipe", "gan", "--data", "ring", "--batch-size", "8", "--log-every", "2", "--device", "cpu"]
+
+
+def train(out: Path, *arguments: str) -> int:
+    return main(["train", "--out", str(out), *arguments])
+
+
+def error_of(capsys: pytest.CaptureFixture[str]) -> str:
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+def written(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+@pytest.fixture
+def begun(monkeypatch: pytest.MonkeyPatch) -> list[recipes.Recipe]:
+    """The recipes of the runs that begin; none of them trains."""
+    seen: list[recipes.Recipe] = []
+
+    def begin(recipe: recipes.Recipe, *args: Any, **kwargs: Any) -> Any:
+        seen.append(recipe)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lipgan.train.Trainer.from_recipe", begin)
+    return seen
+
+
+# --- every field
+
+
+def other(name: str) -> Any:
+    """A value of a field that the recipe "gan" does not have."""
+    default = getattr(recipes.get("gan"), name)
+    special = {"system": "unrolled", "options": {}, "architecture": "dcgan", "loss": "minimax", "betas": [0.25, 0.75]}
+    if name in special:
+        return special[name]
+    if FIELDS[name] is int:
+        return 2 * default
+    if FIELDS[name] is float:
+        return 0.25
+    return next(choice for choice in CHOICES[name] if choice != default)
+
+
+@pytest.mark.parametrize("name", [name for name in FIELDS if name != "options"])
+def test_every_field_has_a_flag_and_a_place_in_the_file(name: str, begun: list[recipes.Recipe], tmp_path: Path) -> None:
+    value = other(name)
+    assert value != getattr(recipes.get("gan"), name)
+    flag = "--" + name.replace("_", "-")
+    words = [str(word) for word in (value if isinstance(value, list) else [value])]
+    train(tmp_path, "--recipe", "gan", "--data", "ring", flag, *words, *(["--lr-decay", "linear"] * (name == "steps")))
+    text = config.dumps(
+        {"recipe": "gan", "data": "ring", name: value, **({"lr_decay": "linear"} if name == "steps" else {})}
+    )
+    train(tmp_path, "--config", str(written(tmp_path / "c.toml", text)))
+    assert len(begun) == 2
+    for recipe in begun:
+        reached = getattr(recipe, name)
+        assert (list(reached) if isinstance(value, list) else reached) == value
+        changed = {field for field in FIELDS if getattr(recipe, field) != getattr(recipes.get("gan"), field)}
+        assert changed - {"lr_decay"} <= {name}
+
+
+def test_options_are_added_to_those_of_the_recipe(begun: list[recipes.Recipe], tmp_path: Path) -> None:
+    train(tmp_path, "--recipe", "gan", "--data", "ring", "--system", "unrolled", "--option", "unrolled_rate=0.25")
+    text = 'recipe = "gan"\ndata = "ring"\nsystem = "unrolled"\n[options]\nunrolled_rate = 0.25\n'
+    train(tmp_path, "--config", str(written(tmp_path / "c.toml", text)), "--option", "unrolled_steps=2")
+    assert begun[0].options == {"unrolled_rate": 0.25}
+    assert begun[1].options == {"unrolled_rate": 0.25, "unrolled_steps": 2.0}
+
+
+def test_flags_override_the_file(begun: list[recipes.Recipe], tmp_path: Path) -> None:
+    path = written(tmp_path / "c.toml", 'recipe = "gan"\ndata = "ring"\ncritic_lr = 0.5\nn_critic = 3\n')
+    train(tmp_path, "--config", str(path), "--critic-lr", "0.125")
+    assert (begun[0].name, begun[0].critic_lr, begun[0].n_critic) == ("gan", 0.125, 3)
+
+
+def test_what_is_scheduled_spans_the_steps_of_the_run() -> None:
+    for values in ({"recipe": "instance-noise"}, {"recipe": "gan", "lr_decay": "linear"}):
+        assert config.recipe_of({**values, "steps": 7}).steps == 7
+    # Nothing of this one depends on them: its checkpoint may be continued to any step.
+    assert config.recipe_of({"recipe": "gan", "steps": 7}).steps == recipes.get("gan").steps
+
+
+# --- the file that a run writes
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ["--critic-lr", "3e-5", "--betas", "0.25", "0.9", "--seed", "5"],
+        ["--recipe", "instance-noise", "--architecture", "mlp", "--lr-decay", "linear", "--accumulation", "2"],
+        ["--system", "unrolled", "--option", "unrolled_steps=1", "--option", "unrolled_rate=0.01"],
+        ["--data", "digits", "--size", "8", "--critic-norm", "spectral"],
+    ],
+)
+def test_the_effective_configuration_makes_the_same_run(changes: list[str], tmp_path: Path) -> None:
+    first, again = tmp_path / "first", tmp_path / "again"
+    assert train(first, *QUICK, "--steps", "4", "--save-every", "3", *changes) == 0
+    assert train(again, "--config", str(first / "config.toml")) == 0
+    states = [torch.load(out / "checkpoint.pt", weights_only=True) for out in (first, again)]
+    assert states[0]["step"] == 4
+    assert_same(*states)
+    for name in ("metrics.jsonl", "samples.png", "config.toml"):
+        assert (first / name).read_bytes() == (again / name).read_bytes()
+
+
+def test_a_run_resumes_with_its_own_configuration_and_no_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    assert train(out, *QUICK, "--steps", "2", "--option", "unrolled_steps=1", "--system", "unrolled") == 0
+    assert train(out, "--resume", "--config", str(out / "config.toml"), "--steps", "3") == 0
+    before = (out / "checkpoint.pt").read_bytes()
+    capsys.readouterr()
+    text = (out / "config.toml").read_text().replace("critic_lr = 0.0002", "critic_lr = 0.0003")
+    for arguments, message in (
+        (["--config", str(written(tmp_path / "c.toml", text))], "with --critic-lr 0.0002, so it cannot be resumed"),
+        (["--critic-lr", "1e-3"], "with --critic-lr 0.0002, so it cannot be resumed with --critic-lr 0.001"),
+        (["--recipe", "wgan"], "with --recipe gan, so it cannot be resumed with --recipe wgan"),
+        (["--betas", "0.1", "0.9"], "with --betas [0.5, 0.999]"),
+        (["--option", "unrolled_steps=2"], "unrolled_steps"),
+        (["--data", "grid"], "with --data ring"),
+        (["--log-every", "3"], "with --log-every 2"),
+    ):
+        assert train(out, "--resume", "--steps", "4", *arguments) == 2
+        assert message in error_of(capsys)
+        assert (out / "checkpoint.pt").read_bytes() == before
+
+
+def test_a_decayed_run_ends_where_its_step_sizes_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    assert train(out, *QUICK, "--steps", "2", "--lr-decay", "linear") == 0
+    capsys.readouterr()
+    assert train(out, "--resume", "--steps", "3") == 2
+    assert "--steps 3 is past the 2 over which --lr-decay linear took the step sizes to 0" in error_of(capsys)
+
+
+@given(
+    st.dictionaries(
+        st.from_regex(r"[a-z_]{1,8}", fullmatch=True),
+        st.one_of(
+            st.text(),
+            st.integers(-(2**63), 2**63 - 1),
+            st.floats(allow_nan=False, allow_infinity=False),
+            st.lists(st.floats(allow_nan=False, allow_infinity=False), max_size=3),
+        ),
+    ),
+    st.dictionaries(st.text(min_size=1), st.floats(allow_nan=False, allow_infinity=False)),
+)
+def test_what_is_written_is_what_is_read(values: dict[str, Any], options: dict[str, float]) -> None:
+    expected = {**values, "table": options} if options else values
+    assert config.tomllib.loads(config.dumps({**values, "table": options, "nothing": None})) == expected
+
+
+def test_every_recipe_survives_the_file(tmp_path: Path) -> None:
+    for name in recipes.names():
+        row = recipes.get(name)
+        values = {key: value for key, value in row.as_dict().items() if key in FIELDS}
+        path = written(tmp_path / "c.toml", config.dumps({"recipe": name, **values}))
+        recipe = config.recipe_of(config.read(path))
+        assert dataclasses.asdict(recipe) == dataclasses.asdict(row), name
+
+
+# --- bad input
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("critic_rl = 1", "unknown field in"),
+        ("critic_rl = 1", "'critic_rl'; did you mean critic_lr"),
+        ("critic_lr = 'fast'", "must be of type float, got 'fast'"),
+        ("batch_size = 1.5", "batch_size in"),
+        ("batch_size = true", "must be of type int, got True"),
+        ("betas = [0.5]", "must be a list of two numbers, got [0.5]"),
+        ("betas = 0.5", "must be a list of two numbers, got 0.5"),
+        ("options = 3", "options in"),
+        ("recipe = 3", "recipe in"),
+        ("recipe = 'sngam'", "unknown recipe 'sngam'; did you mean sngan"),
+        ("steps = 0", "must be a whole number of at least 1, got 0"),
+        ("log_every = 0", "must be a whole number of at least 1, got 0"),
+        ("seed = -1", "must be a whole number of at least 0, got -1"),
+        ("n_critic = 0", "n_critic must be a whole number of at least 1, got 0"),
+        ("critic_lr = nan", "critic_lr must be positive and finite, got nan"),
+        ("penalty = 'wgan'", "penalty must be one of"),
+        ("accumulation = 3", "accumulation must divide batch_size 64, got 3"),
+        ("[options]\nunrolled = 1", "unknown option of the system 'gan' 'unrolled'"),
+        ("this is no TOML", "is not TOML"),
+        ("a = 1\na = 2", "is not TOML"),
+        ("\x00", "is not TOML"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_explained(
+    text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = written(tmp_path / "c.toml", text)
+    assert train(tmp_path / "run", "--config", str(path)) == 2
+    assert message in error_of(capsys)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train(tmp_path / "run", "--config", str(tmp_path / "nothing.toml")) == 2
+    assert "nothing.toml: No such file" in error_of(capsys)
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
+    assert train(tmp_path / "run", "--config", str(tmp_path / "binary.toml")) == 2
+    assert "binary.toml is not TOML" in error_of(capsys)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--option", "unrolled_steps"], "--option: must be NAME=NUMBER, got 'unrolled_steps'"),
+        (["--option", "unrolled_steps=many"], "must be NAME=NUMBER"),
+        (["--betas", "0.5"], "expected 2 arguments"),
+    ],
+)
+def test_flags_that_do_not_parse(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        train(tmp_path / "run", *arguments)
+    assert message in error_of(capsys)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--option", "unrolled_steps=1"], "unknown option of the system 'gan' 'unrolled_steps'"),
+        (["--system", "unroled"], "unknown system 'unroled'; did you mean unrolled"),
+        (["--architecture", "dcgam"], "did you mean dcgan"),
+        (["--label-smoothing", "0.1", "--loss", "hinge"], "loss 'hinge' has no option 'label_smoothing'"),
+        (["--precision", "float8"], "precision must be one of float32, bfloat16, float16, got 'float8'"),
+        (["--conditioning", "concat", "--data", "swiss-roll"], "needs labels, which 'swiss-roll' lacks"),
+    ],
+)
+def test_flags_that_do_not_go_together(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with contextlib.suppress(SystemExit):
+        assert train(tmp_path / "run", *QUICK, "--steps", "1", *arguments) == 2
+    assert message in error_of(capsys)
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,234 @@
+"""Pictures of samples and of training, decoded and looked at by their pixels."""
+
+import io
+import math
+from typing import Any
+
+import matplotlib.axes
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from lipgan import data
+from lipgan.data import Dataset
+from lipgan.training.pictures import curves, image_bytes, picture, sample_grid, samples_shown
+
+
+def decoded(content: bytes) -> np.ndarray[Any, Any]:
+    """``[h, w, 3]`` levels of a PNG file."""
+    image = Image.open(io.BytesIO(content), formats=["PNG"])
+    return np.asarray(image.convert("RGB")).astype(int)
+
+
+# --- grids of images
+
+
+def test_grid_shows_every_sample_in_reading_order() -> None:
+    samples = torch.linspace(-1, 1, 5).view(5, 1, 1, 1).expand(5, 1, 8, 8)
+    picture = torch.frombuffer(bytearray(sample_grid(samples).tobytes()), dtype=torch.uint8)
+    width, height = sample_grid(samples).size
+    cells = picture.view(2, height // 2, 3, width // 3)
+    centers = cells[:, height // 4, :, width // 6].flatten().tolist()
+    assert centers[:5] == [0, 64, 128, 191, 255]
+    assert centers[5] == 96, "the empty cell has the level of the gaps"
+
+
+def test_grid_of_colours_and_bad_shapes() -> None:
+    assert sample_grid(torch.zeros(4, 3, 8, 8)).mode == "RGB"
+    for shape in ((0, 1, 8, 8), (4, 2, 8, 8), (4, 8, 8)):
+        with pytest.raises(ValueError, match="samples must be"):
+            sample_grid(torch.zeros(shape))
+
+
+# --- points
+
+
+def colours(content: bytes) -> dict[str, np.ndarray[Any, Any]]:
+    """Where a picture has the blue of the samples and the grey of the data: ``[n, 2]`` rows and columns."""
+    pixels = decoded(content)
+    red, green, blue = pixels[..., 0], pixels[..., 1], pixels[..., 2]
+    grey = (abs(red - 178) < 4) & (abs(green - 178) < 4) & (abs(blue - 178) < 4)
+    # Single grey pixels belong to the edges of letters.
+    grey &= np.roll(grey, 1, 0) & np.roll(grey, -1, 0) & np.roll(grey, 1, 1) & np.roll(grey, -1, 1)
+    return {"samples": np.argwhere(blue - red > 60), "data": np.argwhere(grey)}
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What matplotlib is told: titles, the points of every label, the limits, the scale."""
+    told: dict[str, Any] = {}
+
+    def record(name: str, note: Any) -> None:
+        original = getattr(matplotlib.axes.Axes, name)
+
+        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+            result = original(self, *args, **kwargs)
+            # Afterwards, since what matplotlib puts off until then calls itself.
+            note(args, kwargs)
+            return result
+
+        monkeypatch.setattr(matplotlib.axes.Axes, name, call)
+
+    record("set_title", lambda args, kwargs: told.update(title=args[0]))
+    record("set_xlim", lambda args, kwargs: told.update(x=args[:2]))
+    record("set_ylim", lambda args, kwargs: told.update(y=args[:2]))
+    record("set_yscale", lambda args, kwargs: told.update(scale=args[0]))
+    record("set_ylabel", lambda args, kwargs: told.setdefault("panels", []).append(args[0]))
+    record("scatter", lambda args, kwargs: told.update({kwargs["label"]: torch.stack([*args[:2]], 1)}))
+    record("hist", lambda args, kwargs: told.update({kwargs["label"]: torch.as_tensor(args[0])}))
+    record("plot", lambda args, kwargs: told.update({kwargs["label"]: list(zip(*args[:2], strict=True))}))
+    return told
+
+
+def test_images_are_a_grid() -> None:
+    samples = torch.rand(5, 3, 8, 8) * 2 - 1
+    assert picture(samples, None, "unused") == image_bytes(sample_grid(samples))
+    assert picture(samples, data.load("digits", 8), "unused") == image_bytes(sample_grid(samples))
+
+
+def test_points_lie_over_the_data_with_equal_axes(drawn: dict[str, Any]) -> None:
+    ring = data.load("ring")
+    samples = torch.tensor([[1.0, 0.0], [0.0, -1.0], [0.5, 0.5]]).requires_grad_()
+    content = picture(samples, ring, "wgan on ring, step 5")
+    assert drawn["title"] == "wgan on ring, step 5"
+    assert torch.equal(drawn["samples"], samples.detach().double())
+    assert torch.equal(drawn["data"], ring.samples[:5000].double())
+    (left, right), (bottom, top) = drawn["x"], drawn["y"]
+    assert right - left == pytest.approx(top - bottom)
+    found = colours(content)
+    height, width, _ = decoded(content).shape
+    assert height == width
+    data_pixels = found["data"]
+    in_legend = (data_pixels[:, 0] < 0.2 * height) & (data_pixels[:, 1] > 0.75 * width)
+    data_pixels = data_pixels[~in_legend]
+    # Eight modes on a circle: their bounding box is a square of pixels.
+    assert np.ptp(data_pixels[:, 0]) == pytest.approx(np.ptp(data_pixels[:, 1]), abs=3)
+    # One unit in pixels, by the diameter of the circle and the width of its modes.
+    unit = np.ptp(data_pixels[:, 1]) / float(np.ptp(ring.samples[:, 0].numpy()))
+    centre = (data_pixels.max(0) + data_pixels.min(0)) / 2
+    inside = abs(found["samples"] - centre).max(1) < 1.5 * unit
+    offsets = (found["samples"][inside] - centre) / unit
+    for x, y in samples.tolist():
+        assert min(math.hypot(column - x, -row - y) for row, column in offsets) < 0.05
+
+
+def test_what_lies_outside_is_counted_and_does_not_move_the_frame(drawn: dict[str, Any]) -> None:
+    ring = data.load("ring")
+    picture(torch.zeros(4, 2), ring, "a")
+    frame = drawn["x"], drawn["y"]
+    samples = torch.zeros(6, 2)
+    samples[0, 0], samples[1, 1], samples[2, 0] = 1e30, float("nan"), -float("inf")
+    picture(samples, ring, "a")
+    assert drawn["title"] == "a\n3 of 6 samples lie outside"
+    assert (drawn["x"], drawn["y"]) == frame
+    assert len(drawn["samples"]) == 3
+    picture(samples.fill_(float("nan")), ring, "a")
+    assert drawn["title"] == "a\n6 of 6 samples lie outside"
+    picture(samples, None, "a")
+    assert drawn["title"] == "a\n6 of 6 samples lie outside"
+
+
+def test_without_data_the_samples_make_the_frame(drawn: dict[str, Any]) -> None:
+    samples = torch.tensor([[100.0, 0.0], [110.0, 5.0]])
+    picture(samples, None, "a")
+    assert drawn["title"] == "a"
+    assert "data" not in drawn
+    assert drawn["x"] == pytest.approx((99, 111))
+    assert drawn["y"] == pytest.approx((-3.5, 8.5))
+    picture(torch.ones(3, 2), None, "points that coincide have a frame too")
+    assert drawn["x"] == pytest.approx((0, 2))
+
+
+def test_of_many_coordinates_the_first_two_are_shown(drawn: dict[str, Any]) -> None:
+    five = Dataset("five", torch.randn(40, 5))
+    samples = torch.zeros(3, 5)
+    samples[:, 2] = 1e9
+    picture(samples, five, "a")
+    assert drawn["title"] == "a\nthe first two of 5 coordinates"
+    assert drawn["samples"].shape == (3, 2)
+
+
+def test_one_coordinate_is_a_histogram(drawn: dict[str, Any]) -> None:
+    line = Dataset("line", torch.linspace(-1, 1, 50)[:, None])
+    found = colours(picture(torch.tensor([[0.25], [0.5], [9.0]]), line, "a"))
+    assert drawn["title"] == "a\n1 of 3 samples lie outside"
+    assert drawn["samples"].tolist() == [0.25, 0.5]
+    assert len(drawn["data"]) == 50
+    assert len(found["data"]) > 10_000, "bars are filled"
+    assert decoded(picture(torch.full((2, 1), 9.0), line, "a")).shape == (880, 880, 3)
+
+
+@pytest.mark.parametrize(
+    ("samples", "dataset", "message"),
+    [
+        (torch.zeros(0, 2), None, r"n >= 1 and d >= 1, got shape \(0, 2\)"),
+        (torch.zeros(2, 0), None, "d >= 1"),
+        (torch.zeros(2, 3), data.segments(0.0, 2), r"shape of the data, \(2,\), got \(3,\)"),
+        (torch.zeros(4), None, "samples must be"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused(samples: Tensor, dataset: Dataset | None, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        picture(samples, dataset, "a")
+
+
+def test_how_many_samples_make_a_picture() -> None:
+    assert samples_shown((3, 16, 16)) == 64
+    assert samples_shown((2,)) == 2000
+
+
+# --- curves
+
+
+def row(step: int, **values: Any) -> dict[str, Any]:
+    return {"step": step, "critic_loss": -1.0 / step, "generator_loss": 0.5, **values}
+
+
+def test_every_quantity_has_its_panel(drawn: dict[str, Any]) -> None:
+    history = [
+        row(20, sigma=2.0, penalty=None, estimate=3.0, critic_gradient_norm=1.0, noise=0.5),
+        row(40, sigma=2.5, penalty=0.25, estimate=2.0, generator_gradient_norm=1.5),
+    ]
+    content = curves(history, "wgan-gp on ring, step 40")
+    assert drawn["panels"] == ["loss (mean since the last point)", "estimate of the critic", "control"]
+    assert drawn["title"] == "wgan-gp on ring, step 40"
+    assert drawn["critic loss"] == [(20, -0.05), (40, -0.025)]
+    assert drawn["estimate"] == [(20, 3.0), (40, 2.0)]
+    assert drawn["gradient penalty"] == [(40, 0.25)]
+    assert drawn["gradient norm of the critic"] == [(20, 1.0)]
+    assert drawn["gradient norm of the generator"] == [(40, 1.5)]
+    assert drawn["noise"] == [(20, 0.5)]
+    assert "scale" not in drawn
+    assert decoded(content).shape == (990, 880, 3)
+
+
+def test_what_is_missing_or_no_number_is_left_out(drawn: dict[str, Any]) -> None:
+    values = {"sigma": None, "penalty": float("nan"), "estimate": float("inf"), "note": "text", "flag": True}
+    content = curves([row(20, **values), {"step": 40, "critic_loss": None}], "a")
+    assert drawn["panels"] == ["loss (mean since the last point)"]
+    assert drawn["critic loss"] == [(20, -0.05)]
+    assert set(drawn) - {"x", "y"} == {"panels", "title", "critic loss", "generator loss"}
+    assert decoded(content).shape == (660, 880, 3)
+
+
+@pytest.mark.parametrize(
+    ("values", "logarithmic"),
+    [
+        ([1.0, 100.0], False),
+        ([1.0, 101.0], True),
+        ([0.0, 1.0, 101.0], True),
+        ([-1.0, 1.0, 1000.0], False),
+        ([0.0], False),
+    ],
+)
+def test_control_is_logarithmic_beyond_two_decades(
+    values: list[float], logarithmic: bool, drawn: dict[str, Any]
+) -> None:
+    curves([row(20 * i, penalty=value) for i, value in enumerate(values, 1)], "a")
+    assert drawn.get("scale") == ("log" if logarithmic else None)
+
+
+def test_a_run_that_has_not_begun_has_curves_too() -> None:
+    assert decoded(curves([], "sngan on digits, step 0")).shape == (660, 880, 3)

@@ -1,0 +1,158 @@
+"""Data parallelism: two gloo processes train as one does on the joined batch, and `lipgan train` under torchrun."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from processes import leave
+
+from lipgan import data, recipes
+from lipgan.cli import main
+from lipgan.systems.gan import GAN
+from lipgan.training import Trainer, config, distributed
+
+# n_critic is small, and the batch divides; the critics are perceptrons, which do not mix samples.
+RUNS: dict[str, dict[str, Any]] = {
+    "sngan": {},
+    "wgan-gp": {"n_critic": 2},
+    "wgan": {"n_critic": 2},
+    "dragan": {},
+    "cgan": {"accumulation": 2, "instance_noise": 0.5, "max_grad_norm": 0.1},
+}
+
+
+def trained(name: str) -> dict[str, Any]:
+    """Three steps in float64: the history and the parameters."""
+    row = dataclasses.replace(recipes.get(name), architecture="mlp", batch_size=16, steps=5, **RUNS[name])
+    ring = data.load("ring")
+    torch.manual_seed(1)
+    generator, critic = (network.double() for network in GAN.build(row, ring.shape, ring.classes))
+    trainer = Trainer(generator, critic, row, ring, seed=2, log_every=1).fit(3)
+    return {
+        "history": trainer.history,
+        "parameters": [p.detach() for p in (*trainer.generator.parameters(), *trainer.critic.parameters())],
+        "average": [p.detach() for p in trainer.ema.parameters()],
+    }
+
+
+def process(rank: int, folder: Path) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=2)
+    torch.save({name: trained(name) for name in RUNS}, folder / f"{rank}.pt")
+
+    # A stop in one process ends all of them after the same step.
+    row = dataclasses.replace(recipes.get("gan"), batch_size=8)
+    trainer = Trainer.from_recipe(row, data.load("ring"))
+    trainer.fit(50, callbacks=[lambda t: t.stop() if (t.step, rank) == (3, 1) else None])
+    assert trainer.step == 3
+
+    # Bad input is one sentence of the first process, and status 2 of all.
+    arguments = ["train", "--recipe", "gan", "--data", "ring", "--batch-size", "9", "--out", str(folder / "run")]
+    assert main(arguments) == 2
+    # A parameter that has a gradient in one process only moves in both.
+    weight = torch.nn.Parameter(torch.zeros(2))
+    if rank == 0:
+        weight.grad = torch.tensor([2.0, 4.0])
+    distributed.average_gradients([weight])
+    assert weight.grad is not None
+    assert weight.grad.tolist() == [1, 2]
+    leave()
+
+
+def test_two_processes_train_as_one(tmp_path: Path) -> None:
+    command = [sys.executable, __file__]
+    children = [subprocess.Popen([*command, str(rank), str(tmp_path)], stderr=subprocess.PIPE) for rank in (0, 1)]
+    try:
+        errors = [child.communicate(timeout=200)[1].decode() for child in children]
+    finally:
+        for child in children:
+            child.kill()
+    assert [child.returncode for child in children] == [0, 0], "\n".join(errors)
+    sentence = "batch_size must be a multiple of accumulation times processes, 2, got 9"
+    assert [line for line in errors[0].splitlines() if "lipgan" in line] == [f"lipgan: error: {sentence}"]
+    assert "lipgan: error" not in errors[1]
+    assert not (tmp_path / "run").exists()
+
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        alone = {name: trained(name) for name in RUNS}
+    finally:
+        torch.set_num_threads(before)
+    for name, expected in alone.items():
+        for ours in (first[name], second[name]):
+            for row, wanted in zip(ours["history"], expected["history"], strict=True):
+                assert row.keys() == wanted.keys()
+                for key, value in wanted.items():
+                    error = 0.0 if value is None else abs(row[key] - value) / max(1.0, abs(value))
+                    assert error < 1e-10, (name, key, row["step"], error)
+            for part in ("parameters", "average"):
+                for a, b in zip(ours[part], expected[part], strict=True):
+                    assert float((a - b).abs().max()) < 1e-10, (name, part)
+
+
+# --- the command line
+
+
+def torchrun(out: Path, *arguments: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "lipgan", "train", "--out", str(out), "--log-every", "2", "--device", "cpu", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def step_of(out: Path) -> int:
+    try:
+        return int(json.loads((out / "metrics.json").read_text())["step"])
+    except FileNotFoundError:
+        return -1
+
+
+def test_torchrun_fills_one_folder_stops_and_resumes(tmp_path: Path) -> None:
+    """Ctrl-C goes to torchrun, which passes it on to its processes one after the other."""
+    out = tmp_path / "run"
+    new = ["--recipe", "gan", "--data", "ring", "--batch-size", "8", "--save-every", "5", "--steps", "1000000"]
+    process = torchrun(out, *new)
+    try:
+        while step_of(out) < 5:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode != 0
+    assert error.count("lipgan: stopped at step") == 1, error
+    step = step_of(out)
+    assert f"lipgan: stopped at step {step} and saved" in error
+    assert int(torch.load(out / "checkpoint.pt", weights_only=True)["step"]) == step
+    assert error.count(" 0/1000000 [") == 1, f"one progress bar, which begins once: {error}"
+
+    process = torchrun(out, "--resume", "--steps", str(step + 4))
+    output, error = process.communicate(timeout=120)
+    assert process.returncode == 0, error
+    assert output.count(f"step {step + 4}: see") == 1
+    names = {path.name for path in out.iterdir()} - {"tensorboard"}
+    assert names == {"checkpoint.pt", "config.toml", "curves.png", "metrics.json", "metrics.jsonl", "samples.png"}
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(2, step + 5, 2))
+
+    # The run of one process: that far, sums in another order have changed float32 losses by little.
+    values = {**{name: default for name, (_, default) in config.RUN_FIELDS.items()}, **config.read(out / "config.toml")}
+    alone = Trainer.from_recipe(config.recipe_of(values), data.load("ring"), seed=values["seed"], log_every=2).fit(4)
+    for row, expected in zip(rows, alone.history, strict=False):
+        assert abs(row["critic_loss"] - expected["critic_loss"]) < 1e-4
+        assert abs(row["generator_loss"] - expected["generator_loss"]) < 1e-4
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    process(int(sys.argv[1]), Path(sys.argv[2]))
