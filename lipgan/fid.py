@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 import lipgan
+from lipgan.data.images import default_workers
 from lipgan.metrics import features, frechet_distance, protocols
 from lipgan.metrics.features import FeatureExtractor
 from lipgan.metrics.sources import Reader, Side, find_source
@@ -35,6 +36,7 @@ def main(args: argparse.Namespace, device: torch.device) -> None:
         device,
         size=args.size,
         batch_size=args.batch_size,
+        workers=default_workers() if args.workers is None else args.workers,
         skip_broken=args.skip_broken,
         progress=progress_bar,
     )

@@ -181,6 +181,14 @@ def test_a_broken_image_is_fatal_unless_skipped(
     assert f"lipgan: skipped: {tmp_path / 'cut.png'} cannot be used: " in error
 
 
+def test_workers_change_nothing(folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    outputs = [
+        fid(capsys, *folders, "--features", "random", "--batch-size", 5, *workers)
+        for workers in ((), ("--workers", 0), ("--workers", 3))
+    ]
+    assert outputs[0] == outputs[1] == outputs[2]
+
+
 def test_nothing_usable(folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "holds no image" in refusal(capsys, folders[0], tmp_path, "--features", "pixels")
     (tmp_path / "bad.png").write_bytes(b"no image")
@@ -300,6 +308,7 @@ def test_inception_is_made_of_what_was_named(
         (("--features", "inception", "--download"), {"download": True, "preprocessing": "pytorch"}),
         (("--features", weights), {"weights": str(weights), "preprocessing": "pytorch"}),
         (("--protocol", "torchmetrics"), {"download": False, "preprocessing": "tensorflow"}),
+        (("--protocol", "clean"), {"download": False, "preprocessing": "clean"}),
     ):
         fid(capsys, *folders, *arguments)
         assert calls.pop() == options

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from lipgan.linalg import check_count
-from lipgan.metrics._inputs import Array, as_pair
+from lipgan.metrics._inputs import Array, as_pair, check_left
 from lipgan.metrics.metric import TwoSides
 
 __all__ = ["KernelDistance", "kernel_distance"]
@@ -111,6 +111,7 @@ def kernel_distance(
     coef: float = 1.0,
     sigma: float = 10.0,
     generator: torch.Generator | None = None,
+    protocol: str | None = None,
 ) -> tuple[float, float]:
     """The squared maximum mean discrepancy of two sets of features, the "KID", without bias.
 
@@ -123,6 +124,7 @@ def kernel_distance(
         degree, gamma, coef: of the polynomial; ``gamma`` None for ``1 / d``.
         sigma: width of the Gaussian.
         generator: draws the subsets.
+        protocol: a name of :mod:`lipgan.metrics.protocols`: the distance as that package computes it.
 
     Returns:
         Mean and standard deviation (over ``subsets``, as numpy.std) of the estimates.
@@ -130,7 +132,8 @@ def kernel_distance(
     Raises:
         TypeError: an argument is not an array or tensor of real floating-point numbers; a count is not an int.
         ValueError: another shape, fewer than ``subset_size`` or 2 samples, a NaN or an infinity, values whose kernel
-            leaves the range of float64, or an unknown kernel.
+            leaves the range of float64, or an unknown kernel; an unknown protocol, one without this distance, or one
+            beside an argument that it decides.
 
     Example::
 
@@ -138,6 +141,13 @@ def kernel_distance(
         >>> kernel_distance(x, x + 1, subset_size=None, degree=1)
         (-1.0, 0.0)
     """
+    if protocol is not None:
+        chosen = {"subsets": subsets, "subset_size": subset_size, "kernel": kernel, "degree": degree}
+        check_left(protocol, kernel_distance, **chosen, gamma=gamma, coef=coef, sigma=sigma)
+        # Imported here because the protocols are made of these functions.
+        from lipgan.metrics import protocols
+
+        return protocols.get(protocol).kernel_distance(real, fake, generator=generator)
     x, y = as_pair("real", real, "fake", fake)
     apply = _kernel(kernel, x.shape[1], degree, gamma, coef, sigma)
     check_count("subsets", subsets)
@@ -182,10 +192,11 @@ class KernelDistance(TwoSides):
         features: takes a batch of images to features ``[n, d]``, without gradient and as it is: put a network into eval
             mode first. None: ``update`` is given features.
         reset_real_features: whether :meth:`reset` forgets the real features too.
-        options: what else :func:`kernel_distance` takes: ``subsets``, ``subset_size``, ``kernel``, ``generator``...
+        options: what else :func:`kernel_distance` takes: ``subsets``, ``subset_size``, ``generator``, ``protocol``...
 
     Raises:
         TypeError: ``features`` cannot be called, or an option that there is not.
+        ValueError: ``protocol`` is unknown or has no kernel distance.
 
     Example::
 
@@ -204,6 +215,10 @@ class KernelDistance(TwoSides):
         super().__init__(features, reset_real_features)
         # Now, and not when the features are all there.
         inspect.signature(kernel_distance).bind(None, None, **options)
+        if options.get("protocol") is not None:
+            from lipgan.metrics import protocols
+
+            protocols.get(options["protocol"]).require("kid")
         self.options = options
 
     def compute(self) -> tuple[Tensor, Tensor]:

@@ -73,6 +73,7 @@ class Reader:
         device: where features and statistics are computed.
         size: bring images to ``size x size`` pixels. None: as they are; of a data set, its default.
         batch_size: images of one call of the extractor.
+        workers: threads that read image files while the extractor runs; 0: none.
         skip_broken: leave out the image files that cannot be used, instead of raising.
         progress: called with the batches of a source and their number, and iterated in their place.
     """
@@ -81,6 +82,7 @@ class Reader:
     device: torch.device
     size: int | None = None
     batch_size: int = 50
+    workers: int = 0
     skip_broken: bool = False
     progress: Callable[[Iterator[Tensor], int], Iterator[Tensor]] = lambda batches, number: batches
 
@@ -110,7 +112,9 @@ class Reader:
             def skip(error: ImageError) -> None:
                 skipped.append(str(error))
 
-            batches = image_batches(paths, self.batch_size, self.size, skip=skip if self.skip_broken else None)
+            batches = image_batches(
+                paths, self.batch_size, self.size, skip=skip if self.skip_broken else None, workers=self.workers
+            )
         else:
             samples = data.load(source.name, self.size or data.DEFAULT_SIZE).samples
             total = len(samples)
