@@ -367,7 +367,7 @@ def _parser() -> argparse.ArgumentParser:
         "measure against PyTorch on this machine, after checking that the results agree",
         "lipgan bench spectral-norm --json bench.json",
     )
-    names = ("spectral-norm", "gradient-penalty", "frechet", "prdc", "fid", "all")
+    names = ("spectral-norm", "gradient-penalty", "frechet", "prdc", "fid", "kid", "all")
     bench.add_argument("which", nargs="?", choices=names, default="all", help="default: all")
     bench.add_argument("--json", type=Path, metavar="FILE", help="write every number there")
     bench.add_argument("--plot", type=Path, metavar="DIR", help="write plots there")
