@@ -203,7 +203,9 @@ def test_fid_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(fid, "BATCHES", [7, 50])
     monkeypatch.setattr(harness, "_TURN_SECONDS", 0.0)
     monkeypatch.setattr(fid, "in_fresh_process", lambda function, *args: function(*args))
-    (table,) = fid.run(seconds=0.0)
+    monkeypatch.setattr(fid, "_command_times", lambda seed: (2.0, 1.9))
+    table, command = fid.run(seconds=0.0)
+    assert command.rows == [{"total ms": 2000.0, "extractor ms": 1900.0, "around it, %": pytest.approx(5)}]
     assert [row["rows at once"] for row in table.rows] == [7, 50]
     assert all(row["ratio"] == pytest.approx(row["eigvals ms"] / row["lipgan ms"]) for row in table.rows)
     bench._plot(fid, [table], tmp_path / "plot.png")
@@ -212,6 +214,23 @@ def test_fid_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(fid, "_by_lipgan", lambda *sides: 1.01 * right(*sides))
     with pytest.raises(AssertionError, match=r"lipgan and torch eigvals differ by 1\.0e-02, relative"):
         fid.run(seconds=0.0)
+
+
+def test_the_command_on_folders_is_timed_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fid, "IMAGES", 2)
+    monkeypatch.setattr(fid, "SIDE", 16)
+    forward = fid.InceptionFeatures.forward
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        total, extractor = fid._command_times(0)
+    finally:
+        torch.set_num_threads(threads)
+    assert 0 < extractor < total
+    assert fid.InceptionFeatures.forward is forward
+    monkeypatch.setattr(fid, "_write_weights", lambda folder, seed: folder / "absent.pth")
+    with pytest.raises(AssertionError, match=r"ended with status 2: .*absent\.pth"):
+        fid._command_times(0)
 
 
 def test_kid_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -173,7 +173,9 @@ def kernel_distance(
         in_x, in_y = (_subsets(len(rows), subsets, subset_size, generator) for rows in (x, y))
         # Entries of the kernel matrices, halved by symmetry. One pass over all adds its product with the memberships.
         together = 0.5 * (len(x) + len(y)) ** 2 * (x.shape[1] + subsets)
-        if together < subsets * 0.5 * (2 * subset_size) ** 2 * x.shape[1]:
+        # One by one, rows are gathered and products are small, which costs a quarter more.
+        apart = 1.25 * subsets * 0.5 * (2 * subset_size) ** 2 * x.shape[1]
+        if together < apart:
             estimates = _estimates(
                 apply, x, _membership(in_x, len(x), x.device), y, _membership(in_y, len(y), y.device)
             )

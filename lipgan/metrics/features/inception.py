@@ -354,7 +354,8 @@ def _checked(path: Path, state: Any, expected: dict[str, Tensor]) -> dict[str, T
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{path} must hold a dict of tensors, got {type(state).__name__}")
     # How many batches trained a batch norm plays no role in eval mode, and old files do not say it.
-    counters = {name: torch.zeros_like(t, device="cpu") for name, t in expected.items() if t.ndim == 0}
+    # (zeros_like of a tensor on the meta device imports sympy, for a second.)
+    counters = {name: torch.zeros((), dtype=t.dtype) for name, t in expected.items() if t.ndim == 0}
     weights = {name: tensor for name, tensor in state.items() if name not in counters}
     wanted = {name: tensor.shape for name, tensor in expected.items() if name not in counters}
     wrong = [name for name in [*wanted, *weights] if name not in weights or weights[name].shape != wanted.get(name)]
