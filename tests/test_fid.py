@@ -139,6 +139,33 @@ def test_sides_of_two_sizes_are_pointed_out(
     assert f"{tmp_path} has 1800 features a sample, {folders[0]} 216" in error
 
 
+def test_inception_takes_images_of_several_sizes(
+    folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Means(features.InceptionFeatures):
+        """The means of the channels, in the place of a network."""
+
+        name, dim = "means", 3
+
+        def __init__(self, **options: object) -> None:
+            torch.nn.Module.__init__(self)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return images.double().mean((2, 3))
+
+    monkeypatch.setattr(features, "EXTRACTORS", {**features.EXTRACTORS, "inception": Means})
+    for i in range(5):
+        Image.new("RGB", (9 + i // 2, 8), (i, 40 * i, 9 * i * i)).save(tmp_path / f"{i}.png")
+    value, error = fid(capsys, folders[0], tmp_path, "--json", tmp_path / "out.json")
+    rows = np.array([[i, 40 * i, 9 * i * i] for i in range(5)], float)
+    images = [np.asarray(Image.open(path)).mean((0, 1)) for path in sorted(folders[0].rglob("*.png"))]
+    expected = [f(np.array(x)) for x in (images, rows) for f in (lambda x: x.mean(0), lambda x: np.cov(x.T))]
+    assert value == pytest.approx(frechet_distance(*expected), rel=1e-9)
+    assert "B: 5 samples" in error
+    assert "of several sizes in RGB, features means" in error
+    assert json.loads((tmp_path / "out.json").read_text())["b"]["pixels"] is None
+
+
 def test_json(folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Image.new("RGB", (9, 8)).save(tmp_path / "good.png")
     Image.new("RGB", (9, 8), (1, 2, 3)).save(tmp_path / "white.png")

@@ -163,6 +163,9 @@ def test_images_of_two_sizes_need_a_size(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"b\.png has 4 x 2 pixels, images before it 3 x 2"):
         list(image_batches(find_images(tmp_path), 1))
     assert next(iter(image_batches(find_images(tmp_path), 2, 8))).shape == (2, 3, 8, 8)
+    Image.new("RGB", (4, 2)).save(tmp_path / "c.png")
+    batches = list(image_batches(find_images(tmp_path), 2, mixed=True))
+    assert [tuple(batch.shape) for batch in batches] == [(1, 3, 2, 3), (2, 3, 2, 4)]
 
 
 def whole_png() -> bytes:

@@ -144,6 +144,7 @@ def image_batches(
     *,
     skip: Callable[[ImageError], None] | None = None,
     workers: int = 0,
+    mixed: bool = False,
 ) -> Iterator[Tensor]:
     """Read files in batches.
 
@@ -154,13 +155,14 @@ def image_batches(
         skip: told of each file that cannot be used, which is then left out. None: the first one ends the reading.
         workers: threads that read up to a batch ahead, while the caller is busy with the one before. Order and errors
             are the same with any number; more than 64 are taken as 64. 0: read when a batch is asked for.
+        mixed: whether the images may differ in size; a batch then ends where the size changes.
 
     Yields:
         ``[n, 3, h, w]``, uint8.
 
     Raises:
         ImageError: a file cannot be used, and ``skip`` is None.
-        ValueError: an image has another size than the first, and ``size`` is None.
+        ValueError: an image has another size than the first, ``size`` is None and ``mixed`` false.
     """
     batch: list[Tensor] = []
     shape: torch.Size | None = None
@@ -173,12 +175,15 @@ def image_batches(
                     raise
                 skip(error)
                 continue
+            if mixed and batch and image.shape != batch[0].shape:
+                yield torch.stack(batch)
+                batch = []
             if shape is None:
                 shape = image.shape
-            if image.shape != shape:
+            if image.shape != shape and not mixed:
                 raise ValueError(
                     f"{path} has {image.shape[2]} x {image.shape[1]} pixels, images before it "
-                    f"{shape[2]} x {shape[1]}: scale them all to one size"
+                    f"{shape[2]} x {shape[1]}: scale them all to one size, by size or --size"
                 )
             batch.append(image)
             if len(batch) == batch_size:
