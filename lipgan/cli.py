@@ -18,6 +18,8 @@ __all__ = ["main"]
 
 # As lipgan.evaluate has them; tests hold the two together.
 EVALUATION_METRICS = ("fid", "is", "kid", "prdc")
+# As lipgan.metrics.protocols has them.
+PROTOCOLS = ("clean", "lipgan", "pytorch-fid", "torch-fidelity", "torchmetrics")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -264,11 +266,17 @@ def _parser() -> argparse.ArgumentParser:
         "--protocol",
         metavar="NAME",
         default="pytorch-fid",
-        help="as which package: pytorch-fid, torch-fidelity, torchmetrics; they differ in how images are brought to "
-        "the size of Inception (default: pytorch-fid)",
+        help=f"as which package: {', '.join(PROTOCOLS)}; they differ in how images are brought to the size of "
+        "Inception (default: pytorch-fid)",
     )
     fid.add_argument("--size", type=_whole(1), metavar="N", help="bring images to N x N pixels (default: as they are)")
     fid.add_argument("--batch-size", type=_whole(1), default=50, metavar="N", help="images at once (default: 50)")
+    fid.add_argument(
+        "--workers",
+        type=_whole(0),
+        metavar="N",
+        help="threads that read image files while the features are computed; 0: none (default: one a core, up to 4)",
+    )
     fid.add_argument("--skip-broken", action="store_true", help="name broken and huge image files, and go on")
     fid.add_argument("--save-stats", type=Path, metavar="FILE", help="write the statistics of A there, as .npz")
     fid.add_argument("--json", type=Path, metavar="FILE", help="write the distance and how it was computed there")
@@ -297,7 +305,21 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="samples (default: 2000)",
     )
-    evaluation.add_argument("--data", metavar="NAME", help="compare with that data set (default: the checkpoint's)")
+    evaluation.add_argument(
+        "--data",
+        metavar="NAME",
+        help="compare with that data set, or with the images in that folder, scaled to the size of the samples "
+        "(default: the checkpoint's)",
+    )
+    evaluation.add_argument(
+        "--workers", type=_whole(0), metavar="N", help="threads that read the images of a folder, as of lipgan fid"
+    )
+    evaluation.add_argument(
+        "--protocol",
+        metavar="NAME",
+        default="lipgan",
+        help=f"the metrics as which package defines them: {', '.join(PROTOCOLS)} (default: lipgan)",
+    )
     evaluation.add_argument(
         "--features",
         metavar="NAME",
@@ -315,7 +337,7 @@ def _parser() -> argparse.ArgumentParser:
         "measure against PyTorch on this machine, after checking that the results agree",
         "lipgan bench spectral-norm --json bench.json",
     )
-    names = ("spectral-norm", "gradient-penalty", "frechet", "prdc", "fid", "step", "all")
+    names = ("spectral-norm", "gradient-penalty", "frechet", "prdc", "fid", "kid", "step", "all")
     bench.add_argument("which", nargs="?", choices=names, default="all", help="default: all")
     bench.add_argument("--json", type=Path, metavar="FILE", help="write every number there")
     bench.add_argument("--plot", type=Path, metavar="DIR", help="write plots there")

@@ -14,24 +14,23 @@ from torch import Tensor, nn
 import lipgan
 from lipgan import data
 from lipgan.data import Dataset
+from lipgan.data.images import default_workers, find_images, image_batches
 from lipgan.fid import check_folder, find_extractor, progress_bar, say
-from lipgan.metrics import FeatureStats, frechet_distance, inception_score, kernel_distance, prdc
+from lipgan.metrics import FeatureStats, frechet_distance, protocols
 from lipgan.metrics.features import FeatureExtractor
+from lipgan.metrics.protocols import Protocol
 from lipgan.metrics.sources import as_image_files
 from lipgan.ops import nearest_neighbours
-from lipgan.training import Trainer
-from lipgan.training.checkpoint import write_atomically
+from lipgan.training import checkpoint, load_generator
+from lipgan.training.checkpoint import CheckpointError, write_atomically
 from lipgan.training.pictures import evaluation_page
 from lipgan.training.run import CHECKPOINT
+from lipgan.training.trainer import draw
 
 __all__ = ["METRICS", "Metric", "main"]
 
 _BATCH_SIZE = 256
 _PLOTTED = 64
-
-_SPLITS = 10
-_SUBSETS, _SUBSET_SIZE = 100, 1000
-_NEAREST_K = 5
 
 
 @dataclass(frozen=True)
@@ -46,48 +45,49 @@ class _Samples:
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric of ``lipgan eval``.
+    """A metric of ``lipgan eval``, as a protocol defines it.
 
     Attributes:
         title: what the plot calls it.
         minimum: generated samples that it needs.
-        compute: takes what was measured to the numbers by name, and to how they are defined, in words.
+        compute: takes what was measured to the numbers by name.
     """
 
     title: str
-    minimum: int
-    compute: Callable[[_Samples], tuple[dict[str, float], str]]
+    minimum: Callable[[Protocol], int]
+    compute: Callable[[_Samples, Protocol], dict[str, float]]
 
 
-def _fid(samples: _Samples) -> tuple[dict[str, float], str]:
-    real, fake = (FeatureStats(x.shape[1], device=x.device).update(x) for x in (samples.real, samples.fake))
-    distance = frechet_distance(real.mean, real.cov, fake.mean, fake.cov)
-    return {"fid": float(distance)}, f"covariance over n - {real.ddof}"
+def _fid(samples: _Samples, protocol: Protocol) -> dict[str, float]:
+    real, fake = (
+        FeatureStats(x.shape[1], ddof=protocol.ddof, device=x.device).update(x) for x in (samples.real, samples.fake)
+    )
+    return {"fid": float(frechet_distance(real.mean, real.cov, fake.mean, fake.cov))}
 
 
-def _is(samples: _Samples) -> tuple[dict[str, float], str]:
+def _is(samples: _Samples, protocol: Protocol) -> dict[str, float]:
     assert samples.probabilities is not None
-    mean, std = inception_score(samples.probabilities, _SPLITS)
-    return {"is": mean, "std": std}, f"{_SPLITS} splits, in the order of the samples"
-
-
-def _kid(samples: _Samples) -> tuple[dict[str, float], str]:
-    size = min(_SUBSET_SIZE, len(samples.real), len(samples.fake))
     generator = torch.Generator().manual_seed(samples.seed)
-    mean, std = kernel_distance(samples.real, samples.fake, _SUBSETS, size, generator=generator)
-    return {"kid": mean, "std": std}, f"cubic kernel, {_SUBSETS} subsets of {size}"
+    mean, std = protocol.inception_score(samples.probabilities, generator=generator)
+    return {"is": mean, "std": std}
 
 
-def _prdc(samples: _Samples) -> tuple[dict[str, float], str]:
-    return prdc(samples.real, samples.fake, _NEAREST_K, "lt"), f"nearest_k {_NEAREST_K}, open balls"
+def _kid(samples: _Samples, protocol: Protocol) -> dict[str, float]:
+    generator = torch.Generator().manual_seed(samples.seed)
+    mean, std = protocol.kernel_distance(samples.real, samples.fake, generator=generator)
+    return {"kid": mean, "std": std}
+
+
+def _prdc(samples: _Samples, protocol: Protocol) -> dict[str, float]:
+    return protocol.prdc(samples.real, samples.fake)
 
 
 METRICS: Mapping[str, Metric] = MappingProxyType(
     {
-        "fid": Metric("Frechet distance", 2, _fid),
-        "is": Metric("Inception Score", _SPLITS, _is),
-        "kid": Metric("Kernel distance", 2, _kid),
-        "prdc": Metric("Precision, recall, ...", _NEAREST_K + 1, _prdc),
+        "fid": Metric("Frechet distance", lambda protocol: 2, _fid),
+        "is": Metric("Inception Score", lambda protocol: protocol.splits or 1, _is),
+        "kid": Metric("Kernel distance", lambda protocol: 2 if protocol.capped else protocol.subset_size, _kid),
+        "prdc": Metric("Precision, recall, ...", lambda protocol: protocol.neighbours()[0] + 1, _prdc),
     }
 )
 
@@ -102,14 +102,17 @@ def main(args: argparse.Namespace, device: torch.device) -> None:
         check_folder(output)
     if args.plot is not None and args.plot.suffix.lower() != ".png":
         raise ValueError(f"--plot {args.plot} must end in .png")
+    protocol = protocols.get(args.protocol)
     path: Path = args.checkpoint / CHECKPOINT if args.checkpoint.is_dir() else args.checkpoint
-    trainer = Trainer.load(path, device=device)
-    dataset = _dataset(trainer, args.data)
-    extractor = find_extractor(args.features or ("digits" if dataset.name == "digits" else None), args.download)
-    names = _metrics(args.metrics, extractor, args.number)
+    generator = load_generator(path, device=device)
+    trained = _Trained.read(path)
+    dataset = _dataset(trained, args.data, default_workers() if args.workers is None else args.workers)
+    features = args.features or ("digits" if dataset.name == "digits" else None)
+    extractor = find_extractor(features, args.download, protocol.preprocessing)
+    names = _metrics(args.metrics, extractor, protocol, args.number)
 
     seed = args.seed or 0
-    generated = trainer.sample(args.number, seed=seed)
+    generated = draw(generator, args.number, seed)
     if not bool(generated.isfinite().all()):
         raise ValueError(f"the generator of {path} makes samples that are not finite")
     if isinstance(extractor, nn.Module):
@@ -120,14 +123,15 @@ def main(args: argparse.Namespace, device: torch.device) -> None:
     samples = _Samples(real, fake, probabilities, seed)
     metrics: dict[str, dict[str, Any]] = {}
     for name in names:
-        values, definition = METRICS[name].compute(samples)
-        metrics[name] = {"values": values, "definition": definition}
+        definition = protocol.definition(name, min(len(real), len(fake)))
+        metrics[name] = {"values": METRICS[name].compute(samples, protocol), "definition": definition}
 
     height, width = dataset.shape[1:]
-    protocol = {
+    facts = {
+        "name": protocol.name,
         "checkpoint": str(path),
-        "recipe": trainer.recipe.name,
-        "step": trainer.step,
+        "recipe": trained.recipe,
+        "step": trained.step,
         "generated": args.number,
         "seed": seed,
         "data": dataset.name,
@@ -135,9 +139,10 @@ def main(args: argparse.Namespace, device: torch.device) -> None:
         "pixels": [width, height],
         "features": extractor.name,
     }
+    by = f"features {extractor.name}, protocol {protocol.name}"
     compared = (
-        f"{args.number} samples of {path} ({trainer.recipe.name}, step {trainer.step}, seed {seed}) against "
-        f"{len(dataset)} of {dataset.name}, {width} x {height} pixels of 8 bits in RGB, features {extractor.name}"
+        f"{args.number} samples of {path} ({trained.recipe}, step {trained.step}, seed {seed}) against "
+        f"{len(dataset)} of {dataset.name}, {width} x {height} pixels of 8 bits in RGB, {by}"
     )
     if args.plot is not None:
         shown = min(_PLOTTED, args.number)
@@ -147,35 +152,71 @@ def main(args: argparse.Namespace, device: torch.device) -> None:
         page = evaluation_page(generated[:shown], neighbours, rows, compared)
         write_atomically(args.plot, page)
     if args.json is not None:
-        result = {"metrics": metrics, "protocol": protocol, "lipgan": lipgan.__version__}
+        result = {"metrics": metrics, "protocol": facts, "lipgan": lipgan.__version__}
         write_atomically(args.json, (json.dumps(result, indent=2) + "\n").encode())
     say(compared)
     for name, row in metrics.items():
-        print(f"{name + ':':<6}{_in_words(row['values'])}  ({row['definition']}, features {extractor.name})")
+        print(f"{name + ':':<6}{_in_words(row['values'])}  ({row['definition']}, {by})")
 
 
-def _dataset(trainer: Trainer, name: str | None) -> Dataset:
-    """The data set called ``name``, in the size of the trainer's; None: the trainer's own."""
-    shape = trainer.data.shape
+@dataclass(frozen=True)
+class _Trained:
+    """What a checkpoint says of its generator."""
+
+    path: Path
+    recipe: str
+    step: int
+    data: str
+    shape: tuple[int, ...]
+
+    @classmethod
+    def read(cls, path: Path) -> "_Trained":
+        state = checkpoint.read(path)
+        try:
+            return cls(path, state["recipe"]["name"], state["step"], state["data"], tuple(state["shape"]))
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(f"checkpoint {path} does not say how its generator was trained: {error}") from error
+
+
+def _dataset(trained: _Trained, name: str | None, workers: int) -> Dataset:
+    """The images of the folder or data set ``name``, in the size of the generator's; None: what it was trained on."""
+    shape = trained.shape
     if len(shape) != 3 or shape[0] not in (1, 3):
         raise ValueError(f"lipgan eval takes generators of images [1 or 3, h, w], got samples of shape {shape}")
-    if name is None or name == trainer.data.name:
-        return trainer.data
+    if name is None and trained.data not in data.LOADERS:
+        raise ValueError(
+            f"{trained.path} was trained on {trained.data!r}, which is no data set of lipgan: name a data set "
+            f"({', '.join(data.names())}) or a folder of images by --data"
+        )
+    name = trained.data if name is None else name
+    if Path(name).is_dir():
+        if shape[1] != shape[2]:
+            raise ValueError(f"--data {name} is brought to square images, but the generator makes {shape}")
+        paths = find_images(name)
+        batches = image_batches(paths, _BATCH_SIZE, shape[1], workers=workers)
+        images = torch.cat(list(progress_bar(batches, -(-len(paths) // _BATCH_SIZE))))
+        return Dataset(name, images.float() / 127.5 - 1)
     dataset = data.load(name, shape[-1])
     if dataset.shape[1:] != shape[1:]:
-        raise ValueError(f"--data {name} has samples of shape {dataset.shape}, the generator makes {shape}")
+        raise ValueError(f"the data set {name} has samples of shape {dataset.shape}, the generator makes {shape}")
     return dataset
 
 
-def _metrics(names: list[str] | None, extractor: FeatureExtractor, number: int) -> list[str]:
-    """The metrics asked for, each once; None: all that the features allow."""
+def _metrics(names: list[str] | None, extractor: FeatureExtractor, protocol: Protocol, number: int) -> list[str]:
+    """The metrics asked for, each once; None: all that the features and the protocol allow."""
     scores = hasattr(extractor, "probabilities")
-    chosen = list(dict.fromkeys(names)) if names else [name for name in METRICS if name != "is" or scores]
+    if names:
+        chosen = list(dict.fromkeys(names))
+        for name in chosen:
+            protocol.require(name)
+    else:
+        chosen = [name for name in METRICS if protocol.definition(name) is not None and (name != "is" or scores)]
     if "is" in chosen and not scores:
         raise ValueError(f"the metric is needs class probabilities, which the features {extractor.name} do not give")
     for name in chosen:
-        if number < METRICS[name].minimum:
-            raise ValueError(f"the metric {name} needs at least {METRICS[name].minimum} samples, got -n {number}")
+        minimum = METRICS[name].minimum(protocol)
+        if number < minimum:
+            raise ValueError(f"the metric {name} needs at least {minimum} samples, got -n {number}")
     return chosen
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 import lipgan
+from lipgan.data.images import default_workers
 from lipgan.metrics import features, frechet_distance, protocols
 from lipgan.metrics.features import FeatureExtractor
 from lipgan.metrics.sources import Reader, Side, find_source
@@ -35,6 +36,7 @@ def main(args: argparse.Namespace, device: torch.device) -> None:
         device,
         size=args.size,
         batch_size=args.batch_size,
+        workers=default_workers() if args.workers is None else args.workers,
         skip_broken=args.skip_broken,
         progress=progress_bar,
     )
@@ -125,7 +127,7 @@ def _protocol(side: Side) -> dict[str, Any]:
 def _in_words(side: dict[str, Any], package: str) -> str:
     samples = "an unknown number of" if side["samples"] is None else side["samples"]
     words = f"{samples} samples, {side['kind']} {side['source']}"
-    if side["pixels"] is not None:
-        width, height = side["pixels"]
-        words += f", {width} x {height} pixels in RGB, features {side['features']}, protocol {package}"
+    if side["features"] is not None:
+        size = "of several sizes" if side["pixels"] is None else "{} x {} pixels".format(*side["pixels"])
+        words += f", {size} in RGB, features {side['features']}, protocol {package}"
     return words if side["ddof"] is None else f"{words}, covariance over n - {side['ddof']}"

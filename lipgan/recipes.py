@@ -195,7 +195,7 @@ def _table(*rows: Recipe) -> Mapping[str, Recipe]:
     return MappingProxyType({row.name: row for row in rows})
 
 
-# Steps sizes and decay rates of DCGAN (Radford et al. 2015), which most systems without a Lipschitz constraint took over.
+# Step sizes and decay rates of DCGAN (Radford et al. 2015), which most systems without a Lipschitz constraint took.
 _DCGAN: Mapping[str, Any] = {"generator_lr": 2e-4, "critic_lr": 2e-4, "betas": (0.5, 0.999)}
 _SALIMANS = "Salimans et al. 2016, Improved Techniques for Training GANs, 1606.03498"
 _NOWOZIN = "Nowozin et al. 2016, f-GAN, 1606.00709"

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lipgan import bench
-from lipgan.bench import fid, frechet, harness, prdc
+from lipgan.bench import fid, frechet, harness, kid, prdc
 from lipgan.bench import gradient_penalty as penalties
 from lipgan.bench import spectral_norm as benchmark
 from lipgan.cli import main
@@ -203,7 +203,9 @@ def test_fid_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(fid, "BATCHES", [7, 50])
     monkeypatch.setattr(harness, "_TURN_SECONDS", 0.0)
     monkeypatch.setattr(fid, "in_fresh_process", lambda function, *args: function(*args))
-    (table,) = fid.run(seconds=0.0)
+    monkeypatch.setattr(fid, "_command_times", lambda seed: (2.0, 1.9))
+    table, command = fid.run(seconds=0.0)
+    assert command.rows == [{"total ms": 2000.0, "extractor ms": 1900.0, "around it, %": pytest.approx(5)}]
     assert [row["rows at once"] for row in table.rows] == [7, 50]
     assert all(row["ratio"] == pytest.approx(row["eigvals ms"] / row["lipgan ms"]) for row in table.rows)
     bench._plot(fid, [table], tmp_path / "plot.png")
@@ -212,6 +214,41 @@ def test_fid_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(fid, "_by_lipgan", lambda *sides: 1.01 * right(*sides))
     with pytest.raises(AssertionError, match=r"lipgan and torch eigvals differ by 1\.0e-02, relative"):
         fid.run(seconds=0.0)
+
+
+def test_the_command_on_folders_is_timed_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fid, "IMAGES", 2)
+    monkeypatch.setattr(fid, "SIDE", 16)
+    forward = fid.InceptionFeatures.forward
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        total, extractor = fid._command_times(0)
+    finally:
+        torch.set_num_threads(threads)
+    assert 0 < extractor < total
+    assert fid.InceptionFeatures.forward is forward
+    monkeypatch.setattr(fid, "_write_weights", lambda folder, seed: folder / "absent.pth")
+    with pytest.raises(AssertionError, match=r"ended with status 2: .*absent\.pth"):
+        fid._command_times(0)
+
+
+def test_kid_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(kid, "CASES", [(40, "float32"), (50, "float64")])
+    monkeypatch.setattr(kid, "DIM", 6)
+    monkeypatch.setattr(kid, "SUBSETS", 4)
+    monkeypatch.setattr(kid, "SUBSET_SIZE", 20)
+    monkeypatch.setattr(harness, "_TURN_SECONDS", 0.0)
+    monkeypatch.setattr(kid, "in_fresh_process", lambda function, *args: function(*args))
+    (table,) = kid.run(seconds=0.0)
+    assert [(row["n"], row["dtype"]) for row in table.rows] == kid.CASES
+    assert all(row["ratio"] == pytest.approx(row["matrices ms"] / row["lipgan ms"]) for row in table.rows)
+    bench._plot(kid, [table], tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+    right = kid.kernel_distance
+    monkeypatch.setattr(kid, "kernel_distance", lambda *args, **options: (right(*args, **options)[0], 2.0))
+    with pytest.raises(AssertionError, match=r"deviation: lipgan says 2\.0, the matrices say"):
+        kid.run(seconds=0.0)
 
 
 def test_the_command_line_knows_every_benchmark(capsys: pytest.CaptureFixture[str]) -> None:

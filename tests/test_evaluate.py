@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lipgan import cli, data, evaluate
 from lipgan.cli import main
-from lipgan.metrics import features, inception_score, kernel_distance, prdc
+from lipgan.metrics import features, inception_score, kernel_distance, prdc, protocols
 from lipgan.training import load_generator
 from lipgan.training.pictures import evaluation_page
 from lipgan.training.trainer import draw
@@ -78,6 +78,7 @@ def test_metrics_and_protocol(run: Path, tmp_path: Path, capsys: pytest.CaptureF
     )
     result = json.loads(path.read_text())
     assert result["protocol"] == {
+        "name": "lipgan",
         "checkpoint": str(run / "checkpoint.pt"),
         "recipe": "sngan",
         "step": 20,
@@ -90,7 +91,7 @@ def test_metrics_and_protocol(run: Path, tmp_path: Path, capsys: pytest.CaptureF
     }
     assert error == (
         f"lipgan: {N} samples of {run / 'checkpoint.pt'} (sngan, step 20, seed 0) against 1797 of digits, "
-        "8 x 8 pixels of 8 bits in RGB, features digits\n"
+        "8 x 8 pixels of 8 bits in RGB, features digits, protocol lipgan\n"
     )
 
     extractor = features.get("digits")
@@ -108,7 +109,7 @@ def test_metrics_and_protocol(run: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert len(lines) == 3
     for line, (name, row) in zip(lines, result["metrics"].items(), strict=True):
         assert line.startswith(f"{name}:")
-        assert line.endswith(f"({row['definition']}, features digits)")
+        assert line.endswith(f"({row['definition']}, features digits, protocol lipgan)")
     assert f"precision {values['prdc']['precision']:.4f}, recall {values['prdc']['recall']:.4f}" in lines[0]
     assert f"{values['kid']['kid']:.6g} +- {values['kid']['std']:.2g}" in lines[1]
     assert "100 subsets of 40" in lines[1]
@@ -125,7 +126,7 @@ def test_by_default_all_metrics_that_the_features_allow(run: Path, capsys: pytes
     assert [line.split(":")[0] for line in lines] == ["fid", "is", "kid", "prdc"]
     lines, error = evaluated(capsys, run, "-n", N, "--features", "pixels", "--data", "digits")
     assert [line.split(":")[0] for line in lines] == ["fid", "kid", "prdc"]
-    assert error.endswith("features pixels\n")
+    assert error.endswith("features pixels, protocol lipgan\n")
     assert tuple(evaluate.METRICS) == cli.EVALUATION_METRICS
 
 
@@ -178,6 +179,9 @@ def test_a_page_holds_its_samples_and_table() -> None:
         (["--metrics", "is", "--features", "pixels"], "which the features pixels do not give"),
         (["--data", "digit"], "digits"),
         (["--features", "pixel"], "pixels"),
+        (["--protocol", "cleen"], "unknown protocol 'cleen'; did you mean clean"),
+        (["--protocol", "clean", "--metrics", "fid", "is"], "protocol 'clean' has no Inception Score"),
+        (["--protocol", "torchmetrics", "-n", "999"], "the metric kid needs at least 1000 samples, got -n 999"),
         (["--features", "pixels", "--download"], "--download fetches the weights of inception"),
         (["--plot", "eval.jpg"], "eval.jpg must end in .png"),
         (["--json", "absent/eval.json"], "absent is not a folder"),
@@ -218,7 +222,11 @@ def test_checkpoints_that_cannot_be_used(run: Path, tmp_path: Path, capsys: pyte
     state = torch.load(run / "checkpoint.pt", weights_only=True)
     unknown = tmp_path / "unknown.pt"
     torch.save(state | {"data": "faces"}, unknown)
-    assert "faces" in refusal(capsys, unknown)
+    assert "was trained on 'faces', which is no data set of lipgan: name a data set (" in refusal(capsys, unknown)
+    lines, _ = evaluated(capsys, unknown, "-n", N, "--data", "digits", "--metrics", "fid")
+    assert lines == evaluated(capsys, run, "-n", N, "--metrics", "fid")[0]
+    torch.save({key: value for key, value in state.items() if key != "step"}, damaged)
+    assert "does not say how its generator was trained: 'step'" in refusal(capsys, damaged)
     for weight in state["ema"].values():
         if weight.is_floating_point():
             weight.fill_(torch.nan)
@@ -232,3 +240,38 @@ def test_an_unknown_metric_is_refused(run: Path, capsys: pytest.CaptureFixture[s
         main(["eval", str(run), "--metrics", "fdi"])
     assert exit.value.code == 2
     assert "fdi" in capsys.readouterr().err
+
+
+def test_a_protocol_decides_the_definitions(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "eval.json"
+    n = 1000
+    lines, _ = evaluated(capsys, run, "-n", n, "--protocol", "torch-fidelity", "--json", path)
+    result = json.loads(path.read_text())
+    assert result["protocol"]["name"] == "torch-fidelity"
+    assert list(result["metrics"]) == ["fid", "is", "kid", "prdc"]
+    protocol = protocols.get("torch-fidelity")
+    fake = levels(draw(load_generator(run / "checkpoint.pt"), n, 0))
+    probabilities = features.get("digits").probabilities(fake)  # type: ignore[attr-defined]
+    score = protocol.inception_score(probabilities)
+    assert list(result["metrics"]["is"]["values"].values()) == pytest.approx(score, rel=1e-4)
+    assert list(result["metrics"]["prdc"]["values"]) == ["precision", "recall", "f1"]
+    for line, name in zip(lines, result["metrics"], strict=True):
+        assert line.endswith(f"({protocol.definition(name, n)}, features digits, protocol torch-fidelity)")
+    lines, _ = evaluated(capsys, run, "-n", N, "--protocol", "pytorch-fid")
+    assert [line.split(":")[0] for line in lines] == ["fid"]
+
+
+def test_a_folder_of_images_in_place_of_the_data_set(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for i, image in enumerate(levels(data.load("digits", 8).samples)):
+        Image.fromarray(image[0].numpy()).save(tmp_path / f"{i:04}.png")
+    options = (run, "-n", N, "--features", "digits", "--metrics", "fid", "prdc")
+    expected, _ = evaluated(capsys, *options)
+    lines, error = evaluated(capsys, *options, "--data", tmp_path, "--workers", 2)
+    assert lines == expected
+    assert f"against 1797 of {tmp_path}, 8 x 8 pixels" in error
+    (tmp_path / "0500.png").write_bytes(b"no image")
+    assert "0500.png cannot be used" in refusal(capsys, *options, "--data", tmp_path)
+    (tmp_path / "empty").mkdir()
+    assert "empty holds no image" in refusal(capsys, *options, "--data", tmp_path / "empty")

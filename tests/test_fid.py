@@ -139,6 +139,33 @@ def test_sides_of_two_sizes_are_pointed_out(
     assert f"{tmp_path} has 1800 features a sample, {folders[0]} 216" in error
 
 
+def test_inception_takes_images_of_several_sizes(
+    folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Means(features.InceptionFeatures):
+        """The means of the channels, in the place of a network."""
+
+        name, dim = "means", 3
+
+        def __init__(self, **options: object) -> None:
+            torch.nn.Module.__init__(self)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return images.double().mean((2, 3))
+
+    monkeypatch.setattr(features, "EXTRACTORS", {**features.EXTRACTORS, "inception": Means})
+    for i in range(5):
+        Image.new("RGB", (9 + i // 2, 8), (i, 40 * i, 9 * i * i)).save(tmp_path / f"{i}.png")
+    value, error = fid(capsys, folders[0], tmp_path, "--json", tmp_path / "out.json")
+    rows = np.array([[i, 40 * i, 9 * i * i] for i in range(5)], float)
+    images = [np.asarray(Image.open(path)).mean((0, 1)) for path in sorted(folders[0].rglob("*.png"))]
+    expected = [f(np.array(x)) for x in (images, rows) for f in (lambda x: x.mean(0), lambda x: np.cov(x.T))]
+    assert value == pytest.approx(frechet_distance(*expected), rel=1e-9)
+    assert "B: 5 samples" in error
+    assert "of several sizes in RGB, features means" in error
+    assert json.loads((tmp_path / "out.json").read_text())["b"]["pixels"] is None
+
+
 def test_json(folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Image.new("RGB", (9, 8)).save(tmp_path / "good.png")
     Image.new("RGB", (9, 8), (1, 2, 3)).save(tmp_path / "white.png")
@@ -179,6 +206,14 @@ def test_a_broken_image_is_fatal_unless_skipped(
     value, error = fid(capsys, folders[0], tmp_path, "--features", "pixels", "--skip-broken")
     assert value == alone
     assert f"lipgan: skipped: {tmp_path / 'cut.png'} cannot be used: " in error
+
+
+def test_workers_change_nothing(folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    outputs = [
+        fid(capsys, *folders, "--features", "random", "--batch-size", 5, *workers)
+        for workers in ((), ("--workers", 0), ("--workers", 3))
+    ]
+    assert outputs[0] == outputs[1] == outputs[2]
 
 
 def test_nothing_usable(folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -258,7 +293,7 @@ def test_what_can_be_refused_is_refused_before_reading(
     a, b = folders
     for arguments, message in (
         ((a, "nowhere", "--features", "random"), "nowhere does not exist; it must be a folder of images"),
-        ((a, "digit", "--features", "random"), "or a data set (digits)"),
+        ((a, "digit", "--features", "random"), "or a data set (digits,"),
         ((a, b, "--features", "randon"), "unknown feature extractor 'randon'; did you mean random?"),
         ((a, b, "--features", "random", "--protocol", "torch-fid"), "unknown protocol 'torch-fid'; did you mean"),
         ((a, b, "--features", "random", "--download"), "--download fetches the weights of inception, got --features"),
@@ -300,6 +335,7 @@ def test_inception_is_made_of_what_was_named(
         (("--features", "inception", "--download"), {"download": True, "preprocessing": "pytorch"}),
         (("--features", weights), {"weights": str(weights), "preprocessing": "pytorch"}),
         (("--protocol", "torchmetrics"), {"download": False, "preprocessing": "tensorflow"}),
+        (("--protocol", "clean"), {"download": False, "preprocessing": "clean"}),
     ):
         fid(capsys, *folders, *arguments)
         assert calls.pop() == options

@@ -3,6 +3,8 @@
 import io
 import os
 import struct
+import threading
+import warnings
 import zlib
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lipgan.data.images import MAX_PIXELS, ImageError, find_images, image_batches, read_image
+from lipgan.data.images import MAX_PIXELS, ImageError, default_workers, find_images, image_batches, read_image
 
 
 def levels(height: int = 6, width: int = 5, channels: int = 3) -> np.ndarray:
@@ -100,12 +102,70 @@ def test_batches_hold_every_image_once(tmp_path: Path) -> None:
     assert torch.cat(batches)[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("workers", [1, 3, 1000])
+def test_workers_change_nothing(workers: int, tmp_path: Path) -> None:
+    for i in range(17):
+        # Large ones first, so that those behind them are read earlier.
+        Image.new("RGB", (3, 2) if i else (900, 600), (i, 2 * i, 255 - i)).save(tmp_path / f"{i:02}.png")
+    for i in (4, 11):
+        (tmp_path / f"{i:02}.png").write_bytes(b"no image")
+    paths = find_images(tmp_path)
+
+    def read(workers: int) -> tuple[list[torch.Tensor], list[str]]:
+        skipped: list[ImageError] = []
+        batches = list(image_batches(paths, 4, 5, skip=skipped.append, workers=workers))
+        return batches, list(map(str, skipped))
+
+    for ours, theirs in zip(read(workers), read(0), strict=True):
+        assert len(ours) == len(theirs)
+        for x, y in zip(ours, theirs, strict=True):
+            assert torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y
+    with pytest.raises(ImageError, match=r"04\.png"):
+        list(image_batches(paths, 4, 5, workers=workers))
+    batches = image_batches(paths[:4], 2, workers=workers)
+    with pytest.raises(ValueError, match=r"01\.png has 3 x 2 pixels, images before it 900 x 600"):
+        next(batches)
+
+
+def test_workers_end_with_the_batches(tmp_path: Path) -> None:
+    def readers() -> list[str]:
+        return [thread.name for thread in threading.enumerate() if thread.name.startswith("lipgan-images")]
+
+    for i in range(9):
+        Image.new("RGB", (3, 2)).save(tmp_path / f"{i}.png")
+    batches = image_batches(find_images(tmp_path), 2, workers=2)
+    next(batches)
+    assert readers()
+    batches.close()  # type: ignore[attr-defined]
+    assert not readers()
+
+
+def test_warnings_of_pillow_are_off_in_all_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for i in range(40):
+        Image.new("RGB", (40, 40)).save(tmp_path / f"{i}.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    before = list(warnings.filters)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert len(list(image_batches(find_images(tmp_path), 4, workers=4))) == 10
+        warnings.warn("of somebody else", stacklevel=1)
+    assert [str(warning.message) for warning in caught] == ["of somebody else"]
+    assert warnings.filters == before
+
+
+def test_the_default_number_of_workers() -> None:
+    assert 1 <= default_workers() <= 4
+
+
 def test_images_of_two_sizes_need_a_size(tmp_path: Path) -> None:
     Image.new("RGB", (3, 2)).save(tmp_path / "a.png")
     Image.new("RGB", (4, 2)).save(tmp_path / "b.png")
     with pytest.raises(ValueError, match=r"b\.png has 4 x 2 pixels, images before it 3 x 2"):
         list(image_batches(find_images(tmp_path), 1))
     assert next(iter(image_batches(find_images(tmp_path), 2, 8))).shape == (2, 3, 8, 8)
+    Image.new("RGB", (4, 2)).save(tmp_path / "c.png")
+    batches = list(image_batches(find_images(tmp_path), 2, mixed=True))
+    assert [tuple(batch.shape) for batch in batches] == [(1, 3, 2, 3), (2, 3, 2, 4)]
 
 
 def whole_png() -> bytes:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from lipgan.metrics.features import FeatureExtractor, InceptionFeatures, get, inception
@@ -279,6 +280,23 @@ def test_tensorflow_preprocessing(size: tuple[int, int], weights: Path, monkeypa
     np.testing.assert_allclose(seen[0][0].numpy(), (expected - 128) / 128, rtol=0, atol=2e-4)
 
 
+@pytest.mark.parametrize("size", [(7, 5), (1, 1), (32, 32), (299, 299), (300, 298), (700, 310)])
+def test_clean_preprocessing(size: tuple[int, int], weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    extractor = InceptionFeatures(weights, preprocessing="clean")
+    assert extractor.name == "inception-clean"
+    seen = []
+    monkeypatch.setattr(extractor.network, "forward", lambda x, dim: seen.append(x) or torch.zeros(len(x), dim))
+    images = torch.randint(0, 256, (2, 3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images[1] = 255 * (images[1] > 127)  # edges, beyond which a bicubic filter overshoots
+    extractor(images)
+    for image, x in zip(images, seen[0], strict=True):
+        for channel, ours in zip(image, x, strict=True):
+            picture = Image.fromarray(channel.numpy().astype(np.float32))
+            scaled = np.asarray(picture.resize((299, 299), Image.Resampling.BICUBIC)).clip(0, 255)
+            # Pillow and PyTorch keep float32 between the passes along either side, and levels reach 255.
+            np.testing.assert_allclose(128 * ours.numpy() + 128, scaled, rtol=0, atol=1e-4)
+
+
 def test_other_preprocessings_are_refused(weights: Path) -> None:
-    with pytest.raises(ValueError, match="preprocessing must be one of pytorch, tensorflow, got 'clean'"):
-        InceptionFeatures(weights, preprocessing="clean")
+    with pytest.raises(ValueError, match="preprocessing must be one of pytorch, tensorflow, clean, got 'cleaner'"):
+        InceptionFeatures(weights, preprocessing="cleaner")

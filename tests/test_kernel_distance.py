@@ -46,7 +46,8 @@ def test_all_samples(m: int, n: int, d: int, kernel: str, seed: int) -> None:
 @pytest.mark.parametrize("kernel", ["polynomial", "rbf"])
 @pytest.mark.parametrize("block", [1, 3, 16, 17, 1000])
 def test_blocks(block: int, kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_BLOCK", block)
+    for name, size in (("_ROWS", block), ("_COLUMNS", max(1, block // 2)), ("_SQUARE", max(1, block // 3))):
+        monkeypatch.setattr(module, name, size)
     x, y = randn(17, 3), randn(33, 3, seed=1) + 0.5
     value, _ = kernel_distance(x, y, subset_size=None, kernel=kernel)
     assert value == pytest.approx(definition(x, y, kernel), rel=1e-11, abs=1e-12)
@@ -54,7 +55,8 @@ def test_blocks(block: int, kernel: str, monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize(("n", "subsets", "size"), [(40, 30, 25), (40, 2, 5)])
 def test_both_routes_average_the_subsets(n: int, subsets: int, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_BLOCK", 16)
+    monkeypatch.setattr(module, "_ROWS", 16)
+    monkeypatch.setattr(module, "_SQUARE", 9)
     x, y = randn(n, 30), randn(n + 3, 30, seed=1)
     in_x = module._subsets(n, subsets, size, torch.Generator().manual_seed(4))
     assert all(len(set(row.tolist())) == size for row in in_x)

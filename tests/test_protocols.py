@@ -6,7 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from lipgan.metrics import features, frechet_distance, protocols
+from lipgan import cli
+from lipgan.metrics import (
+    PRDC,
+    InceptionScore,
+    KernelDistance,
+    features,
+    frechet_distance,
+    inception_score,
+    kernel_distance,
+    prdc,
+    protocols,
+)
 
 
 def rows(n: int, d: int, seed: int) -> torch.Tensor:
@@ -14,11 +25,15 @@ def rows(n: int, d: int, seed: int) -> torch.Tensor:
 
 
 def test_names() -> None:
-    assert protocols.names() == ["pytorch-fid", "torch-fidelity", "torchmetrics"]
+    assert (
+        protocols.names()
+        == ["clean", "lipgan", "pytorch-fid", "torch-fidelity", "torchmetrics"]
+        == sorted(cli.PROTOCOLS)
+    )
     with pytest.raises(ValueError, match="unknown protocol 'torchmetric'; did you mean torchmetrics"):
         protocols.get("torchmetric")
     for name in protocols.names():
-        assert str(protocols.get(name)).startswith(f"protocol {name}, ")
+        assert str(protocols.get(name)).startswith(f"protocol {name}: ")
     with pytest.raises(dataclasses.FrozenInstanceError):
         protocols.get("pytorch-fid").ddof = 0  # type: ignore[misc]
 
@@ -57,7 +72,8 @@ def test_precision_and_recall() -> None:
     x, y = (2 * rows(40, 2, 0)).round(), (2 * rows(30, 2, 1) + 1).round()
     in_real = (torch.cdist(y, x) <= torch.cdist(x, x).kthvalue(4).values).any(1).double().mean().item()
     in_fake = (torch.cdist(x, y) <= torch.cdist(y, y).kthvalue(4).values).any(1).double().mean().item()
-    values = protocols.get("torch-fidelity").precision_recall(x, y)
+    values = protocols.get("torch-fidelity").prdc(x, y)
+    assert list(values) == ["precision", "recall", "f1"]
     assert values["precision"] == pytest.approx(in_real, rel=1e-12)
     assert values["recall"] == pytest.approx(in_fake, rel=1e-12)
     assert values["f1"] == pytest.approx(2 * in_real * in_fake / (in_real + in_fake))
@@ -70,7 +86,7 @@ def test_what_a_package_lacks() -> None:
     with pytest.raises(ValueError, match="'pytorch-fid' has no kernel distance"):
         protocols.get("pytorch-fid").kernel_distance(x, x)
     with pytest.raises(ValueError, match="'torchmetrics' has no precision and recall"):
-        protocols.get("torchmetrics").precision_recall(x, x)
+        protocols.get("torchmetrics").prdc(x, x)
 
 
 def test_extractor(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,5 +99,67 @@ def test_extractor(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(features, "EXTRACTORS", {"inception": stand_in})
     for name in protocols.names():
         protocols.get(name).extractor(weights="file.pth")
-    assert [options["preprocessing"] for options in made] == ["pytorch", "tensorflow", "tensorflow"]
+    preprocessings = ["clean", "pytorch", "pytorch", "tensorflow", "tensorflow"]
+    assert [options["preprocessing"] for options in made] == preprocessings
     assert all(options["weights"] == "file.pth" for options in made)
+
+
+def test_lipgan_is_what_the_functions_do_by_themselves() -> None:
+    probs, x, y = rows(60, 5, 0).softmax(1), rows(1100, 3, 1), rows(1000, 3, 2)
+    assert protocols.get("lipgan").inception_score(probs) == inception_score(probs)
+    values = [kernel_distance(x, y, generator=torch.Generator().manual_seed(1), protocol=p) for p in ("lipgan", None)]
+    assert values[0] == values[1]
+    assert protocols.get("lipgan").prdc(x, y) == prdc(x, y)
+
+
+@pytest.mark.parametrize("name", ["clean", "lipgan"])
+def test_subsets_are_no_larger_than_the_samples(name: str) -> None:
+    x, y = rows(30, 3, 0), rows(20, 3, 1)
+    protocol = protocols.get(name)
+    expected = kernel_distance(x, y, 100, 20, generator=torch.Generator().manual_seed(2))
+    assert protocol.kernel_distance(x, y, generator=torch.Generator().manual_seed(2)) == expected
+    assert "100 subsets of 20" in (protocol.definition("kid", 20) or "")
+    assert "100 subsets of 1000" in (protocol.definition("kid") or "")
+    with pytest.raises(ValueError, match="fake must have at least 2 samples, got 1"):
+        protocol.kernel_distance(x, y[:1])
+
+
+def test_the_functions_and_classes_take_a_protocol() -> None:
+    probs, x, y = rows(60, 5, 0).softmax(1), rows(1100, 3, 1), rows(1000, 3, 2)
+    score = InceptionScore(protocol="torchmetrics", generator=torch.Generator().manual_seed(0))
+    score.update(probs)
+    kernel = KernelDistance(protocol="torch-fidelity", generator=torch.Generator().manual_seed(0))
+    neighbours = PRDC(protocol="torch-fidelity")
+    for metric in (kernel, neighbours):
+        metric.update(x, real=True)
+        metric.update(y, real=False)
+    expected = protocols.get("torchmetrics").inception_score(probs)
+    assert tuple(map(float, score.compute())) == inception_score(probs, protocol="torchmetrics") == expected
+    expected = protocols.get("torch-fidelity").kernel_distance(x, y, generator=torch.Generator().manual_seed(0))
+    assert tuple(map(float, kernel.compute())) == expected
+    assert neighbours.compute() == prdc(x, y, protocol="torch-fidelity")
+    whole = prdc(x, y, 3, "le")
+    assert neighbours.compute() == {key: whole[key] for key in ("precision", "recall", "f1")}
+
+
+def test_what_a_protocol_decides_is_left_to_it() -> None:
+    x = torch.eye(4)
+    for call in (
+        lambda: inception_score(x, 2, protocol="torchmetrics"),
+        lambda: InceptionScore(splits=2, protocol="torchmetrics"),
+    ):
+        with pytest.raises(ValueError, match="splits must be left to protocol 'torchmetrics', got 2"):
+            call()
+    with pytest.raises(ValueError, match="degree must be left to protocol 'clean', got 2"):
+        kernel_distance(x, x, degree=2, protocol="clean")
+    for make in (lambda **options: prdc(x, x, **options), PRDC):
+        with pytest.raises(ValueError, match="compare must be left to protocol 'torch-fidelity', got 'le'"):
+            make(compare="le", protocol="torch-fidelity")
+        with pytest.raises(ValueError, match="'clean' has no precision and recall; choose another protocol"):
+            make(protocol="clean")
+    with pytest.raises(ValueError, match="'clean' has no Inception Score"):
+        InceptionScore(protocol="clean")
+    with pytest.raises(ValueError, match="'pytorch-fid' has no kernel distance"):
+        KernelDistance(protocol="pytorch-fid")
+    with pytest.raises(ValueError, match="unknown protocol 'clen'; did you mean clean"):
+        KernelDistance(protocol="clen")

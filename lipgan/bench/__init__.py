@@ -21,6 +21,7 @@ BENCHMARKS = {
     "frechet": "lipgan.bench.frechet",
     "prdc": "lipgan.bench.prdc",
     "fid": "lipgan.bench.fid",
+    "kid": "lipgan.bench.kid",
     "step": "lipgan.bench.step",
 }
 

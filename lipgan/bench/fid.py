@@ -1,16 +1,30 @@
-"""``lipgan bench fid``: from features to the Frechet distance, sums of both sides included, as torchmetrics does it."""
+"""``lipgan bench fid``: from features to the Frechet distance, sums of both sides included, as torchmetrics does it.
+
+And the command ``lipgan fid`` on folders of images: how much of its time is not the extractor's.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import hashlib
+import io
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from PIL import Image
+from torch import Tensor, nn
 
+from lipgan import cli
 from lipgan.bench.frechet import _by_eigvals, _features
 from lipgan.bench.harness import Table, in_fresh_process, interleave
 from lipgan.metrics import FrechetDistance
+from lipgan.metrics.features.inception import InceptionFeatures, InceptionNetwork
 
 # The length of the features that FID is named for.
 DIM = 2048
@@ -18,6 +32,9 @@ SAMPLES = 5000  # of either side
 
 # Rows that come at once: the batches of pytorch-fid, and all, as from a file.
 BATCHES = [50, SAMPLES]
+
+# Of a folder of images: so many, of so many pixels a side.
+IMAGES, SIDE = 200, 256
 
 OURS, EIGVALS = "lipgan", "torch eigvals"
 
@@ -71,8 +88,68 @@ def _times(batch: int, seed: int, seconds: float) -> dict[str, float]:
     return times
 
 
+def _write_images(folder: Path, suffix: str, seed: int) -> None:
+    """Smooth pictures with some noise, so that files are as large as those of photographs."""
+    random = np.random.default_rng(seed)
+    folder.mkdir()
+    for i in range(IMAGES):
+        smooth = Image.fromarray(random.integers(0, 256, (8, 8, 3), dtype=np.uint8)).resize((SIDE, SIDE))
+        levels = np.asarray(smooth) + random.normal(0, 6, (SIDE, SIDE, 1))
+        Image.fromarray(levels.clip(0, 255).astype(np.uint8)).save(folder / f"{i:04}{suffix}", quality=90)
+
+
+def _write_weights(folder: Path, seed: int) -> Path:
+    """Weights of Inception, random, in a file that is named for its checksum as the published one."""
+    network = InceptionNetwork()
+    generator = torch.Generator().manual_seed(seed)
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, generator=generator)
+    content = io.BytesIO()
+    torch.save(network.state_dict(), content)
+    path = folder / f"weights-{hashlib.sha256(content.getvalue()).hexdigest()[:8]}.pth"
+    path.write_bytes(content.getvalue())
+    return path
+
+
+@contextlib.contextmanager
+def _forward_seconds() -> Iterator[list[float]]:
+    """The seconds of every call of the extractor."""
+    forward, seconds = InceptionFeatures.forward, []
+
+    def timed(self: InceptionFeatures, images: Tensor) -> Tensor:
+        start = time.perf_counter()
+        features = forward(self, images)
+        seconds.append(time.perf_counter() - start)
+        return features
+
+    InceptionFeatures.forward = timed  # type: ignore[method-assign]
+    try:
+        yield seconds
+    finally:
+        InceptionFeatures.forward = forward  # type: ignore[method-assign]
+
+
+def _command_times(seed: int) -> tuple[float, float]:
+    """Seconds of ``lipgan fid``, without the start of Python and imports, and of the extractor within it."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for k, suffix in enumerate((".png", ".jpg")):
+            _write_images(folder / suffix[1:], suffix, seed + k)
+        weights = _write_weights(folder, seed)
+        arguments = ["fid", str(folder / "png"), str(folder / "jpg"), "--features", str(weights)]
+        output = io.StringIO()
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output), _forward_seconds() as forward:
+            start = time.perf_counter()
+            status = cli.main(arguments)
+            total = time.perf_counter() - start
+    if status or len(forward) != 2 * -(-IMAGES // 50):
+        raise AssertionError(f"lipgan fid ended with status {status}: {output.getvalue()}")
+    return total, sum(forward)
+
+
 def run(seed: int = 0, seconds: float = 3.0) -> list[Table]:
-    """The table of the benchmark; a call of the peer takes seconds.
+    """The tables of the benchmark; a call of the peer takes seconds, the command on folders half a minute.
 
     Args:
         seed: of the features.
@@ -96,7 +173,19 @@ def run(seed: int = 0, seconds: float = 3.0) -> list[Table]:
                 "ratio": times[EIGVALS] / times[OURS],
             }
         )
-    return [table]
+    command = Table(
+        f"lipgan fid on folders of {IMAGES} PNG and {IMAGES} JPEG files of {SIDE} x {SIDE} pixels, Inception, CPU",
+        ["total ms", "extractor ms", "around it, %"],
+        notes=[
+            "extractor: its forward, of random weights. Around it: files read, weights read, sums, distance; not the",
+            "start of Python and imports.",
+        ],
+    )
+    total, forward = in_fresh_process(_command_times, seed)
+    command.rows.append(
+        {"total ms": 1e3 * total, "extractor ms": 1e3 * forward, "around it, %": 100 * (1 - forward / total)}
+    )
+    return [table, command]
 
 
 def plot(tables: list[Table], axes: Any) -> None:

@@ -4,9 +4,14 @@ Pixels are read as pytorch-fid reads them: converted to RGB, transparency droppe
 ignored. One thing differs: 16-bit grey is scaled to 8 bits, where Pillow's own conversion would clip it to white.
 """
 
+import contextlib
+import functools
 import os
+import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +19,17 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-__all__ = ["MAX_PIXELS", "SUFFIXES", "ImageError", "find_images", "image_batches", "read_image", "scaled", "to_rgb"]
+__all__ = [
+    "MAX_PIXELS",
+    "SUFFIXES",
+    "ImageError",
+    "default_workers",
+    "find_images",
+    "image_batches",
+    "read_image",
+    "scaled",
+    "to_rgb",
+]
 
 # Suffixes of the file names, in lower case, and the decoders that may read such files: Pillow has others, which run
 # programs or follow what a file says.
@@ -23,6 +38,9 @@ _FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 
 # A file of some kilobytes can unpack to gigabytes: its header is asked first. 2^26 pixels are 192 MiB.
 MAX_PIXELS = 2**26
+
+# A system that refuses a thread ends the program.
+_MAX_WORKERS = 64
 
 
 class ImageError(ValueError):
@@ -73,13 +91,10 @@ def read_image(
         # A pipe with the name of an image would be waited for.
         if path.exists() and not path.is_file():
             raise ImageError("it is not a regular file")
-        with warnings.catch_warnings():
-            # Pillow warns of large images before they can be refused, and of oddities in metadata that is not read.
-            warnings.simplefilter("ignore")
-            with Image.open(path, formats=_FORMATS) as image:
-                if image.width * image.height > max_pixels:
-                    raise ImageError(f"{image.width} x {image.height} pixels are more than {max_pixels}")
-                rgb = to_rgb(image)
+        with _quiet_pillow, Image.open(path, formats=_FORMATS) as image:
+            if image.width * image.height > max_pixels:
+                raise ImageError(f"{image.width} x {image.height} pixels are more than {max_pixels}")
+            rgb = to_rgb(image)
         if size is not None:
             rgb = scaled(rgb, size, crop=crop)
         return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
@@ -110,6 +125,37 @@ def scaled(image: Image.Image, size: int, *, crop: bool) -> Image.Image:
     return image.resize((size, size), Image.Resampling.BICUBIC)
 
 
+class _QuietPillow:
+    """While a thread is in it, Pillow's warnings are off: it warns of large images before they can be refused, and of
+    oddities in metadata that is not read.
+
+    The filters of warnings belong to the process: what threads set and restore each by itself would be restored in the
+    wrong order. So the first that comes sets them, and the last that leaves restores them.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._filters = warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._filters = warnings.catch_warnings()
+                self._filters.__enter__()
+                warnings.filterwarnings("ignore", module=r"PIL\.")
+            self._inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._filters.__exit__(None, None, None)
+
+
+_quiet_pillow = _QuietPillow()
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """``image`` in mode RGB; deep grey is scaled to 8 bits, and transparency dropped."""
     if image.mode.startswith("I"):
@@ -118,12 +164,20 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def default_workers() -> int:
+    """Threads for :func:`image_batches` that keep pace with a network, as measured in docs/measurements.md."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(4, cores)
+
+
 def image_batches(
     paths: Sequence[Path],
     batch_size: int,
     size: int | None = None,
     *,
     skip: Callable[[ImageError], None] | None = None,
+    workers: int = 0,
+    mixed: bool = False,
 ) -> Iterator[Tensor]:
     """Read files in batches.
 
@@ -132,34 +186,65 @@ def image_batches(
         batch_size: images of a batch; the last has the rest.
         size: as in :func:`read_image`.
         skip: told of each file that cannot be used, which is then left out. None: the first one ends the reading.
+        workers: threads that read up to a batch ahead, while the caller is busy with the one before. Order and errors
+            are the same with any number; more than 64 are taken as 64. 0: read when a batch is asked for.
+        mixed: whether the images may differ in size; a batch then ends where the size changes.
 
     Yields:
         ``[n, 3, h, w]``, uint8.
 
     Raises:
         ImageError: a file cannot be used, and ``skip`` is None.
-        ValueError: an image has another size than the first, and ``size`` is None.
+        ValueError: an image has another size than the first, ``size`` is None and ``mixed`` false.
     """
     batch: list[Tensor] = []
     shape: torch.Size | None = None
-    for path in paths:
-        try:
-            image = read_image(path, size)
-        except ImageError as error:
-            if skip is None:
-                raise
-            skip(error)
-            continue
-        if shape is None:
-            shape = image.shape
-        if image.shape != shape:
-            raise ValueError(
-                f"{path} has {image.shape[2]} x {image.shape[1]} pixels, images before it {shape[2]} x {shape[1]}: "
-                "scale them all to one size"
-            )
-        batch.append(image)
-        if len(batch) == batch_size:
+    with contextlib.closing(_read_ahead(paths, size, workers, batch_size)) as results:
+        for path, result in results:
+            try:
+                image = result()
+            except ImageError as error:
+                if skip is None:
+                    raise
+                skip(error)
+                continue
+            if mixed and batch and image.shape != batch[0].shape:
+                yield torch.stack(batch)
+                batch = []
+            if shape is None:
+                shape = image.shape
+            if image.shape != shape and not mixed:
+                raise ValueError(
+                    f"{path} has {image.shape[2]} x {image.shape[1]} pixels, images before it "
+                    f"{shape[2]} x {shape[1]}: scale them all to one size, by size or --size"
+                )
+            batch.append(image)
+            if len(batch) == batch_size:
+                yield torch.stack(batch)
+                batch = []
+        if batch:
             yield torch.stack(batch)
-            batch = []
-    if batch:
-        yield torch.stack(batch)
+
+
+def _read_ahead(
+    paths: Sequence[Path], size: int | None, workers: int, ahead: int
+) -> Generator[tuple[Path, Callable[[], Tensor]], None, None]:
+    """Every path, in order, with a function that returns its image or raises."""
+    if not workers:
+        for path in paths:
+            yield path, functools.partial(read_image, path, size)
+        return
+    # Threads, because Pillow releases Python's lock while it decodes and scales.
+    pool = ThreadPoolExecutor(min(workers, _MAX_WORKERS), "lipgan-images")
+    waiting: deque[tuple[Path, Future[Tensor]]] = deque()
+    try:
+        for path in paths:
+            if len(waiting) == ahead:
+                first, future = waiting.popleft()
+                yield first, future.result
+            waiting.append((path, pool.submit(read_image, path, size)))
+        while waiting:
+            first, future = waiting.popleft()
+            yield first, future.result
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

@@ -1,5 +1,7 @@
 """What users hand to the metrics, NumPy arrays or tensors, as tensors."""
 
+import inspect
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -10,7 +12,17 @@ from lipgan.linalg._arguments import check_finite, check_symmetric
 
 Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]] | Tensor"
 
-__all__ = ["DTYPES", "Array", "as_covariance", "as_factor", "as_features", "as_mean", "as_pair", "as_real_tensor"]
+__all__ = [
+    "DTYPES",
+    "Array",
+    "as_covariance",
+    "as_factor",
+    "as_features",
+    "as_mean",
+    "as_pair",
+    "as_real_tensor",
+    "check_left",
+]
 
 _NUMPY_DTYPES = (np.float16, np.float32, np.float64)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -121,3 +133,11 @@ def as_factor(name: str, value: object, cov: Tensor) -> Tensor:
     if not difference <= _FACTOR_TOLERANCE * size:
         raise ValueError(f"{name} must be a factor L of its covariance L L^T, but differs by {difference / size:.1e}")
     return factor
+
+
+def check_left(protocol: str, function: Callable[..., object], **given: object) -> None:
+    """ValueError if an argument of ``function`` that its ``protocol`` decides has another value than its default."""
+    parameters = inspect.signature(function).parameters
+    for name, value in given.items():
+        if value != parameters[name].default:
+            raise ValueError(f"{name} must be left to protocol {protocol!r}, got {value!r}")

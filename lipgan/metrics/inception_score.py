@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from lipgan.linalg import check_count
-from lipgan.metrics._inputs import Array, as_features
+from lipgan.metrics._inputs import Array, as_features, check_left
 from lipgan.metrics.metric import Collection
 
 __all__ = ["InceptionScore", "inception_score"]
@@ -34,7 +34,9 @@ def _check_probabilities(probs: Tensor) -> None:
         raise ValueError(f"every row of probs must sum to 1, got a sum that is off by {float(off.max()):.3g}")
 
 
-def inception_score(probs: Array, splits: int = 10, *, generator: torch.Generator | None = None) -> tuple[float, float]:
+def inception_score(
+    probs: Array, splits: int = 10, *, generator: torch.Generator | None = None, protocol: str | None = None
+) -> tuple[float, float]:
     """The Inception Score of images, from the class probabilities that a classifier gives them.
 
     Args:
@@ -43,19 +45,27 @@ def inception_score(probs: Array, splits: int = 10, *, generator: torch.Generato
         splits: the score is that of each of so many runs of consecutive rows, on average. 10 is the usual number; the
             score depends on it, because few samples have a mean of less entropy.
         generator: shuffles the rows first. Without, and with images in the order of their classes, the splits differ.
+        protocol: a name of :mod:`lipgan.metrics.protocols`: the score as that package computes it.
 
     Returns:
         Mean and standard deviation (over ``splits``, as numpy.std) of the scores.
 
     Raises:
         TypeError: ``probs`` is not an array or tensor of real floating-point numbers, ``splits`` is not an int.
-        ValueError: another shape, fewer rows than splits, negative or not finite, or rows that do not sum to 1.
+        ValueError: another shape, fewer rows than splits, negative or not finite, or rows that do not sum to 1; an
+            unknown protocol, one without this score, or one beside ``splits``.
 
     Example::
 
         >>> inception_score(torch.eye(4), splits=1)
         (4.0, 0.0)
     """
+    if protocol is not None:
+        check_left(protocol, inception_score, splits=splits)
+        # Imported here because the protocols are made of these functions.
+        from lipgan.metrics import protocols
+
+        return protocols.get(protocol).inception_score(probs, generator=generator)
     check_count("splits", splits)
     rows = as_features("probs", probs)
     if len(rows) < splits:
@@ -82,10 +92,11 @@ class InceptionScore(Collection):
     Args:
         classifier: takes a batch of images to class probabilities ``[n, classes]``, without gradient and as it is.
             None: ``update`` is given probabilities.
-        splits, generator: as in :func:`inception_score`.
+        splits, generator, protocol: as in :func:`inception_score`.
 
     Raises:
-        TypeError, ValueError: ``classifier`` cannot be called; ``splits`` is not an int of at least 1.
+        TypeError, ValueError: ``classifier`` cannot be called; another argument is not such as :func:`inception_score`
+            takes.
 
     Example::
 
@@ -100,14 +111,21 @@ class InceptionScore(Collection):
         splits: int = 10,
         *,
         generator: torch.Generator | None = None,
+        protocol: str | None = None,
     ) -> None:
         if classifier is not None and not callable(classifier):
             raise TypeError(f"classifier must be callable or None, got {type(classifier).__name__}")
         check_count("splits", splits)
+        if protocol is not None:
+            check_left(protocol, inception_score, splits=splits)
+            from lipgan.metrics import protocols
+
+            protocols.get(protocol).require("is")
         super().__init__("generated")
         self.classifier = classifier
         self.splits = splits
         self.generator = generator
+        self.protocol = protocol
 
     def update(self, x: Array) -> None:
         """Add a batch: what ``classifier`` takes, or probabilities ``[n, classes]``.
@@ -124,5 +142,6 @@ class InceptionScore(Collection):
 
     def compute(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation over the splits, 0-dim, float64. ValueError with fewer samples than splits."""
-        mean, std = inception_score(self._rows("generated"), self.splits, generator=self.generator)
+        rows = self._rows("generated")
+        mean, std = inception_score(rows, self.splits, generator=self.generator, protocol=self.protocol)
         return torch.tensor(mean, dtype=torch.float64), torch.tensor(std, dtype=torch.float64)

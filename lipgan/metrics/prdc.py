@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from lipgan.linalg import check_count
-from lipgan.metrics._inputs import Array, as_pair
+from lipgan.metrics._inputs import Array, as_pair, check_left
 from lipgan.metrics.metric import TwoSides
 from lipgan.ops import _backend
 from lipgan.ops.nearest_neighbours import ball_counts, nearest_neighbours
+
+if TYPE_CHECKING:
+    from lipgan.metrics.protocols import Protocol
 
 __all__ = ["PRDC", "f1_score", "prdc"]
 
@@ -31,14 +35,31 @@ def f1_score(precision: float, recall: float) -> float:
     return 2 * precision * recall / total if total else 0.0
 
 
-def _check_protocol(nearest_k: int, compare: str) -> None:
+def _left_to(protocol: str, nearest_k: int, compare: str) -> Protocol:
+    """The protocol of that name, which decides the other two; ValueError if it does not."""
+    # Imported here because the protocols are made of these functions.
+    from lipgan.metrics import protocols
+
+    check_left(protocol, prdc, nearest_k=nearest_k, compare=compare)
+    chosen = protocols.get(protocol)
+    chosen.require("prdc")
+    return chosen
+
+
+def _check_neighbours(nearest_k: int, compare: str) -> None:
     check_count("nearest_k", nearest_k)
     if compare not in _COMPARISONS:
         raise ValueError(f"compare must be one of {', '.join(_COMPARISONS)}, got {compare!r}")
 
 
 def prdc(
-    real: Array, fake: Array, nearest_k: int = 5, compare: str = "lt", *, backend: str | None = None
+    real: Array,
+    fake: Array,
+    nearest_k: int = 5,
+    compare: str = "lt",
+    *,
+    backend: str | None = None,
+    protocol: str | None = None,
 ) -> dict[str, float]:
     """Precision, recall, density and coverage of generated features, and the F1 score of the first two.
 
@@ -60,13 +81,15 @@ def prdc(
         nearest_k: at least 1; less than the number of points on either side.
         compare: "lt", a ball is open, as in prdc; or "le", it holds its border.
         backend: "reference" or "native"; None for the best available.
+        protocol: a name of :mod:`lipgan.metrics.protocols`: the numbers as that package computes them.
 
     Returns:
-        ``{"precision", "recall", "density", "coverage", "f1"}``.
+        ``{"precision", "recall", "density", "coverage", "f1"}``; by a protocol those of them that its package has.
 
     Raises:
         TypeError: an argument is neither an array nor a tensor, or not of a real floating-point dtype.
-        ValueError: another shape, too few samples, a NaN or an infinity, two devices, an unknown comparison or backend.
+        ValueError: another shape, too few samples, a NaN or an infinity, two devices, an unknown comparison or backend;
+            an unknown protocol, one without these numbers, or one beside ``nearest_k`` or ``compare``.
         UnavailableError: the backend asked for cannot serve here.
 
     Example::
@@ -78,7 +101,11 @@ def prdc(
     Source: Kynkaanniemi et al., "Improved Precision and Recall Metric for Assessing Generative Models" (2019), eq. 1-2;
     Naeem et al., "Reliable Fidelity and Diversity Metrics for Generative Models" (2020), eq. 3-4.
     """
-    _check_protocol(nearest_k, compare)
+    if protocol is not None:
+        chosen = _left_to(protocol, nearest_k, compare)
+        values = prdc(real, fake, *chosen.neighbours(), backend=backend)
+        return chosen.kept(values)
+    _check_neighbours(nearest_k, compare)
     _backend.check(backend)
     x, y = as_pair("real", real, "fake", fake)
     return _prdc(("real", x), ("fake", y), nearest_k, compare, backend)
@@ -115,12 +142,10 @@ class PRDC(TwoSides):
         features: takes a batch of images to features ``[n, d]``, without gradient and as it is: put a network into eval
             mode first. None: ``update`` is given features.
         reset_real_features: whether :meth:`reset` forgets the real features too.
-        nearest_k: as in :func:`prdc`.
-        compare: as in :func:`prdc`.
+        nearest_k, compare, protocol: as in :func:`prdc`.
 
     Raises:
-        TypeError, ValueError: ``features`` cannot be called; ``nearest_k`` or ``compare`` is not such as :func:`prdc`
-            takes.
+        TypeError, ValueError: ``features`` cannot be called; another argument is not such as :func:`prdc` takes.
 
     Example::
 
@@ -137,8 +162,12 @@ class PRDC(TwoSides):
         *,
         nearest_k: int = 5,
         compare: str = "lt",
+        protocol: str | None = None,
     ) -> None:
-        _check_protocol(nearest_k, compare)
+        self.protocol = None if protocol is None else _left_to(protocol, nearest_k, compare)
+        if self.protocol is not None:
+            nearest_k, compare = self.protocol.neighbours()
+        _check_neighbours(nearest_k, compare)
         super().__init__(features, reset_real_features)
         self.nearest_k = nearest_k
         self.compare = compare
@@ -146,4 +175,5 @@ class PRDC(TwoSides):
     def compute(self) -> dict[str, float]:
         """What :func:`prdc` returns for all samples so far. ValueError unless both sides have enough."""
         real, fake = self._rows("real"), self._rows("generated")
-        return _prdc(("the real side", real), ("the generated side", fake), self.nearest_k, self.compare, None)
+        values = _prdc(("the real side", real), ("the generated side", fake), self.nearest_k, self.compare, None)
+        return values if self.protocol is None else self.protocol.kept(values)

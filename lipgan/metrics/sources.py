@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lipgan import data
 from lipgan.data.images import ImageError, find_images, image_batches
 from lipgan.metrics.feature_stats import FeatureStats
-from lipgan.metrics.features import FeatureExtractor
+from lipgan.metrics.features import FeatureExtractor, InceptionFeatures
 
 __all__ = ["Reader", "Side", "Source", "as_image_files", "find_source"]
 
@@ -59,7 +59,7 @@ class Side:
 
     source: Source
     stats: FeatureStats
-    pixels: tuple[int, int] | None = None  # width and height of the images, where there were some
+    pixels: tuple[int, int] | None = None  # width and height of the images, where there were some, all of one size
     features: str | None = None  # what the images were taken to
     skipped: list[str] = field(default_factory=list)  # one message per file
 
@@ -73,6 +73,7 @@ class Reader:
         device: where features and statistics are computed.
         size: bring images to ``size x size`` pixels. None: as they are; of a data set, its default.
         batch_size: images of one call of the extractor.
+        workers: threads that read image files while the extractor runs; 0: none.
         skip_broken: leave out the image files that cannot be used, instead of raising.
         progress: called with the batches of a source and their number, and iterated in their place.
     """
@@ -81,6 +82,7 @@ class Reader:
     device: torch.device
     size: int | None = None
     batch_size: int = 50
+    workers: int = 0
     skip_broken: bool = False
     progress: Callable[[Iterator[Tensor], int], Iterator[Tensor]] = lambda batches, number: batches
 
@@ -110,17 +112,26 @@ class Reader:
             def skip(error: ImageError) -> None:
                 skipped.append(str(error))
 
-            batches = image_batches(paths, self.batch_size, self.size, skip=skip if self.skip_broken else None)
+            batches = image_batches(
+                paths,
+                self.batch_size,
+                self.size,
+                skip=skip if self.skip_broken else None,
+                workers=self.workers,
+                # It brings all images to its own size.
+                mixed=isinstance(self.extractor, InceptionFeatures),
+            )
         else:
-            samples = data.load(source.name, self.size or data.DEFAULT_SIZE).samples
+            samples = data.load(source.name, self.size).samples
             total = len(samples)
             batches = iter(torch.split(as_image_files(samples), self.batch_size))
-        stats, pixels = None, None
+        stats, sizes = None, set()
         for images in self.progress(batches, -(-total // self.batch_size)):
-            pixels = (images.shape[3], images.shape[2])
+            sizes.add((images.shape[3], images.shape[2]))
             with torch.no_grad():
                 rows = self.extractor(images.to(self.device))
             stats = self._add(source, stats, rows)
+        pixels = sizes.pop() if len(sizes) == 1 else None
         return Side(source, _enough(source, stats), pixels, self.extractor.name, skipped)
 
     def _of_features(self, source: Source) -> FeatureStats:

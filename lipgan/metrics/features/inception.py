@@ -26,7 +26,7 @@ DIMS = (64, 192, 768, 2048, 1008)
 _CLASSES = 1008
 _SIDE = 299  # pixels
 
-PREPROCESSINGS = ("pytorch", "tensorflow")
+PREPROCESSINGS = ("pytorch", "tensorflow", "clean")
 
 # Output channels, height and width of a kernel. Several in one place work side by side on the same input.
 _Layer: TypeAlias = "tuple[int, int, int]"
@@ -196,7 +196,8 @@ class InceptionNetwork(nn.Module):
 class InceptionFeatures(ImageFeatures):
     """The features that published FIDs and Inception Scores are computed from.
 
-    Images of any size are brought to 299x299 pixels by bilinear interpolation without antialiasing.
+    Images of any size are brought to 299x299 pixels, by bilinear interpolation without antialiasing unless
+    ``preprocessing`` says otherwise.
 
     Args:
         weights: a file like that at :data:`URL`. None: that file in the cache of torch.hub.
@@ -204,7 +205,8 @@ class InceptionFeatures(ImageFeatures):
         download: fetch that file if it is not in the cache. Nothing is fetched otherwise.
         preprocessing: "pytorch", as pytorch-fid: pixels are interpolated between their centres, and levels go to
             [-1, 1]; "tensorflow", as TensorFlow 1, torch-fidelity and torchmetrics: between their corners, so that the
-            picture moves by a part of a pixel, and level 128 goes to 0.
+            picture moves by a part of a pixel, and level 128 goes to 0; "clean", as clean-fid: by Pillow's bicubic
+            filter with antialiasing, not rounded to whole levels, and level 128 goes to 0.
 
     Raises:
         FileNotFoundError: no such file; the message says where to get it and where to put it.
@@ -214,7 +216,8 @@ class InceptionFeatures(ImageFeatures):
         OSError: the file cannot be read or fetched.
 
     Source: Szegedy et al. 2015 (arXiv:1512.00567); Heusel et al. 2017 (arXiv:1706.08500) for the features; the weights
-        are TensorFlow's of 2015-12-05, converted by pytorch-fid.
+        are TensorFlow's of 2015-12-05, converted by pytorch-fid; Parmar, Zhang, Zhu 2022 (arXiv:2104.11222) for
+        "clean".
     """
 
     def __init__(
@@ -269,10 +272,23 @@ class InceptionFeatures(ImageFeatures):
             return x.new_empty(0, dim)
         if self.preprocessing == "tensorflow":
             x = (_resize_corners(_resize_corners(255 * x, 3), 2) - 128) / 128
+        elif self.preprocessing == "clean":
+            x = (_resize_bicubic(255 * x) - 128) / 128
         else:
             x = 2 * F.interpolate(x, size=(_SIDE, _SIDE), mode="bilinear", align_corners=False) - 1
         means: Tensor = self.network(x, dim)
         return means
+
+
+def _resize_bicubic(x: Tensor) -> Tensor:
+    """``x`` brought to 299 x 299 as Pillow scales its images of floating point, which stay within [0, 255]."""
+    # With antialiasing, PyTorch's filter is Pillow's. In float64, as Pillow computes its weights and sums; one by one,
+    # because a batch of large images in float64 takes gigabytes.
+    scaled = [
+        F.interpolate(image[None].double(), size=(_SIDE, _SIDE), mode="bicubic", align_corners=False, antialias=True)
+        for image in x
+    ]
+    return torch.cat(scaled).clamp(0, 255).float()
 
 
 def _resize_corners(x: Tensor, axis: int) -> Tensor:
@@ -338,7 +354,8 @@ def _checked(path: Path, state: Any, expected: dict[str, Tensor]) -> dict[str, T
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{path} must hold a dict of tensors, got {type(state).__name__}")
     # How many batches trained a batch norm plays no role in eval mode, and old files do not say it.
-    counters = {name: torch.zeros_like(t, device="cpu") for name, t in expected.items() if t.ndim == 0}
+    # (zeros_like of a tensor on the meta device imports sympy, for a second.)
+    counters = {name: torch.zeros((), dtype=t.dtype) for name, t in expected.items() if t.ndim == 0}
     weights = {name: tensor for name, tensor in state.items() if name not in counters}
     wanted = {name: tensor.shape for name, tensor in expected.items() if name not in counters}
     wrong = [name for name in [*wanted, *weights] if name not in weights or weights[name].shape != wanted.get(name)]
