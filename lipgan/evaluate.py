@@ -107,8 +107,14 @@ def main(args: argparse.Namespace, device: torch.device) -> None:
     generator = load_generator(path, device=device)
     trained = _Trained.read(path)
     dataset = _dataset(trained, args.data, default_workers() if args.workers is None else args.workers)
-    features = args.features or ("digits" if dataset.name == "digits" else None)
-    extractor = find_extractor(features, args.download, protocol.preprocessing)
+    extractor: FeatureExtractor
+    if dataset.is_image:
+        features = args.features or ("digits" if dataset.name == "digits" else None)
+        extractor = find_extractor(features, args.download, protocol.preprocessing)
+    else:
+        if args.features is not None or args.plot is not None:
+            raise ValueError(f"--features and --plot are for images, and the generator makes vectors {trained.shape}")
+        extractor = _Coordinates()
     names = _metrics(args.metrics, extractor, protocol, args.number)
 
     seed = args.seed or 0
@@ -126,7 +132,6 @@ def main(args: argparse.Namespace, device: torch.device) -> None:
         definition = protocol.definition(name, min(len(real), len(fake)))
         metrics[name] = {"values": METRICS[name].compute(samples, protocol), "definition": definition}
 
-    height, width = dataset.shape[1:]
     facts = {
         "name": protocol.name,
         "checkpoint": str(path),
@@ -136,13 +141,14 @@ def main(args: argparse.Namespace, device: torch.device) -> None:
         "seed": seed,
         "data": dataset.name,
         "real": len(dataset),
-        "pixels": [width, height],
+        "shape": list(dataset.shape),
         "features": extractor.name,
     }
     by = f"features {extractor.name}, protocol {protocol.name}"
+    kind = f"{dataset.shape[2]} x {dataset.shape[1]} pixels of 8 bits in RGB, " if dataset.is_image else ""
     compared = (
         f"{args.number} samples of {path} ({trained.recipe}, step {trained.step}, seed {seed}) against "
-        f"{len(dataset)} of {dataset.name}, {width} x {height} pixels of 8 bits in RGB, {by}"
+        f"{len(dataset)} of {dataset.name}, {kind}{by}"
     )
     if args.plot is not None:
         shown = min(_PLOTTED, args.number)
@@ -181,25 +187,39 @@ class _Trained:
 def _dataset(trained: _Trained, name: str | None, workers: int) -> Dataset:
     """The images of the folder or data set ``name``, in the size of the generator's; None: what it was trained on."""
     shape = trained.shape
-    if len(shape) != 3 or shape[0] not in (1, 3):
-        raise ValueError(f"lipgan eval takes generators of images [1 or 3, h, w], got samples of shape {shape}")
-    if name is None and trained.data not in data.LOADERS:
-        raise ValueError(
-            f"{trained.path} was trained on {trained.data!r}, which is no data set of lipgan: name a data set "
-            f"({', '.join(data.names())}) or a folder of images by --data"
-        )
-    name = trained.data if name is None else name
-    if Path(name).is_dir():
-        if shape[1] != shape[2]:
+    if name is not None and Path(name).is_dir():
+        if len(shape) != 3 or shape[1] != shape[2]:
             raise ValueError(f"--data {name} is brought to square images, but the generator makes {shape}")
         paths = find_images(name)
         batches = image_batches(paths, _BATCH_SIZE, shape[1], workers=workers)
         images = torch.cat(list(progress_bar(batches, -(-len(paths) // _BATCH_SIZE))))
         return Dataset(name, images.float() / 127.5 - 1)
-    dataset = data.load(name, shape[-1])
-    if dataset.shape[1:] != shape[1:]:
+    size = shape[-1] if len(shape) == 3 else None
+    if name is None:
+        name = trained.data
+        try:
+            dataset = data.load(name, size)
+        except (ValueError, OSError) as error:
+            raise ValueError(
+                f"{trained.path} was trained on {name!r}, which cannot be loaded ({error}): name a data set "
+                f"({', '.join(data.names())}) or a folder of images by --data"
+            ) from error
+    else:
+        dataset = data.load(name, size)
+    # Grey images and colours are compared as RGB.
+    if dataset.shape[-2:] != shape[-2:] or len(dataset.shape) != len(shape):
         raise ValueError(f"the data set {name} has samples of shape {dataset.shape}, the generator makes {shape}")
     return dataset
+
+
+class _Coordinates:
+    """Samples that are vectors are compared as they are."""
+
+    name = "coordinates"
+    dim: int | None = None
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return images
 
 
 def _metrics(names: list[str] | None, extractor: FeatureExtractor, protocol: Protocol, number: int) -> list[str]:
@@ -222,8 +242,8 @@ def _metrics(names: list[str] | None, extractor: FeatureExtractor, protocol: Pro
 
 @torch.no_grad()
 def _extracted(extract: Callable[[Tensor], Tensor], samples: Tensor, device: torch.device) -> Tensor:
-    """``extract`` of ``samples [n, c, h, w]`` in [-1, 1], as it sees them in image files."""
-    batches = torch.split(as_image_files(samples), _BATCH_SIZE)
+    """``extract`` of ``samples``; of images ``[n, c, h, w]`` in [-1, 1], as it sees them in image files."""
+    batches = torch.split(as_image_files(samples) if samples.ndim == 4 else samples, _BATCH_SIZE)
     return torch.cat([extract(batch.to(device)) for batch in progress_bar(iter(batches), len(batches))])
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lipgan import cli, data, evaluate
 from lipgan.cli import main
-from lipgan.metrics import features, inception_score, kernel_distance, prdc, protocols
+from lipgan.metrics import features, frechet_distance, inception_score, kernel_distance, prdc, protocols
 from lipgan.training import load_generator
 from lipgan.training.pictures import evaluation_page
 from lipgan.training.trainer import draw
@@ -86,7 +86,7 @@ def test_metrics_and_protocol(run: Path, tmp_path: Path, capsys: pytest.CaptureF
         "seed": 0,
         "data": "digits",
         "real": 1797,
-        "pixels": [8, 8],
+        "shape": [1, 8, 8],
         "features": "digits",
     }
     assert error == (
@@ -222,7 +222,7 @@ def test_checkpoints_that_cannot_be_used(run: Path, tmp_path: Path, capsys: pyte
     state = torch.load(run / "checkpoint.pt", weights_only=True)
     unknown = tmp_path / "unknown.pt"
     torch.save(state | {"data": "faces"}, unknown)
-    assert "was trained on 'faces', which is no data set of lipgan: name a data set (" in refusal(capsys, unknown)
+    assert "was trained on 'faces', which cannot be loaded (" in refusal(capsys, unknown)
     lines, _ = evaluated(capsys, unknown, "-n", N, "--data", "digits", "--metrics", "fid")
     assert lines == evaluated(capsys, run, "-n", N, "--metrics", "fid")[0]
     torch.save({key: value for key, value in state.items() if key != "step"}, damaged)
@@ -275,3 +275,17 @@ def test_a_folder_of_images_in_place_of_the_data_set(
     assert "0500.png cannot be used" in refusal(capsys, *options, "--data", tmp_path)
     (tmp_path / "empty").mkdir()
     assert "empty holds no image" in refusal(capsys, *options, "--data", tmp_path / "empty")
+
+
+def test_points_are_compared_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    assert main(["train", "--recipe", "gan", "--data", "two-gaussians", "--steps", "2", "--out", str(out)]) == 0
+    lines, error = evaluated(capsys, out, "-n", N, "--metrics", "fid", "prdc")
+    real = data.load("two-gaussians").samples
+    fake = draw(load_generator(out / "checkpoint.pt"), N, 0)
+    statistics = [(x.double().mean(0), x.double().T.cov()) for x in (real, fake)]
+    expected = float(frechet_distance(*statistics[0], *statistics[1]))
+    assert float(lines[0].split()[1]) == pytest.approx(expected, rel=1e-5)
+    assert error.endswith("of two-gaussians, features coordinates, protocol lipgan\n")
+    assert "--plot are for images" in refusal(capsys, out, "--plot", tmp_path / "page.png")
+    assert "--features and" in refusal(capsys, out, "--features", "pixels")

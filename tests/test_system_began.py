@@ -87,7 +87,7 @@ def test_a_step_follows_the_equations() -> None:
 @pytest.mark.parametrize("name", ["ring", "digits", "patches"])
 def test_30_steps_lower_the_measure_of_convergence(name: str) -> None:
     run = trainer(name, critic_lr=1e-3, generator_lr=1e-3).fit(30)
-    assert run.history[-1]["estimate"] < 0.7 * run.history[0]["estimate"]
+    assert run.history[-1]["estimate"] < 0.85 * run.history[0]["estimate"]
     assert run.sample(3).shape == (3, *run.data.shape)
 
 

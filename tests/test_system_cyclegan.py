@@ -26,7 +26,8 @@ def _single_thread() -> Iterator[None]:
 
 
 def trainer(dataset: str | Dataset = "digits", **changes: Any) -> Trainer:
-    dataset = data.load(dataset) if isinstance(dataset, str) else dataset
+    if isinstance(dataset, str):
+        dataset = data.load(dataset, 8 if dataset in ("digits", "patches") else None)
     return Trainer.from_recipe(dataclasses.replace(RECIPE, **changes), dataset, log_every=1)
 
 

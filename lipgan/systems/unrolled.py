@@ -35,9 +35,8 @@ class Unrolled(GAN):
 
     The step size eta of a weight is that of the critic's optimizer: its learning rate, divided, but for "sgd", by the
     root of a running mean of the weight's squared gradients, which is a constant for the gradient and goes on through
-    the look-ahead. What is simplified:
-    the steps have no momentum; penalties and the loss of an auxiliary classifier are left out of f; with accumulation,
-    or in several processes, each part of a batch looks ahead on its own samples.
+    the look-ahead. What is simplified: the steps have no momentum; penalties and the loss of an auxiliary classifier
+    are left out of f; with accumulation, or in several processes, each part of a batch looks ahead on its own samples.
 
     Options:
         unrolled_steps: k; 0 is the ordinary game, with the generator's loss of the recipe.
