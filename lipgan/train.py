@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from lipgan import data, recipes
-from lipgan.training import Trainer, config, distributed
+from lipgan import data, distributed, recipes
+from lipgan.training import Trainer, config
 from lipgan.training.run import CHECKPOINT, CONFIG, Run
 
 __all__ = ["main"]

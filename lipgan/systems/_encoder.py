@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from torch import Tensor, nn
 
 from lipgan import models
-from lipgan.models import Critic
-from lipgan.recipes import Recipe
+from lipgan.systems._readout import Readout
 
-__all__ = ["Encoder", "EncoderDecoder", "body_of", "coded"]
+if TYPE_CHECKING:
+    from lipgan.recipes import Recipe
+
+__all__ = ["Encoder", "EncoderDecoder", "coded", "critic_of"]
 
 
 def coded(recipe: Recipe, shape: tuple[int, ...]) -> Recipe:
@@ -23,16 +25,9 @@ def coded(recipe: Recipe, shape: tuple[int, ...]) -> Recipe:
     return dataclasses.replace(recipe, latent_dim=min(recipe.latent_dim, math.prod(shape)))
 
 
-def body_of(recipe: Recipe, shape: tuple[int, ...]) -> tuple[nn.Module, int]:
-    """The layers of a fresh critic of the recipe's architecture without the last, and how many features they give."""
-    critic = models.build(models.serving(recipe.architecture, shape), shape)[1]
-    head = getattr(critic, "head", None)
-    if not (isinstance(critic, Critic) and isinstance(head, nn.Linear)):
-        raise ValueError(
-            f"architecture must be one whose critic has a linear last layer for the system {recipe.system!r}, "
-            f"got {recipe.architecture!r}"
-        )
-    return critic.body, head.in_features
+def critic_of(recipe: Recipe, shape: tuple[int, ...]) -> nn.Module:
+    """A fresh critic of the recipe's architecture."""
+    return models.build(models.serving(recipe.architecture, shape), shape)[1]
 
 
 class Encoder(nn.Module):
@@ -51,12 +46,11 @@ class Encoder(nn.Module):
 
     def __init__(self, recipe: Recipe, shape: tuple[int, ...]) -> None:
         super().__init__()
-        self.body, features = body_of(recipe, shape)
-        self.head = nn.Linear(features, 2 * recipe.latent_dim)
+        self.readout = Readout(critic_of(recipe, shape), 2 * recipe.latent_dim)
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
         """Means for ``x [B, *shape]``, or with ``noise [B, latent_dim]``, standard normal, codes."""
-        mean, log_std = self.head(self.body(x).flatten(1)).chunk(2, 1)
+        mean, log_std = self.readout(x).chunk(2, 1)
         return cast(Tensor, mean) if noise is None else mean + log_std.exp() * noise
 
 

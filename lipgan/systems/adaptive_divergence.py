@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lipgan import losses
+from lipgan import distributed, losses
 from lipgan.systems._unused import refuse
 from lipgan.systems.base import Batch, Outcome
 from lipgan.systems.gan import GAN
@@ -70,9 +70,6 @@ class AdaptiveDivergence(GAN):
 
     def after_critic_update(self) -> None:
         """Moves h on."""
-        # Here, since the trainer imports the systems.
-        from lipgan.training import distributed
-
         super().after_critic_update()
         measured = distributed.average(torch.stack(self._measured).mean())
         self._measured.clear()

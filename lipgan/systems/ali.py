@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from lipgan.recipes import Recipe
-from lipgan.systems._encoder import Encoder, EncoderDecoder, body_of, coded
+from lipgan.systems._encoder import Encoder, EncoderDecoder, coded, critic_of
+from lipgan.systems._readout import body_of
 from lipgan.systems._unused import refuse
 from lipgan.systems.base import Batch, Outcome
 from lipgan.systems.gan import GAN
+
+if TYPE_CHECKING:
+    from lipgan.recipes import Recipe
 
 __all__ = ["ALI", "JointCritic"]
 
@@ -114,7 +117,7 @@ class JointCritic(nn.Module):
 
     def __init__(self, recipe: Recipe, shape: tuple[int, ...], width: int = 256) -> None:
         super().__init__()
-        self.body, features = body_of(recipe, shape)
+        self.body, features = body_of(critic_of(recipe, shape))
         self.codes = nn.Sequential(nn.Linear(recipe.latent_dim, width), nn.LeakyReLU(0.2))
         self.head = nn.Sequential(
             nn.Linear(features + width, width),

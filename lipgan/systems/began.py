@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from lipgan import distributed
 from lipgan.models import AutoencoderCritic, Output
-from lipgan.recipes import Recipe
 from lipgan.systems._unused import refuse
 from lipgan.systems.base import Batch, Outcome
 from lipgan.systems.gan import GAN
+
+if TYPE_CHECKING:
+    from lipgan.recipes import Recipe
 
 __all__ = ["BEGAN"]
 
@@ -145,9 +148,6 @@ class Equilibrium:
 
     def move(self) -> None:
         """One step of k, by the errors of all parts of the batch since the last."""
-        # Here, since the trainer imports the systems.
-        from lipgan.training import distributed
-
         difference = distributed.average(torch.stack(self._differences).mean())
         self._differences.clear()
         self.k = (self.k.to(difference) + self.lambda_k * difference).clamp(0, 1)

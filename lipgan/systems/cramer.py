@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from lipgan.divergences import widen
 from lipgan.models import Output
-from lipgan.penalties import gradient_penalty
 from lipgan.systems._readout import Readout
 from lipgan.systems._unused import refuse
 from lipgan.systems.base import Batch, Outcome
@@ -64,7 +63,7 @@ class Cramer(GAN):
         terms = {"critic_loss": -surrogate, "estimate": surrogate.detach()}
         loss = -surrogate
         if self.recipe.penalty != "none":
-            terms["penalty"] = self.penalty_of(real, fake, other, batch)
+            terms["penalty"] = self.penalty(real, fake, batch, critic_args=(other,))
             loss = loss + terms["penalty"]
         return Outcome(self.averaged(loss, "critic"), terms)
 
@@ -74,24 +73,6 @@ class Cramer(GAN):
         x, g, other = (self.critic(self.seen(s, batch), full=True).features for s in (batch.real, *samples))
         loss = (norm(x - g) + norm(x - other) - norm(g - other)).mean()
         return Outcome(self.averaged(loss, "generator"), {"generator_loss": loss})
-
-    def penalty_of(self, real: Tensor, fake: Tensor, other: Tensor, batch: Batch) -> Tensor:
-        """The recipe's gradient penalty, of f."""
-        recipe = self.recipe
-        kind = recipe.penalty
-        per_sample = real[0].numel() if kind == "dragan" else 1 if kind in ("wgan-gp", "lp", "max") else 0
-        with batch.drawing(per_sample, torch.float64 if real.dtype == torch.float64 else torch.float32):
-            return gradient_penalty(
-                self.critic,
-                real,
-                fake,
-                kind=kind,
-                weight=recipe.penalty_weight,
-                target=recipe.penalty_target,
-                engine=self.penalty_engine,
-                generator=batch.random,
-                critic_args=(other,),
-            )
 
 
 class CramerCritic(nn.Module):

@@ -135,9 +135,13 @@ class GAN(System):
         assert batch.labels is not None
         return F.cross_entropy(output.logits, batch.labels)
 
-    def penalty(self, real: Tensor, fake: Tensor, batch: Batch) -> Tensor:
-        """The recipe's gradient penalty."""
+    def penalty(
+        self, real: Tensor, fake: Tensor, batch: Batch, *, critic_args: tuple[Any, ...] | None = None
+    ) -> Tensor:
+        """The recipe's gradient penalty, of ``critic(x, *critic_args)``; by default those are the labels, if any."""
         recipe = self.recipe
+        if critic_args is None:
+            critic_args = () if recipe.conditioning in ("none", "auxiliary") else (batch.labels,)
         kind = recipe.penalty
         if kind == "dragan":
             # As wide as the whole batch, of which this may be a part. Points mixed with themselves stay what they are.
@@ -156,7 +160,7 @@ class GAN(System):
                 target=recipe.penalty_target,
                 engine=self.penalty_engine,
                 generator=batch.random,
-                critic_args=() if recipe.conditioning in ("none", "auxiliary") else (batch.labels,),
+                critic_args=critic_args,
             )
 
     def averaged(self, loss: Tensor, player: str) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from lipgan import distributed
 from lipgan.systems._unused import refuse
 from lipgan.systems.base import Batch, Outcome
 from lipgan.systems.gan import GAN
@@ -112,9 +113,6 @@ class Unrolled(GAN):
 
     def after_generator_update(self) -> None:
         """Moves the running means on."""
-        # Here, since the trainer imports the systems.
-        from lipgan.training import distributed
-
         super().after_generator_update()
         if not self._measured:
             return

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from lipgan import recipes
-from lipgan.training import config, distributed
+from lipgan import distributed, recipes
+from lipgan.training import config
 from lipgan.training.checkpoint import write_atomically
 from lipgan.training.evaluation import Evaluation
 from lipgan.training.pictures import curves, picture, samples_shown

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from lipgan import data as datasets
-from lipgan import recipes, systems
+from lipgan import distributed, recipes, systems
 from lipgan.data import BatchOrder, Dataset
 from lipgan.nn import GradientNormalized, SpectralNormGroup, group_spectral_norm
 from lipgan.recipes import Recipe
 from lipgan.systems import Batch, latents
-from lipgan.training import checkpoint, distributed
+from lipgan.training import checkpoint
 from lipgan.training.average import MovingAverage
 from lipgan.training.checkpoint import CheckpointError
 from lipgan.training.player import Player
