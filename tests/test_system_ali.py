@@ -70,7 +70,7 @@ def test_veegan_adds_the_error_of_restored_noise() -> None:
 def test_codes_have_the_spread_that_the_encoder_says() -> None:
     encoder = trainer("ring").generator.encoder
     x = torch.tensor([[0.3, -1.0]]).expand(4000, 2)
-    mean, log_std = encoder.head(encoder.body(x[:1])).chunk(2, 1)
+    mean, log_std = encoder.readout(x[:1]).chunk(2, 1)
     codes = encoder(x, torch.randn(4000, 2, generator=random()))
     assert torch.equal(encoder(x[:1]), mean)
     assert torch.allclose(codes.mean(0), mean[0], atol=0.1)
