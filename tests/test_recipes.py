@@ -3,6 +3,7 @@
 import dataclasses
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -122,3 +123,10 @@ def test_conv_refuses_other_shapes(shape: tuple[int, ...], message: str) -> None
 def test_any_module_can_be_imported_first(module: str) -> None:
     """Recipes are checked against the systems that they name, which are built from recipes."""
     subprocess.run([sys.executable, "-c", f"import lipgan.{module}"], check=True)
+
+
+def test_the_documentation_has_a_row_for_every_recipe() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "recipes.md").read_text()
+    rows = [line.split("|")[1].strip() for line in page.splitlines() if line.startswith("| ")]
+    for name in recipes.names():
+        assert name in rows, name
