@@ -12,11 +12,11 @@ from typing import Any
 
 from torch import nn
 
-from lipgan.models.autoencoder import AutoencoderCritic, autoencoder_generator
+from lipgan.models.autoencoder import AutoencoderCritic
 from lipgan.models.base import Critic, Generator, Output
-from lipgan.models.conv import ConvCritic, ConvGenerator
+from lipgan.models.conv import ConvCritic, ConvGenerator, conv_or_mlp_generator
 from lipgan.models.dcgan import DCGANCritic, DCGANGenerator
-from lipgan.models.lipschitz import LipschitzCritic, lipschitz_generator
+from lipgan.models.lipschitz import LipschitzCritic
 from lipgan.models.mlp import MLPCritic, MLPGenerator
 from lipgan.models.modern import ModernCritic, ModernGenerator
 from lipgan.models.sagan import SAGANCritic, SAGANGenerator
@@ -67,10 +67,10 @@ class Architecture:
 
 ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
     {
-        "autoencoder": Architecture(autoencoder_generator, AutoencoderCritic, vectors=True),
+        "autoencoder": Architecture(conv_or_mlp_generator, AutoencoderCritic, vectors=True),
         "conv": Architecture(ConvGenerator, ConvCritic),
         "dcgan": Architecture(DCGANGenerator, DCGANCritic),
-        "lipschitz": Architecture(lipschitz_generator, LipschitzCritic, vectors=True),
+        "lipschitz": Architecture(conv_or_mlp_generator, LipschitzCritic, vectors=True),
         "mlp": Architecture(MLPGenerator, MLPCritic, vectors=True),
         "modern": Architecture(ModernGenerator, ModernCritic),
         "sagan": Architecture(SAGANGenerator, SAGANCritic),

@@ -8,30 +8,16 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from typing import Any
 
 from torch import Tensor, nn
 
-from lipgan.models.base import Critic, Generator, Output
-from lipgan.models.conv import ConvGenerator, downsampled_widths, downsampling
-from lipgan.models.mlp import MLPGenerator
+from lipgan.models.base import Critic, Output
+from lipgan.models.conv import downsampled_widths, downsampling
 from lipgan.models.sizes import sides, square
 
-__all__ = ["AutoencoderCritic", "autoencoder_generator"]
+__all__ = ["AutoencoderCritic"]
 
 _SLOPE = 0.1
-
-
-def autoencoder_generator(shape: tuple[int, ...], latent_dim: int = 64, **options: Any) -> Generator:
-    """The generator beside the autoencoder: `MLPGenerator` for vectors, `ConvGenerator` for images.
-
-    Raises:
-        ValueError: as these.
-    """
-    if len(shape) == 1:
-        return MLPGenerator(shape, latent_dim, **options)
-    size, channels = square("autoencoder", shape)
-    return ConvGenerator(size, channels, latent_dim, **options)
 
 
 class AutoencoderCritic(Critic):

@@ -14,7 +14,8 @@ from typing import Any
 from torch import nn
 
 from lipgan.models.base import Critic, Generator, Layers, Norm
-from lipgan.models.sizes import sides
+from lipgan.models.mlp import MLPGenerator
+from lipgan.models.sizes import sides, square
 
 __all__ = ["ConvCritic", "ConvGenerator", "downsampled_widths", "downsampling"]
 
@@ -100,3 +101,15 @@ class ConvCritic(Critic):
             return nn.Sequential(*downsampling(levels, shape[0], width)[0])
 
         super().__init__((channels, size, size), body, last * levels[0] ** 2, **options)
+
+
+def conv_or_mlp_generator(shape: tuple[int, ...], latent_dim: int = 64, **options: Any) -> Generator:
+    """`MLPGenerator` for vectors, `ConvGenerator` for images: for architectures that are about the critic.
+
+    Raises:
+        ValueError: as these.
+    """
+    if len(shape) == 1:
+        return MLPGenerator(shape, latent_dim, **options)
+    size, channels = square("conv", shape)
+    return ConvGenerator(size, channels, latent_dim, **options)

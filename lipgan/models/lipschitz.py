@@ -8,18 +8,15 @@ generators are those of other architectures, as the constraint is the critic's a
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from torch import nn
 
-from lipgan.models.base import Critic, Generator
-from lipgan.models.conv import ConvGenerator
-from lipgan.models.mlp import MLPGenerator
+from lipgan.models.base import Critic
 from lipgan.models.sizes import sides, square
 from lipgan.nn.group_sort import MaxMin
 from lipgan.nn.orthogonal import OrthogonalConv2d, OrthogonalLinear
 
-__all__ = ["LipschitzCritic", "lipschitz_generator"]
+__all__ = ["LipschitzCritic"]
 
 # The factorization of a weight costs the cube of its smaller side.
 _WIDEST = 128
@@ -90,12 +87,3 @@ class LipschitzCritic(Critic):
 
         super().__init__(shape, body, features, conditioning=conditioning, classes=classes)
         self.head = OrthogonalLinear(features, 1)
-
-
-def lipschitz_generator(shape: tuple[int, ...], **options: Any) -> Generator:
-    """The generator of "mlp" for vectors, of "conv" for images; arguments as theirs.
-
-    Raises:
-        ValueError: as those.
-    """
-    return MLPGenerator(shape, **options) if len(shape) == 1 else ConvGenerator(*square("lipschitz", shape), **options)
