@@ -32,7 +32,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 from triton.runtime.jit import JITFunction
 
-from . import config, gradient_penalty, matrix_sqrt, spectral_norm
+from . import config, gradient_penalty, matrix_sqrt, nearest_neighbours, spectral_norm
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -183,11 +183,22 @@ def _matrix_sqrt_cases() -> None:
             matrix_sqrt.polar_iteration(matrices, [(1.875, -1.25, 0.375)], precision=precision)
 
 
+def _nearest_neighbours_cases() -> None:
+    for dtype in (torch.float32, torch.float64):
+        x, y = torch.empty(1024, 2048, dtype=dtype), torch.empty(512, 2048, dtype=dtype)
+        x_radii, y_radii = torch.empty(1024, dtype=torch.float64), torch.empty(512, dtype=torch.float64)
+        nearest_neighbours.nearest_neighbours(x, y, 20)  # two passes
+        nearest_neighbours.nearest_neighbours(x, None, 5)
+        for closed in (False, True):
+            nearest_neighbours.ball_counts(x, y, x_radii, y_radii, closed)
+
+
 # Calls of the launchers of an op that reach every kernel, dtype and launch shape worth compiling.
 CASES: dict[str, Callable[[], None]] = {
     "gradient_penalty": _gradient_penalty_cases,
     "spectral_norm": _spectral_norm_cases,
     "matrix_sqrt": _matrix_sqrt_cases,
+    "nearest_neighbours": _nearest_neighbours_cases,
 }
 
 

@@ -160,3 +160,32 @@ def partials_tile(w: int, itemsize: int) -> Tile:
     block_w = min(next_power_of_2(w), SUMMANDS_PER_STEP)
     block_h = SUMMANDS_PER_STEP if w == 1 else 4 * SUMMANDS_PER_STEP // block_w
     return Tile(block_h, block_w, _warps(2 * block_h * block_w, itemsize))
+
+
+# Neighbours that one pass over all pairs finds: a program keeps them in registers.
+NEIGHBOUR_SLOTS = 16
+
+
+@dataclass(frozen=True)
+class DistanceTile:
+    """Points of two sets whose distances one program holds at a time, and the features it takes a step."""
+
+    block_m: int
+    block_n: int
+    chunk: int
+    num_warps: int
+
+    @property
+    def blocks(self) -> dict[str, int]:
+        """The tile as compile-time arguments of a kernel."""
+        return {"BLOCK_M": self.block_m, "BLOCK_N": self.block_n, "CHUNK": self.chunk}
+
+
+def distance_tile() -> DistanceTile:
+    """Tile of the kernels that walk over the distances of all pairs of points.
+
+    The compiler gives a thread whole columns, and so the features of all points of x: 4 points and 4 features, next to
+    8 float64 sums, is what fits the registers of every target. A program then reads all of y for 4 points, mostly from
+    the caches. The tile depends on nothing, because the order of a sum hangs on the chunk.
+    """
+    return DistanceTile(block_m=4, block_n=256, chunk=4, num_warps=4)

@@ -15,7 +15,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from lipgan.kernels import aot, gradient_penalty
+from lipgan.kernels import aot, gradient_penalty, nearest_neighbours
 
 
 @triton.jit
@@ -89,6 +89,9 @@ def _build_sizes_of_one() -> dict[str, list[str]]:
                 gradient_penalty.gradient_penalty_fwd(torch.empty(shape), kind, weight=1.0, target=1.0)
         for shape in [(1, 1), (3, 1), (1, 5)]:
             gradient_penalty.gradient_penalty_interpolate(torch.empty(shape), torch.empty(shape), torch.empty(shape[0]))
+        x, radii = torch.empty(1, 1), torch.empty(1, dtype=torch.float64)
+        nearest_neighbours.nearest_neighbours(x, x, 1)
+        nearest_neighbours.ball_counts(x, x, radii, radii, closed=False)
     return {f"{launch.name} {launch.describe()}": list(aot.build(launch, "sm_90").violations) for launch in launches}
 
 
@@ -107,6 +110,10 @@ def test_every_kernel_compiles_within_the_limits() -> None:
         assert any(row[0] == f"_spectral_norm_{name}_kernel" for row in rows)
     for name in ("interpolate", "rows", "columns", "parts", "finalize", "scale"):
         assert any(row[0] == f"_gradient_penalty_{name}_kernel" for row in rows)
+    for flag in ("OTHERS=True", "OTHERS=False"):
+        assert any(row[0] == "_nearest_neighbours_kernel" and flag in row for row in rows)
+    for flag in ("CLOSED=True", "CLOSED=False"):
+        assert any(row[0] == "_ball_counts_kernel" and flag in row for row in rows)
     for dtype in ("fp32", "fp64", "fp16", "bf16"):
         assert any(f"DTYPE={dtype}" in row for row in rows)
     for name in ("gram", "product"):

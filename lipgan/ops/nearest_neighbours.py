@@ -32,12 +32,12 @@ _library.define(  # type: ignore[no-untyped-call]
 )
 
 
-# ---- native: C++ on CPU tensors. It makes floating-point tensors only, and whole numbers are exact in them. ----
-
-
 def _served(points: Tensor) -> Tensor:
     """A half type as float32, which holds it exactly."""
     return points if points.dtype in (torch.float32, torch.float64) else points.float()
+
+
+# ---- native: C++ on CPU tensors. It makes floating-point tensors only, and whole numbers are exact in them. ----
 
 
 def _native_nearest(x: Tensor, y: Tensor | None, k: int) -> Pair:
@@ -56,18 +56,35 @@ def _native_counts(x: Tensor, y: Tensor, x_squared_radii: Tensor, y_squared_radi
     return x_counts.long(), y_counts.long()
 
 
-# There is no kernel for GPUs yet: the reference serves there.
+# ---- triton: GPU tensors, or CPU tensors in Triton's interpreter ----
+
+
+def _triton_nearest(x: Tensor, y: Tensor | None, k: int) -> Pair:
+    from lipgan.kernels import nearest_neighbours as kernels
+
+    result: Pair = kernels.nearest_neighbours(_served(x), None if y is None else _served(y), k)
+    return result
+
+
+def _triton_counts(x: Tensor, y: Tensor, x_squared_radii: Tensor, y_squared_radii: Tensor, closed: bool) -> Pair:
+    from lipgan.kernels import nearest_neighbours as kernels
+
+    result: Pair = kernels.ball_counts(_served(x), _served(y), x_squared_radii, y_squared_radii, closed)
+    return result
+
+
+# There is no CUDA C++ of it: Triton serves both names.
 _NEAREST: dict[str, Callable[..., Pair]] = {
     "reference": reference.nearest_neighbours,
     "native": _native_nearest,
-    "triton": reference.nearest_neighbours,
-    "cuda": reference.nearest_neighbours,
+    "triton": _triton_nearest,
+    "cuda": _triton_nearest,
 }
 _COUNTS: dict[str, Callable[..., Pair]] = {
     "reference": reference.ball_counts,
     "native": _native_counts,
-    "triton": reference.ball_counts,
-    "cuda": reference.ball_counts,
+    "triton": _triton_counts,
+    "cuda": _triton_counts,
 }
 
 
@@ -135,7 +152,7 @@ def nearest_neighbours(x: Tensor, y: Tensor | None = None, k: int = 1, *, backen
         y: ``[n, d]``, of the dtype and device of ``x``. None: the other points of ``x``; no point is its own neighbour,
             but a duplicate of it is.
         k: at least 1, and at most the number of points to choose from.
-        backend: "reference" or "native"; None for the best available.
+        backend: "reference", "native", "triton" or "cuda"; None for the best available.
 
     Returns:
         ``(squared, indices)``, both ``[m, k]``: squared distances in float64, ascending, and the places of the
@@ -184,7 +201,7 @@ def ball_counts(
         x_squared_radii: ``[m]``, float64: the squares of the radii of balls around each ``x``.
         y_squared_radii: ``[n]``, float64.
         closed: whether a ball holds its border: ``<=`` instead of ``<``.
-        backend: "reference" or "native"; None for the best available.
+        backend: "reference", "native", "triton" or "cuda"; None for the best available.
 
     Returns:
         ``(x_counts [2, m], y_counts [2, n])``, int64: first the number of points of the other set in the ball of each
