@@ -73,7 +73,8 @@ def gradient_penalty(
     other threads do not compile either.
 
     DistributedDataParallel: give the wrapper, which then synchronizes the gradients as those of any forward pass; they
-    equal those of the joined batch, except for kind "max", which takes the maximum of each process's own samples.
+    equal those of the joined batch, except for kind "max", which takes the maximum of each process's own samples, and
+    "dragan", whose noise is as wide as those.
     Give the wrapped module only in a loss that has a forward pass of the wrapper in it as well.
 
     ``torch.autocast``: in bfloat16 the critic runs as elsewhere. In place of float16 it runs in float32, whose range
