@@ -32,3 +32,12 @@ def poisoned_outputs() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def single_thread() -> Iterator[None]:
+    """Networks this small lose more by handing work to a second thread, on shared cores, than they gain."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -1,11 +1,9 @@
 """What every game of `lipgan.systems` is asked, whatever it minimizes."""
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -14,15 +12,6 @@ from lipgan.data import Dataset
 from lipgan.recipes import Recipe
 from lipgan.systems import Batch, System, latents
 from lipgan.training import Trainer
-
-
-@pytest.fixture(autouse=True, scope="module")
-def single_thread() -> Iterator[None]:
-    """Networks this small lose more by handing work to a second thread, on shared cores, than they gain."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def recipe(name: str, **changes: Any) -> Recipe:

@@ -5,10 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from system_checks import recipe, single_thread  # noqa: F401
+from system_checks import recipe
 
 from lipgan import bench, data
 from lipgan.bench import harness, step
+
+pytestmark = pytest.mark.usefixtures("single_thread")
 
 
 @pytest.fixture

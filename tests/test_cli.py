@@ -8,14 +8,14 @@ import subprocess
 import sys
 import time
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
+from system_checks import assert_same
 
 from lipgan import data, recipes
 from lipgan.cli import main
@@ -38,13 +38,7 @@ QUICK = [
 FILES = ["checkpoint.pt", "config.toml", "curves.png", "metrics.json", "metrics.jsonl", "samples.png"]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _single_thread() -> Iterator[None]:
-    """Networks this small lose more by handing work to a second thread, on shared cores, than they gain."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("single_thread")
 
 
 def train(out: Path, *arguments: str) -> int:
@@ -66,21 +60,6 @@ def one_line_error(capsys: pytest.CaptureFixture[str]) -> str:
     assert len(lines) == 1, error
     assert lines[0].startswith("lipgan")
     return lines[0]
-
-
-def assert_same(a: Any, b: Any) -> None:
-    if isinstance(a, Tensor):
-        assert torch.equal(a, b)
-    elif isinstance(a, dict):
-        assert list(a) == list(b)
-        for key in a:
-            assert_same(a[key], b[key])
-    elif isinstance(a, list | tuple):
-        assert len(a) == len(b)
-        for x, y in zip(a, b, strict=True):
-            assert_same(x, y)
-    else:
-        assert a == b
 
 
 @pytest.fixture(scope="module")

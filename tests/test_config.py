@@ -9,12 +9,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from system_checks import assert_same, single_thread  # noqa: F401
+from system_checks import assert_same
 
 from lipgan import recipes
 from lipgan.cli import main
 from lipgan.recipes import CHOICES, FIELDS
 from lipgan.training import config
+
+pytestmark = pytest.mark.usefixtures("single_thread")
 
 QUICK = ["--recipe", "gan", "--data", "ring", "--batch-size", "8", "--log-every", "2", "--device", "cpu"]
 

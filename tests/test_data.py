@@ -29,13 +29,7 @@ from lipgan.metrics import mode_coverage, wasserstein_distance
 TOY = ["grid", "ring", "segments", "swiss-roll", "two-gaussians"]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _single_thread() -> Iterator[None]:
-    """Tensors this small lose more by handing work to a second thread than they gain."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("single_thread")
 
 
 # --- digits

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from system_checks import points, recipe, single_thread  # noqa: F401
+from system_checks import points, recipe
 from torch import Tensor, nn
 
 from lipgan import data
@@ -16,6 +16,8 @@ from lipgan.systems.gan import GAN
 from lipgan.training import Trainer
 from lipgan.training.average import MovingAverage
 from lipgan.training.player import Player
+
+pytestmark = pytest.mark.usefixtures("single_thread")
 
 
 class Plane(nn.Module):

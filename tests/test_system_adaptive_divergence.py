@@ -5,11 +5,12 @@ import math
 import pytest
 import system_checks as checks
 import torch
-from system_checks import single_thread  # noqa: F401
 from torch.nn import functional as F
 
 from lipgan.systems.adaptive_divergence import AdaptiveDivergence, strength
 from lipgan.training import Trainer
+
+pytestmark = pytest.mark.usefixtures("single_thread")
 
 
 def test_the_strength_by_the_formula() -> None:

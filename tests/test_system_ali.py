@@ -1,7 +1,6 @@
 """lipgan.systems.ali: the pairs that the critic sees, both sides' losses, and an encoder that inverts the generator."""
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,7 @@ from lipgan.training import Trainer, load_generator
 RECIPE = dataclasses.replace(recipes.get("ali"), batch_size=8)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _single_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("single_thread")
 
 
 def trainer(dataset: str | Dataset = "digits", seed: int = 0, **changes: Any) -> Trainer:

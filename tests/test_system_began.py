@@ -1,7 +1,6 @@
 """lipgan.systems.began: the equations of BEGAN, the balance that they keep, and its exact resume."""
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,7 @@ from lipgan.training import Trainer
 RECIPE = dataclasses.replace(recipes.get("began"), batch_size=8)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _single_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("single_thread")
 
 
 def trainer(name: str = "digits", **changes: Any) -> Trainer:

@@ -5,11 +5,12 @@ import dataclasses
 import pytest
 import system_checks as checks
 import torch
-from system_checks import single_thread  # noqa: F401
 
 from lipgan.regularizers import energy_distance
 from lipgan.systems import System
 from lipgan.training import Trainer
+
+pytestmark = pytest.mark.usefixtures("single_thread")
 
 
 def others(system: System, batch: checks.Batch) -> torch.Tensor:

@@ -1,7 +1,6 @@
 """lipgan.systems.cyclegan: the two domains, the losses of both directions, and translations that arrive."""
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,7 @@ from lipgan.training import Trainer, load_generator
 RECIPE = dataclasses.replace(recipes.get("cyclegan"), batch_size=8)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _single_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("single_thread")
 
 
 def trainer(dataset: str | Dataset = "digits", **changes: Any) -> Trainer:

@@ -3,11 +3,12 @@
 import pytest
 import system_checks as checks
 import torch
-from system_checks import single_thread  # noqa: F401
 from torch import Tensor
 
 from lipgan.data import load
 from lipgan.training import Trainer
+
+pytestmark = pytest.mark.usefixtures("single_thread")
 
 
 def energies(system: checks.System, x: Tensor) -> Tensor:

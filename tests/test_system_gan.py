@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from system_checks import assert_resumes, batch, game, points, recipe, single_thread  # noqa: F401
+from system_checks import assert_resumes, batch, game, points, recipe
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -17,6 +17,8 @@ from lipgan.models import Output
 from lipgan.recipes import Recipe
 from lipgan.systems.gan import GAN
 from lipgan.training import Trainer
+
+pytestmark = pytest.mark.usefixtures("single_thread")
 
 GAMES = [name for name in recipes.names() if recipes.get(name).system == "gan"]
 

@@ -5,12 +5,13 @@ import math
 import pytest
 import system_checks as checks
 import torch
-from system_checks import single_thread  # noqa: F401
 from torch.nn import functional as F
 
 from lipgan.systems import GAN, latents
 from lipgan.systems.mad_gan import GeneratorMixture
 from lipgan.training import Trainer
+
+pytestmark = pytest.mark.usefixtures("single_thread")
 
 
 def test_the_losses_are_those_of_the_paper() -> None:

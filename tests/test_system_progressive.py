@@ -1,7 +1,6 @@
 """lipgan.systems.progressive: how the networks grow, and that nothing jumps when they do."""
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +22,7 @@ from lipgan.training import Trainer, load_generator
 RECIPE = dataclasses.replace(recipes.get("progressive"), batch_size=8, steps=30)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _single_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("single_thread")
 
 
 def trainer(name: str = "digits", **changes: Any) -> Trainer:

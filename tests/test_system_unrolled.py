@@ -5,7 +5,6 @@ import dataclasses
 import pytest
 import system_checks as checks
 import torch
-from system_checks import single_thread  # noqa: F401
 from torch import Tensor
 
 from lipgan import models
@@ -13,6 +12,8 @@ from lipgan.metrics import mode_coverage
 from lipgan.systems import GAN
 from lipgan.systems.unrolled import Unrolled
 from lipgan.training import Trainer
+
+pytestmark = pytest.mark.usefixtures("single_thread")
 
 
 def smooth_game(optimizer: str = "sgd", **options: float) -> Unrolled:

@@ -3,7 +3,6 @@
 import pytest
 import system_checks as checks
 import torch
-from system_checks import single_thread  # noqa: F401
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 from torch.nn import functional as F
@@ -11,6 +10,8 @@ from torch.nn import functional as F
 from lipgan.systems import Batch, System
 from lipgan.systems.vae_gan import VAEGAN
 from lipgan.training import Trainer
+
+pytestmark = pytest.mark.usefixtures("single_thread")
 
 
 def terms(system: System, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:

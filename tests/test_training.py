@@ -5,12 +5,12 @@ import errno
 import os
 import pickle
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from system_checks import assert_same
 from torch import Tensor, nn
 
 from lipgan import data, recipes
@@ -22,13 +22,7 @@ from lipgan.training.checkpoint import write_atomically
 SMALL = dataclasses.replace(recipes.get("sngan"), batch_size=8)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _single_thread() -> Iterator[None]:
-    """Networks this small lose more by handing work to a second thread, on shared cores, than they gain."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("single_thread")
 
 
 class PointGenerator(nn.Module):
@@ -66,24 +60,6 @@ def point_networks() -> tuple[PointGenerator, PointCritic]:
 
 def point_trainer(recipe: recipes.Recipe = SMALL, **options: Any) -> Trainer:
     return Trainer(*point_networks(), recipe, points(), **options)
-
-
-def assert_same(a: Any, b: Any, where: str = "state") -> None:
-    """Equal to the last bit, through nested containers."""
-    assert type(a) is type(b), where
-    if isinstance(a, Tensor):
-        assert a.dtype == b.dtype, where
-        assert torch.equal(a, b), where
-    elif isinstance(a, dict):
-        assert list(a) == list(b), where
-        for key in a:
-            assert_same(a[key], b[key], f"{where}.{key}")
-    elif isinstance(a, list | tuple):
-        assert len(a) == len(b), where
-        for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_same(x, y, f"{where}[{i}]")
-    else:
-        assert a == b, where
 
 
 def frechet_distance_of_pixels(a: Tensor, b: Tensor) -> float:
