@@ -1,0 +1,67 @@
+"""The quick evaluations of `lipgan train --evaluate-every`."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from lipgan import data
+from lipgan.cli import main
+from lipgan.metrics import features, frechet_distance, mode_coverage, sliced_wasserstein_distance
+from lipgan.training import Trainer
+from lipgan.training.evaluation import Evaluation
+
+pytestmark = pytest.mark.usefixtures("single_thread")
+
+
+@pytest.mark.parametrize(("name", "extractor"), [("digits", "digits"), ("patches", "random")])
+def test_images_by_the_distance_of_their_features(name: str, extractor: str) -> None:
+    """The same numbers as by hand, from all features at once."""
+    dataset = data.load(name, 8)
+    trainer = Trainer.from_recipe("sngan", dataset)
+    metrics = Evaluation(dataset)(trainer)
+    extract = features.get(extractor)
+    statistics = []
+    for samples in (dataset.samples, trainer.sample(2000)):
+        x = torch.cat([extract((part + 1) / 2) for part in samples.clamp(-1, 1).split(500)]).double()
+        statistics.append((x.mean(0), x.T.cov()))
+    expected = float(frechet_distance(*statistics[0], *statistics[1]))
+    assert metrics == {"fid": pytest.approx(expected, rel=1e-4)}
+    assert expected > 1
+
+
+def test_points_by_distance_and_modes() -> None:
+    dataset = data.load("ring")
+    trainer = Trainer.from_recipe("gan", dataset)
+    trainer.sample = lambda n, **_: dataset.samples[:n] * torch.tensor([1.0, 0.0])  # type: ignore[method-assign]
+    metrics = Evaluation(dataset)(trainer)
+    samples = dataset.samples[:2000] * torch.tensor([1.0, 0.0])
+    random = torch.Generator().manual_seed(trainer.seed)
+    distance = sliced_wasserstein_distance(samples, dataset.samples[:2000], generator=random)
+    assert dataset.modes is not None
+    assert dataset.mode_std is not None
+    coverage = mode_coverage(samples, dataset.modes, dataset.mode_std)
+    # Flattened onto the axis, the ring keeps its modes at 0 and at 180 degrees.
+    assert metrics == {
+        "sliced_wasserstein": pytest.approx(distance),
+        "modes": 2.0,
+        "high_quality": coverage.high_quality,
+    }
+    assert 0.2 < metrics["high_quality"] < 0.3
+
+
+def test_vectors_without_modes_have_a_distance_alone() -> None:
+    dataset = data.load("swiss-roll")
+    assert list(Evaluation(dataset)(Trainer.from_recipe("gan", dataset))) == ["sliced_wasserstein"]
+
+
+def test_the_metrics_join_the_history(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["train", "--recipe", "gan", "--data", "ring", "--steps", "6", "--log-every", "2", "--out"]
+    assert main([*command, str(tmp_path / "run"), "--evaluate-every", "4"]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert ["modes" in row for row in rows] == [False, True, False]
+    capsys.readouterr()
+    assert main([*command, str(tmp_path / "other"), "--evaluate-every", "3"]) == 2
+    assert "evaluate_every must be a multiple of log_every, 2, got 3" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
