@@ -4,7 +4,6 @@ The error bounds are derived in docs/numerics/conv_spectral_norm.md.
 """
 
 import copy
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,14 +15,7 @@ from torch.nn.utils.parametrizations import spectral_norm as torch_spectral_norm
 
 from lipgan.nn.conv_spectral_norm import conv_spectral_norm
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """The operators here are too small to share: with several threads most of the time goes into waiting."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("single_thread")
 
 
 # layer, arguments, input size

@@ -6,7 +6,7 @@ The scale of an error is ``tr S1 + tr S2``, the terms that cancel in the distanc
 import itertools
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import mpmath
@@ -36,12 +36,7 @@ METHODS = ["auto", "cholesky", "eigh", "svd", "polar"]
 FEATURE_METHODS = ["auto", "cross-gram", "covariance"]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("single_thread")
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:

@@ -1,7 +1,5 @@
 """A critic divided by the norm of its gradient: closed forms, derivatives, and what it forwards."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -11,13 +9,7 @@ import lipgan
 from lipgan.models import Critic
 from lipgan.nn import GradientNormalized
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("single_thread")
 
 
 def perceptron(activation: type[nn.Module] = nn.ReLU, entries: int = 3) -> nn.Sequential:

@@ -4,7 +4,7 @@ The bounds are derived in docs/numerics/matrix_sqrt.md.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -24,12 +24,7 @@ SHAPES = [(1, 1), (5, 5), (7, 4), (4, 7), (1, 6), (6, 1)]
 SPECTRA = ["flat", "decaying", "clustered", "deficient", "one huge", "zero"]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("single_thread")
 
 
 def basis(n: int, seed: int = 0) -> Tensor:

@@ -5,7 +5,7 @@ The claims are those of docs/numerics/lipschitz.md.
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
@@ -31,13 +31,7 @@ from lipgan.nn import (
     orthogonal,
 )
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("single_thread")
 
 
 def scored(*layers: nn.Module) -> nn.Sequential:

@@ -35,12 +35,7 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     _C.set_isa(before)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("single_thread")
 
 
 def spectrum(kind: str, n: int) -> Tensor:

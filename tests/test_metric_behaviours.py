@@ -1,7 +1,7 @@
 """What the lectures say of the metrics, on the bundled digits: what each sees, and what it is blind to."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -18,13 +18,7 @@ from lipgan.metrics import (
 )
 from lipgan.metrics.features import DigitFeatures, get
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("single_thread")
 
 
 class Digits:

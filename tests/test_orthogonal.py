@@ -6,7 +6,6 @@ The error bounds are derived in docs/numerics/lipschitz.md.
 import copy
 import math
 import pickle
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -20,13 +19,7 @@ from torch.nn.utils import parametrize
 import lipgan
 from lipgan.nn import GroupSort, MaxMin, OrthogonalConv2d, OrthogonalLinear, orthogonal
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("single_thread")
 
 
 # layer, arguments, input size, the windows that one input position lies in

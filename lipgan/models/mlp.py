@@ -6,7 +6,7 @@ critic.
 
 Weights start as He et al. (2015, arXiv:1502.01852) have it. With PyTorch's smaller ones the first samples all but
 coincide, and many a system stays there: on the ring of eight modes SN-GAN then reaches 1 of them in 2,000 steps, in
-place of 8.
+place of 6 to 8.
 """
 
 from __future__ import annotations
