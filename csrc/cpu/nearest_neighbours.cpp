@@ -54,7 +54,8 @@ struct Search {
   bool same;
   int64_t k;
   double *squared, *indices;
-  // ball_counts
+  // ball_counts. Not told by its pointers: those of empty arrays may be null.
+  bool counting;
   const double *x_radii, *y_radii;
   bool closed;
   double *x_counts, *y_counts;
@@ -85,7 +86,7 @@ struct Search {
     y_reach = arena.take<float>(num_panels() * kWidth);
     products = arena.take<float>(num_threads * kBlockRows * kWidth);
     spare = arena.take<float>(num_threads * L * d);
-    counts = arena.take<double>(x_radii ? num_threads * 2 * n : 0);
+    counts = arena.take<double>(counting ? num_threads * 2 * n : 0);
     // The sum of d products, the roundings of their factors, and those of the norms and of what is added to them.
     slack = static_cast<double>(d + 32) * 0x1p-24 * (1 + static_cast<double>(d + 32) * 0x1p-23);
     tiny = static_cast<double>(d + 1) * 0x1p-120;  // of factors and products that are too small for float
@@ -95,7 +96,7 @@ struct Search {
 
   void run(const Team& team) {
     move(team);
-    if (x_radii) {
+    if (counting) {
       double* own = counts + team.thread * 2 * n;
       for (int64_t j = 0; j < 2 * n; ++j) own[j] = 0;
     }
@@ -108,7 +109,7 @@ struct Search {
         multiply_panel(first, last, p, product);
         const int64_t columns = min(kWidth, n - p * kWidth);
         for (int64_t i = first; i < last; ++i, product += kWidth) {
-          if (x_radii) {
+          if (counting) {
             count(i, p * kWidth, columns, product, counts + team.thread * 2 * n);
           } else {
             search(i, p * kWidth, columns, product);
@@ -116,7 +117,7 @@ struct Search {
         }
       }
     }
-    if (x_radii) {
+    if (counting) {
       team.barrier();
       for (int64_t j = 2 * n * team.thread / team.num_threads; j < 2 * n * (team.thread + 1) / team.num_threads; ++j) {
         double total = 0;
@@ -156,7 +157,7 @@ struct Search {
         const bool real = j < first + valid;
         y_low[j] = real ? static_cast<float>(y_norms[j] * (1 - slack)) : std::numeric_limits<float>::infinity();
         y_reach[j] = -std::numeric_limits<float>::infinity();
-        if (real && x_radii) y_reach[j] = reach(y_radii[j], factor * factor, y_norms[j]);
+        if (real && counting) y_reach[j] = reach(y_radii[j], factor * factor, y_norms[j]);
       }
     }
     team.barrier();
@@ -204,7 +205,7 @@ struct Search {
   // ---- the two searches ----
 
   void begin_row(int64_t i) {
-    if (x_radii) {
+    if (counting) {
       x_counts[i] = x_counts[m + i] = 0;
       return;
     }
@@ -300,7 +301,7 @@ void nearest_neighbours_fwd(Dtype dtype, const Points& points, bool same, int64_
 void ball_counts(Dtype dtype, const Points& points, const double* x_squared_radii, const double* y_squared_radii,
                  bool closed, double* x_counts, double* y_counts, int num_threads) {
   const auto call = [&](auto op) {
-    op.x_radii = x_squared_radii, op.y_radii = y_squared_radii, op.closed = closed;
+    op.counting = true, op.x_radii = x_squared_radii, op.y_radii = y_squared_radii, op.closed = closed;
     op.x_counts = x_counts, op.y_counts = y_counts;
     serve(op, num_threads);
   };
