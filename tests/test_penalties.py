@@ -572,7 +572,7 @@ def test_compiled_lazy_regularization_does_not_compile_for_every_step(dynamo: An
 
 
 class TwoHeads(nn.Module):
-    """A critic with a normalization buffer, and a head that the scores do not depend on."""
+    """A critic with a head that the scores do not depend on."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -677,7 +677,106 @@ def test_distributed_data_parallel_equals_one_process_on_the_joined_batch(tmp_pa
     assert not all(torch.equal(a, b) for a, b in without_synchronization)
 
 
+def _normalized(normalize: Callable[[nn.Module], Any]) -> nn.Sequential:
+    critic = image_critic()
+    for layer in (critic[0], critic[3], critic[5]):
+        normalize(layer)
+    return critic
+
+
+def _grouped() -> nn.Sequential:
+    critic = image_critic()
+    lipgan.group_spectral_norm(critic)
+    return critic
+
+
+def _batch_normalized() -> nn.Sequential:
+    torch.manual_seed(1)
+    layers = [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.LeakyReLU(0.2), nn.Flatten(), nn.Linear(16, 1)]
+    return nn.Sequential(*layers).double()
+
+
+# Critics whose buffers the wrapper broadcasts before each forward.
+BUFFERED: dict[str, Callable[[], nn.Sequential]] = {
+    "lipgan": lambda: _normalized(lipgan.spectral_norm),
+    "torch": lambda: _normalized(nn.utils.parametrizations.spectral_norm),
+    "torch's hook": lambda: _normalized(nn.utils.spectral_norm),
+    "group": _grouped,
+    "batch norm": _batch_normalized,
+}
+
+
+def _buffered_steps(critic: nn.Module, module: nn.Module, rows: slice, engine: str) -> list[Tensor]:
+    """Gradients and buffers after three steps of a whole critic loss."""
+    seen: list[Tensor] = []
+    for step in range(3):
+        module.zero_grad()
+        real, fake = REAL[rows] + step, FAKE[rows]
+        loss = critic(fake).mean() - critic(real).mean() + gradient_penalty(critic, real, kind="r1", engine=engine)
+        loss.backward()
+        seen += [p.grad.clone() for p in module.parameters() if p.grad is not None]
+    return seen + [buffer.double() for buffer in module.buffers()]
+
+
+def _buffered_replica(rank: int, path: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{path}/rendezvous", rank=rank, world_size=2)
+    results = {}
+    for name, make in BUFFERED.items():
+        for engine in ENGINES:
+            module = make()
+            critic = DistributedDataParallel(module)
+            rows = slice(3 * rank, 3 * rank + 3)
+            results[name, engine] = _buffered_steps(critic, module, rows, engine)
+            assert critic.module is module
+    torch.save(results, f"{path}/{rank}.pt")
+    leave()
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm|.*spectral_norm:FutureWarning")
+def test_critics_with_buffers_under_distributed_data_parallel(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(_buffered_replica, (str(tmp_path),), nprocs=2)
+    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    for name, make in BUFFERED.items():
+        module = make()
+        expected = _buffered_steps(module, module, slice(6), "autograd")
+        parameters = 3 * sum(p.requires_grad for p in module.parameters())
+        for engine in ENGINES:
+            ours, theirs = (results[name, engine] for results in ranks)
+            assert_same(ours[:parameters], theirs[:parameters])  # averaged over the processes
+            if name == "batch norm":
+                # Each process has statistics of its own, which only its own rows decide.
+                assert_same(ours[:parameters], ranks[0][name, "autograd"][:parameters])
+            else:
+                assert_same(ours, expected)
+
+
 # ---- mixed precision ----
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_samples_of_two_dtypes_are_mixed_in_the_wider_one(kind: str, engine: str) -> None:
+    # What mixed precision makes: a generator's samples in half precision, beside data in float32.
+    critic, real = image_critic().float(), REAL.float()
+    fake = FAKE.bfloat16()
+    options: dict[str, Any] = {"kind": kind, "engine": engine}
+    if kind == "r2":  # taken at the half-precision samples themselves
+        critic, options["generator"] = critic.bfloat16(), None
+        plain = gradient_penalty(critic, real.bfloat16(), fake, **options)
+        assert torch.equal(gradient_penalty(critic, real, fake, **options), plain)
+        return
+    mixed = gradient_penalty(critic, real, fake, generator=draws(), **options)
+    plain = gradient_penalty(critic, real, fake.float(), generator=draws(), **options)
+    assert mixed.dtype == torch.float32
+    assert torch.equal(mixed, plain)
+
+
+def test_interpolation_promotes_as_the_textbook_does() -> None:
+    x_hat = lipgan.interpolate(REAL.float(), FAKE.half(), generator=draws())
+    eps = torch.rand(6, generator=draws()).view(6, 1, 1, 1)
+    assert x_hat.dtype == torch.float32
+    torch.testing.assert_close(x_hat, eps * REAL.float() + (1 - eps) * FAKE.half())
 
 
 def steep_critic() -> nn.Sequential:

@@ -102,12 +102,17 @@ class Plainly:
                 cls._settings.close()
 
 
-class _Function(nn.Module):
-    """A function in the place of a module."""
+class _InPlaceOf(nn.Module):
+    """A function in the place of a module, with the module's own parameters, buffers and submodules.
 
-    def __init__(self, function: Callable[..., Tensor]) -> None:
+    DistributedDataParallel reads them from the module that it wraps at every forward, to broadcast the buffers.
+    """
+
+    def __init__(self, function: Callable[..., Tensor], module: nn.Module) -> None:
         super().__init__()
         self.forward = function
+        self.training = module.training
+        self._parameters, self._buffers, self._modules = module._parameters, module._buffers, module._modules
 
 
 def replicated(penalty: Callable[..., Tensor], critic: Any, *args: Any) -> Tensor:
@@ -118,7 +123,7 @@ def replicated(penalty: Callable[..., Tensor], critic: Any, *args: Any) -> Tenso
     if not isinstance(critic, DistributedDataParallel):
         return penalty(bare(critic), *args)
     module = critic.module
-    critic.module = _Function(functools.partial(penalty, bare(module)))
+    critic.module = _InPlaceOf(functools.partial(penalty, bare(module)), module)
     try:
         result: Tensor = critic(*args)
     finally:

@@ -83,7 +83,8 @@ def gradient_penalty(
     Args:
         critic: maps samples ``[B, ...]`` to scores ``[B]`` or ``[B, 1, ...]``; any module or function.
         real: ``[B, ...]``, float32, float64, float16 or bfloat16.
-        fake: likewise, of the same shape; for the kinds that are taken at it.
+        fake: likewise, of the same shape; for the kinds that are taken at it. Where the two dtypes differ, as under
+            autocast, mixtures are of the dtype that they promote to.
         kind: one of the table above.
         weight: the factor, often called lambda or gamma.
         target: the norm that is aimed at, >= 0; "r1", "r2" and "r1+r2" aim at 0 whatever it is.
@@ -99,7 +100,7 @@ def gradient_penalty(
         0-dim; float64 for float64 samples, else float32.
 
     Raises:
-        TypeError: samples that are not dense floating-point tensors of one dtype, a critic that cannot be called,
+        TypeError: samples that are not dense floating-point tensors, a critic that cannot be called,
             a weight or target that is not a number, ``critic_args`` that are not a list or tuple.
         ValueError: shapes or devices that differ, an empty batch, NaN in the samples (looked for on the CPU only:
             elsewhere it would wait for the device), an unknown kind, norm or engine, a negative or infinite target, a
@@ -168,16 +169,16 @@ def interpolate(real: Tensor, fake: Tensor, *, generator: torch.Generator | None
         generator: of the random numbers; on the CPU, it draws the same numbers for every device.
 
     Returns:
-        Shaped as ``real``, differentiable in both.
+        Shaped as ``real``, of the dtype that both promote to, differentiable in both.
 
     Raises:
-        TypeError: samples that are not floating point, or of two dtypes.
+        TypeError: samples that are not floating point.
         ValueError: shapes that differ, an empty batch.
 
     Source: Gulrajani et al. 2017, "Improved Training of Wasserstein GANs", Algorithm 1.
     """
     check_samples(real, fake)
-    return interpolate_by(real, fake, _uniform((real.shape[0],), real, generator))
+    return _mixture(real, fake, generator)
 
 
 def explain(
@@ -225,6 +226,13 @@ def _points(real: Tensor, fake: Tensor | None, kind: str, generator: torch.Gener
         return fake
     if kind == "r1+r2":
         return torch.cat([real, fake])
+    return _mixture(real, fake, generator)
+
+
+def _mixture(real: Tensor, fake: Tensor, generator: torch.Generator | None) -> Tensor:
+    # A generator under autocast makes half-precision samples, beside data in float32.
+    dtype = torch.promote_types(real.dtype, fake.dtype)
+    real, fake = real.to(dtype), fake.to(dtype)
     return interpolate_by(real, fake, _uniform((real.shape[0],), real, generator))
 
 
