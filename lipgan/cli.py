@@ -73,8 +73,8 @@ def _sample(args: argparse.Namespace) -> None:
 
     from PIL import Image
 
+    from lipgan._files import write_atomically
     from lipgan.training import load_generator
-    from lipgan.training.checkpoint import write_atomically
     from lipgan.training.pictures import image_bytes, picture
     from lipgan.training.run import CHECKPOINT
     from lipgan.training.trainer import draw

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from lipgan.registry import lookup
+from lipgan._registry import lookup
 
 __all__ = ["DIVERGENCES", "Divergence", "get", "names", "softplus", "widen"]
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import lipgan
 from lipgan import data
+from lipgan._files import write_atomically
 from lipgan.data import Dataset
 from lipgan.data.images import default_workers, find_images, image_batches
 from lipgan.fid import check_folder, find_extractor, progress_bar, say
@@ -22,7 +23,7 @@ from lipgan.metrics.protocols import Protocol
 from lipgan.metrics.sources import as_image_files
 from lipgan.ops import nearest_neighbours
 from lipgan.training import checkpoint, load_generator
-from lipgan.training.checkpoint import CheckpointError, write_atomically
+from lipgan.training.checkpoint import CheckpointError
 from lipgan.training.pictures import evaluation_page
 from lipgan.training.run import CHECKPOINT
 from lipgan.training.trainer import draw

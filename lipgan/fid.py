@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 import lipgan
+from lipgan._files import write_atomically
 from lipgan.data.images import default_workers
 from lipgan.metrics import features, frechet_distance, protocols
 from lipgan.metrics.features import FeatureExtractor
 from lipgan.metrics.sources import Reader, Side, find_source
-from lipgan.training.checkpoint import write_atomically
 
 __all__ = ["check_folder", "find_extractor", "main", "progress_bar", "say"]
 

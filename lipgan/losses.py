@@ -19,8 +19,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lipgan import divergences
+from lipgan._checks import as_number
+from lipgan._registry import lookup
 from lipgan.divergences import Divergence, softplus, widen
-from lipgan.registry import lookup
 
 __all__ = [
     "FGAN",
@@ -60,13 +61,8 @@ class Loss(Protocol):
         ...
 
 
-def _check_number(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-
-
 def _check_smoothing(label_smoothing: float) -> None:
-    _check_number("label_smoothing", label_smoothing)
+    as_number("label_smoothing", label_smoothing)
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"label_smoothing must lie in [0, 1), got {label_smoothing!r}")
 
@@ -310,7 +306,7 @@ class Energy:
     margin: float = 1.0
 
     def __post_init__(self) -> None:
-        _check_number("margin", self.margin)
+        as_number("margin", self.margin)
         if not 0 < self.margin < math.inf:
             raise ValueError(f"margin must be positive and finite, got {self.margin!r}")
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any, get_origin, get_type_hints
 
+from lipgan._registry import lookup
 from lipgan.models.base import BATCH_NORMS, CONDITIONINGS, MINIBATCHES
 from lipgan.penalties.gradient_penalty import KINDS
-from lipgan.registry import lookup
 
 __all__ = ["CHOICES", "FIELDS", "RECIPES", "Recipe", "from_dict", "get", "names"]
 

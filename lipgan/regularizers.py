@@ -3,13 +3,13 @@
 None of them knows of a trainer: they are functions of features or samples, or hold the parameters of one module.
 """
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lipgan._checks import as_number, check_choice
 from lipgan.divergences import widen
 
 __all__ = ["HistoricalAverage", "clip_weights", "energy_distance", "feature_matching", "pulling_away"]
@@ -104,8 +104,7 @@ def energy_distance(x: Tensor, y: Tensor, *, estimator: str = "unbiased") -> Ten
     Source: Bellemare et al., "The Cramer Distance as a Solution to Biased Wasserstein Gradients" (2017,
     arXiv:1705.10743), section 4; Szekely and Rizzo, "Energy statistics" (2013).
     """
-    if estimator not in ESTIMATORS:
-        raise ValueError(f"estimator must be one of {', '.join(ESTIMATORS)}, got {estimator!r}")
+    check_choice("estimator", estimator, ESTIMATORS)
     minimum = 2 if estimator == "unbiased" else 1
     _check_rows("x", x, minimum)
     _check_rows("y", y, minimum)
@@ -204,9 +203,7 @@ def clip_weights(module: nn.Module, bound: float) -> None:
 
     Source: Arjovsky, Chintala and Bottou, "Wasserstein GAN" (2017, arXiv:1701.07875), Algorithm 1, line 7.
     """
-    if isinstance(bound, bool) or not isinstance(bound, (int, float)):
-        raise TypeError(f"bound must be a number, got {bound!r}")
-    if not 0 < bound < math.inf:
+    if not as_number("bound", bound) > 0:
         raise ValueError(f"bound must be positive and finite, got {bound!r}")
     parameters: list[Tensor] = list(module.parameters())
     if parameters:

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lipgan import data
+from lipgan._files import write_atomically
 from lipgan.metrics.features.digits import HELD_OUT, WEIGHTS, DigitNetwork, to_digits
-from lipgan.training.checkpoint import write_atomically
 
 # Users bring digits that were scaled up: the classifier sees what is left of those after averaging back.
 SIZES = (8, 12, 16, 32)

@@ -14,10 +14,10 @@ from system_checks import assert_same
 from torch import Tensor, nn
 
 from lipgan import data, recipes
+from lipgan._files import write_atomically
 from lipgan.data import Dataset
 from lipgan.models import ConvCritic, ConvGenerator
 from lipgan.training import CheckpointError, Trainer, TrainingDiverged, load_generator
-from lipgan.training.checkpoint import write_atomically
 
 SMALL = dataclasses.replace(recipes.get("sngan"), batch_size=8)
 

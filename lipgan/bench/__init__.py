@@ -28,7 +28,7 @@ BENCHMARKS = {
 
 def main(args: argparse.Namespace) -> None:
     """Run the benchmarks that ``args.which`` names; print tables, write ``args.json`` and pictures in ``args.plot``."""
-    from lipgan.training.checkpoint import write_atomically
+    from lipgan._files import write_atomically
 
     if args.threads is not None:
         if args.threads < 1:
@@ -53,7 +53,7 @@ def main(args: argparse.Namespace) -> None:
 def _plot(module: ModuleType, tables: list[Table], path: Path) -> None:
     from matplotlib.figure import Figure
 
-    from lipgan.training.checkpoint import write_atomically
+    from lipgan._files import write_atomically
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     module.plot(tables, figure.subplots())

@@ -15,12 +15,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
+from lipgan._registry import lookup
 from lipgan.data import external, files
 from lipgan.data.dataset import BatchOrder, Dataset
 from lipgan.data.digits import digits
 from lipgan.data.patches import patches
 from lipgan.data.toy import grid, ring, segments, swiss_roll, two_gaussians
-from lipgan.registry import lookup
 
 __all__ = ["DEFAULT_SIZE", "LOADERS", "BatchOrder", "Dataset", "load", "names", "segments"]
 

@@ -17,10 +17,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from lipgan._registry import lookup
 from lipgan.data.dataset import Dataset
 from lipgan.data.files import check_size, stack_images
 from lipgan.data.images import scaled, to_rgb
-from lipgan.registry import lookup
 
 __all__ = ["PREFIXES", "huggingface", "load", "torchvision", "torchvision_folder"]
 

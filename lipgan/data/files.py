@@ -19,6 +19,7 @@ from numpy.lib import format as npy
 from torch import Tensor
 from torch.nn import functional as F
 
+from lipgan._checks import check_count
 from lipgan.data.dataset import Dataset
 from lipgan.data.images import find_images, read_image
 
@@ -62,8 +63,8 @@ def load(name: str, size: int | None = None) -> Dataset:
 
 def check_size(size: int | None) -> None:
     """Refuse a ``size`` below 1, by a ValueError."""
-    if size is not None and size < 1:
-        raise ValueError(f"size must be at least 1, got {size}")
+    if size is not None:
+        check_count("size", size)
 
 
 def folder(name: str, size: int | None = None) -> Dataset:

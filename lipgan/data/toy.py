@@ -9,6 +9,7 @@ import math
 import torch
 from torch import Tensor
 
+from lipgan._checks import check_count
 from lipgan.data.dataset import Dataset
 
 __all__ = ["SAMPLES", "grid", "ring", "segments", "swiss_roll", "two_gaussians"]
@@ -87,8 +88,7 @@ def segments(theta: float = 0.0, n: int = SAMPLES, *, seed: int = 5) -> Dataset:
     Raises:
         ValueError: ``theta`` is not finite as float32, or ``n`` below 1.
     """
-    if n < 1:
-        raise ValueError(f"n must be at least 1, got {n}")
+    check_count("n", n)
     if not abs(theta) <= torch.finfo(torch.float32).max:
         raise ValueError(f"theta must be a finite number in float32, got {theta}")
     u = torch.rand(n, generator=torch.Generator().manual_seed(seed))

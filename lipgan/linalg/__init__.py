@@ -5,7 +5,6 @@ Every function takes and returns torch tensors, works on batches where it says s
 
 from lipgan.linalg.matrix_sqrt import inv_sqrtm, nuclear_norm, polar, sqrtm
 from lipgan.linalg.norms import ConvOperator as ConvOperator
-from lipgan.linalg.norms import check_count as check_count
 from lipgan.linalg.norms import conv_spectral_norm, conv_spectral_norm_bound, spectral_norm_bound
 from lipgan.linalg.trace_sqrt_product import trace_sqrt_product
 

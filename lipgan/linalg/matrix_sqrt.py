@@ -1,11 +1,9 @@
 """Square roots, polar decompositions and nuclear norms."""
 
-import math
-
 import torch
 from torch import Tensor
 
-from lipgan.linalg._arguments import check_matrix, check_square
+from lipgan._checks import as_number, check_choice, check_matrix, check_square
 from lipgan.ops import _backend
 from lipgan.ops import matrix_sqrt as ops
 
@@ -49,8 +47,7 @@ def sqrtm(a: Tensor, *, method: str = "auto") -> Tensor:
                 [0., 3.]])
     """
     check_square("a", a)
-    if method not in ops.METHODS:
-        raise ValueError(f"method must be one of {', '.join(ops.METHODS)}, got {method!r}")
+    check_choice("method", method, ops.METHODS)
     if method == "native":
         _backend.resolve("native", a.device.type)
         if a.shape[-1] > ops.NATIVE_LIMIT:
@@ -83,11 +80,8 @@ def inv_sqrtm(a: Tensor, *, eps: float = 0.0) -> Tensor:
                 [0.0000, 2.0000]])
     """
     check_square("a", a)
-    if not isinstance(eps, (int, float)) or isinstance(eps, bool):
-        raise TypeError(f"eps must be a number, got {eps!r}")
-    if not 0 <= eps < math.inf:
-        raise ValueError(f"eps must be finite and not negative, got {eps}")
-    return ops.root(a.to(_wide(a.dtype)), inverse=True, eps=float(eps)).to(a.dtype)
+    eps = as_number("eps", eps, minimum=0.0)
+    return ops.root(a.to(_wide(a.dtype)), inverse=True, eps=eps).to(a.dtype)
 
 
 def polar(a: Tensor) -> tuple[Tensor, Tensor]:

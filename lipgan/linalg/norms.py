@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lipgan._checks import check_choice, check_count
+
 __all__ = ["conv_spectral_norm", "conv_spectral_norm_bound", "spectral_norm_bound"]
 
 _CONV: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -28,13 +30,6 @@ def _check_matrix(name: str, a: object) -> None:
         raise TypeError(f"{name} must be a tensor, got {type(a).__name__}")
     if not a.is_floating_point():
         raise TypeError(f"{name} must have a real floating-point dtype, got {a.dtype}")
-
-
-def check_count(name: str, value: object) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name} must be an int, got {value!r}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
 
 
 def _power_of_two(x: Tensor) -> Tensor:
@@ -194,8 +189,7 @@ class ConvOperator:
         check_count("groups", groups)
         if weight.shape[0] % groups:
             raise ValueError(f"groups must divide the {weight.shape[0]} rows of weight, got {groups}")
-        if padding_mode not in _PADDING_MODES:
-            raise ValueError(f"padding_mode must be one of {', '.join(_PADDING_MODES)}, got {padding_mode!r}")
+        check_choice("padding_mode", padding_mode, _PADDING_MODES)
         if transposed and padding_mode != "zeros":
             raise ValueError(f"padding_mode must be 'zeros' when transposed, got {padding_mode!r}")
         if not transposed and any(extra):

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lipgan.linalg._arguments import check_square, check_symmetric, refuse_indefinite
+from lipgan._checks import check_choice, check_square, check_symmetric, refuse_indefinite
 from lipgan.ops.matrix_sqrt import polar_trace
 from lipgan.reference.matrix_sqrt import resolution
 
@@ -358,8 +358,7 @@ def trace_sqrt_product_info(
     Raises:
         As :func:`trace_sqrt_product`.
     """
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    check_choice("method", method, METHODS)
     sides = (first, second)
     sizes = []
     for name, side in zip(names, sides, strict=True):

@@ -8,12 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lipgan.linalg._arguments import check_finite, check_symmetric
+from lipgan._checks import check_finite, check_floating, check_symmetric
 
 Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]] | Tensor"
 
 __all__ = [
-    "DTYPES",
     "Array",
     "as_covariance",
     "as_factor",
@@ -25,7 +24,6 @@ __all__ = [
 ]
 
 _NUMPY_DTYPES = (np.float16, np.float32, np.float64)
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def as_real_tensor(name: str, value: object) -> Tensor:
@@ -58,8 +56,7 @@ def as_features(name: str, value: object, *, minimum: int = 1) -> Tensor:
         ValueError: another shape, fewer than ``minimum`` rows, or not finite.
     """
     rows = as_real_tensor(name, value).detach()
-    if rows.dtype not in DTYPES:
-        raise TypeError(f"{name} must be float64, float32, float16 or bfloat16, got {rows.dtype}")
+    check_floating(name, rows)
     if rows.ndim != 2 or not rows.shape[1]:
         raise ValueError(f"{name} must have shape (n, d), got {tuple(rows.shape)}")
     if len(rows) < minimum:

@@ -15,8 +15,7 @@ import math
 import torch
 from torch import Tensor
 
-from lipgan.linalg import check_count
-from lipgan.linalg._arguments import check_finite
+from lipgan._checks import check_count, check_finite
 from lipgan.metrics._inputs import Array, as_pair, as_real_tensor
 
 __all__ = ["jensen_shannon_divergence", "kl_divergence", "sample_histograms"]

@@ -12,8 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lipgan.linalg import check_count
-from lipgan.linalg._arguments import check_finite
+from lipgan._checks import check_count, check_finite
 from lipgan.linalg.trace_sqrt_product import factorize
 from lipgan.metrics._inputs import Array, as_covariance, as_factor, as_mean, as_real_tensor
 
@@ -233,7 +232,7 @@ class FeatureStats:
             ValueError: fewer than 2 samples.
             OSError: it cannot be written.
         """
-        from lipgan.training.checkpoint import write_atomically
+        from lipgan._files import write_atomically
 
         arrays: dict[str, Any] = {"mu": self.mean.cpu().numpy(), "sigma": self.cov.cpu().numpy(), "ddof": self._ddof}
         if self._count is not None:

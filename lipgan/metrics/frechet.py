@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lipgan._checks import check_choice, check_finite
 from lipgan.linalg import nuclear_norm
-from lipgan.linalg._arguments import check_finite
 from lipgan.linalg.trace_sqrt_product import Factor, trace_sqrt_product_info
 from lipgan.metrics._inputs import Array, as_covariance, as_factor, as_mean, as_real_tensor
 from lipgan.metrics.feature_stats import FeatureStats
@@ -228,8 +228,7 @@ def frechet_distance_from_features(real: Array, fake: Array, *, method: str = "a
         raise ValueError(f"fake must be on the device of real, {first.device}, got {second.device}")
     for name, x in sides.items():
         check_finite(name, x.detach())
-    if method not in _FEATURE_METHODS:
-        raise ValueError(f"method must be one of {', '.join(_FEATURE_METHODS)}, got {method!r}")
+    check_choice("method", method, _FEATURE_METHODS)
     if ddof not in (0, 1):
         raise ValueError(f"ddof must be 0 or 1, got {ddof!r}")
     if method == "auto":

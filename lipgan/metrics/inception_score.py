@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lipgan.linalg import check_count
+from lipgan._checks import check_count
 from lipgan.metrics._inputs import Array, as_features, check_left
 from lipgan.metrics.metric import Collection
 

@@ -14,14 +14,13 @@ Schoelkopf, Smola, "A Kernel Two-Sample Test" (2012), eq. 3.
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lipgan.linalg import check_count
+from lipgan._checks import as_number, check_choice, check_count
 from lipgan.metrics._inputs import Array, as_pair, check_left
 from lipgan.metrics.metric import TwoSides
 
@@ -40,12 +39,11 @@ _Kernel = Callable[[Tensor, Tensor], Tensor]
 
 def _kernel(name: str, dim: int, degree: int, gamma: float | None, coef: float, sigma: float) -> _Kernel:
     """Of ``x [m, d]`` and ``y [n, d]`` the matrix ``[m, n]``."""
-    if name not in _KERNELS:
-        raise ValueError(f"kernel must be one of {', '.join(_KERNELS)}, got {name!r}")
+    check_choice("kernel", name, _KERNELS)
     check_count("degree", degree)
     for argument, value in (("gamma", gamma), ("coef", coef), ("sigma", sigma)):
-        if value is not None and not math.isfinite(value):
-            raise ValueError(f"{argument} must be finite, got {value}")
+        if value is not None:
+            as_number(argument, value)
     if not sigma > 0:
         raise ValueError(f"sigma must be positive, got {sigma}")
     factor = 1 / dim if gamma is None else gamma

@@ -10,7 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lipgan.metrics._inputs import DTYPES, Array, as_features
+from lipgan._dtypes import FLOATING
+from lipgan.metrics._inputs import Array, as_features
 
 __all__ = ["Collection", "Metric", "TwoSides"]
 
@@ -74,10 +75,10 @@ def _gather(part: str, matrix: Tensor | None, group: dist.ProcessGroup | None) -
         # A process without samples follows the others onto the device of the backend.
         device = torch.device("cuda" if dist.get_backend(group) == "nccl" else "cpu")
     size = dist.get_world_size(group)
-    shape = [0, 0, 0] if matrix is None else [*matrix.shape, DTYPES.index(matrix.dtype)]
+    shape = [0, 0, 0] if matrix is None else [*matrix.shape, FLOATING.index(matrix.dtype)]
     shapes = torch.empty(size, 3, dtype=torch.int64, device=device)
     dist.all_gather(list(shapes.unbind()), torch.tensor(shape, device=device), group=group)
-    held = [(rows, columns, DTYPES[dtype]) for rows, columns, dtype in shapes.tolist() if rows]
+    held = [(rows, columns, FLOATING[dtype]) for rows, columns, dtype in shapes.tolist() if rows]
     # Judged by what all processes know, so that all raise and none waits for another.
     lengths = sorted({columns for _, columns, _ in held})
     if len(lengths) > 1:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lipgan.linalg import check_count
+from lipgan._checks import check_count
 from lipgan.metrics._inputs import Array, as_pair
 
 __all__ = ["ModeCoverage", "mode_coverage"]

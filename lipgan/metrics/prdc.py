@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lipgan.linalg import check_count
+from lipgan._checks import check_choice, check_count
 from lipgan.metrics._inputs import Array, as_pair, check_left
 from lipgan.metrics.metric import TwoSides
 from lipgan.ops import _backend
@@ -48,8 +48,7 @@ def _left_to(protocol: str, nearest_k: int, compare: str) -> Protocol:
 
 def _check_neighbours(nearest_k: int, compare: str) -> None:
     check_count("nearest_k", nearest_k)
-    if compare not in _COMPARISONS:
-        raise ValueError(f"compare must be one of {', '.join(_COMPARISONS)}, got {compare!r}")
+    check_choice("compare", compare, _COMPARISONS)
 
 
 def prdc(

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from lipgan._registry import lookup
 from lipgan.metrics import features
 from lipgan.metrics._inputs import Array, as_pair
 from lipgan.metrics.features import FeatureExtractor
@@ -22,7 +23,6 @@ from lipgan.metrics.frechet import frechet_distance_from_features
 from lipgan.metrics.inception_score import inception_score
 from lipgan.metrics.kernel_distance import kernel_distance
 from lipgan.metrics.prdc import prdc
-from lipgan.registry import lookup
 
 __all__ = ["PROTOCOLS", "Protocol", "get", "names"]
 

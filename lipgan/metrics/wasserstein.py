@@ -20,7 +20,7 @@ import scipy.sparse
 import torch
 from torch import Tensor
 
-from lipgan.linalg import check_count
+from lipgan._checks import check_count
 from lipgan.metrics._inputs import Array, as_pair, as_real_tensor
 
 __all__ = ["sliced_wasserstein_distance", "wasserstein_distance"]

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from lipgan._registry import lookup
 from lipgan.models.autoencoder import AutoencoderCritic
 from lipgan.models.base import Critic, Generator, Output
 from lipgan.models.conv import ConvCritic, ConvGenerator, conv_or_mlp_generator
@@ -22,7 +23,6 @@ from lipgan.models.modern import ModernCritic, ModernGenerator
 from lipgan.models.sagan import SAGANCritic, SAGANGenerator
 from lipgan.models.sizes import square
 from lipgan.models.sngan import ResNetCritic, ResNetGenerator
-from lipgan.registry import lookup
 
 __all__ = [
     "ARCHITECTURES",

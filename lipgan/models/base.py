@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lipgan._checks import check_choice, check_count
 from lipgan.nn.conditional_batch_norm import ConditionalBatchNorm1d, ConditionalBatchNorm2d
 from lipgan.nn.minibatch import MinibatchDiscrimination, MinibatchStdDev
 from lipgan.nn.virtual_batch_norm import VirtualBatchNorm
@@ -110,9 +111,8 @@ class Generator(nn.Module):
         batch_norm: str = "batch",
     ) -> None:
         super().__init__()
-        _one_of("batch_norm", batch_norm, BATCH_NORMS)
-        if latent_dim < 1:
-            raise ValueError(f"latent_dim must be at least 1, got {latent_dim}")
+        check_choice("batch_norm", batch_norm, BATCH_NORMS)
+        check_count("latent_dim", latent_dim)
         self.shape, self.latent_dim, self.conditioning = tuple(shape), latent_dim, conditioning
         self.classes = _classes(conditioning, classes)
         if conditioning == "projection" and batch_norm == "virtual":
@@ -202,7 +202,7 @@ class Critic(nn.Module):
         minibatch: str = "none",
     ) -> None:
         super().__init__()
-        _one_of("minibatch", minibatch, MINIBATCHES)
+        check_choice("minibatch", minibatch, MINIBATCHES)
         self.shape, self.conditioning = tuple(shape), conditioning
         self.classes = _classes(conditioning, classes)
         planes = classes if conditioning == "concat" else 0
@@ -254,14 +254,9 @@ class Critic(nn.Module):
         return Output(scores, features, None if self.classifier is None else self.classifier(features))
 
 
-def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
-
-
 def _classes(conditioning: str, classes: int) -> int:
     """The number of classes that a player has."""
-    _one_of("conditioning", conditioning, CONDITIONINGS)
+    check_choice("conditioning", conditioning, CONDITIONINGS)
     if conditioning == "none":
         return 0
     if classes < 1:

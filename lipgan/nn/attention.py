@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from lipgan._checks import check_count
+
 __all__ = ["SelfAttention2d"]
 
 
@@ -33,8 +35,7 @@ class SelfAttention2d(nn.Module):
     def __init__(self, channels: int, reduction: int = 8) -> None:
         super().__init__()
         for name, value in (("channels", channels), ("reduction", reduction)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+            check_count(name, value)
         inner = max(channels // reduction, 1)
         self.f, self.g, self.h = (nn.Conv2d(channels, inner, 1, bias=False) for _ in range(3))
         self.v = nn.Conv2d(inner, channels, 1, bias=False)

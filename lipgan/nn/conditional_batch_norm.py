@@ -6,13 +6,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lipgan._checks import check_count
+
 __all__ = ["ConditionalBatchNorm1d", "ConditionalBatchNorm2d"]
 
 
 class _ConditionalBatchNorm(nn.modules.batchnorm._BatchNorm):
     def __init__(self, num_features: int, classes: int, eps: float = 1e-5, momentum: float | None = 0.1) -> None:
-        if classes < 1:
-            raise ValueError(f"classes must be at least 1, got {classes}")
+        check_count("classes", classes)
         super().__init__(num_features, eps, momentum, affine=False)
         self.classes = classes
         # Parameters and not embeddings: spectral normalization of a whole generator would shrink an embedding of ones.

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
-from lipgan.linalg.norms import ConvOperator, check_count, power_iteration
+from lipgan._checks import check_count
+from lipgan.linalg.norms import ConvOperator, power_iteration
 from lipgan.nn._pickling import make_picklable
 from lipgan.nn.spectral_norm import is_normalized
 

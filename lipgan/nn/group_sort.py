@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from lipgan._checks import check_count
+
 __all__ = ["GroupSort", "MaxMin"]
 
 
@@ -30,10 +32,7 @@ class GroupSort(nn.Module):
 
     def __init__(self, group_size: int = 2, *, dim: int = 1) -> None:
         super().__init__()
-        if not isinstance(group_size, int) or isinstance(group_size, bool):
-            raise TypeError(f"group_size must be an int, got {group_size!r}")
-        if group_size < 1:
-            raise ValueError(f"group_size must be at least 1, got {group_size}")
+        check_count("group_size", group_size)
         self.group_size = group_size
         self.dim = dim
 

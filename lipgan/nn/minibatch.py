@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from lipgan._checks import check_count
+
 __all__ = ["MinibatchDiscrimination", "MinibatchStdDev"]
 
 
@@ -37,8 +39,7 @@ class MinibatchDiscrimination(nn.Module):
     def __init__(self, in_features: int, kernels: int = 32, kernel_dim: int = 5) -> None:
         super().__init__()
         for name, value in (("in_features", in_features), ("kernels", kernels), ("kernel_dim", kernel_dim)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+            check_count(name, value)
         self.kernels, self.kernel_dim = kernels, kernel_dim
         self.out_features = in_features + kernels
         self.rows = nn.Linear(in_features, kernels * kernel_dim, bias=False)
@@ -75,8 +76,7 @@ class MinibatchStdDev(nn.Module):
 
     def __init__(self, group_size: int = 4, eps: float = 1e-8) -> None:
         super().__init__()
-        if group_size < 1:
-            raise ValueError(f"group_size must be at least 1, got {group_size}")
+        check_count("group_size", group_size)
         self.group_size, self.eps = group_size, eps
 
     def forward(self, x: Tensor) -> Tensor:

@@ -11,8 +11,8 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import _SpectralNorm as _TorchSpectralNorm
 
+from lipgan._checks import check_count, check_floating
 from lipgan.nn._pickling import make_picklable
-from lipgan.ops._address import DTYPES
 from lipgan.ops.spectral_norm import normalize
 
 # Of the constructor: brings u and v near the leading singular vectors, as in torch.nn.utils.parametrizations.
@@ -119,8 +119,7 @@ def check_weight(weight: Tensor, name: str = "weight") -> None:
     """Raise TypeError or ValueError for a tensor that has no spectral norm."""
     if is_lazy(weight):
         raise ValueError(f"{name} is not initialized yet: run the lazy module once before")
-    if weight.dtype not in DTYPES:
-        raise TypeError(f"{name} must be float32, float64, float16 or bfloat16, got {weight.dtype}")
+    check_floating(name, weight)
     if weight.ndim == 0:
         raise ValueError(f"{name} must have at least one dimension, got a 0-dim tensor")
     if weight.numel() == 0:
@@ -129,8 +128,7 @@ def check_weight(weight: Tensor, name: str = "weight") -> None:
 
 def check_settings(n_power_iterations: int, eps: float) -> None:
     """Raise ValueError for settings that no layer can have."""
-    if n_power_iterations < 1:
-        raise ValueError(f"n_power_iterations must be at least 1, got {n_power_iterations}")
+    check_count("n_power_iterations", n_power_iterations)
     if not eps > 0:
         raise ValueError(f"eps must be positive, got {eps}")
 

@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from lipgan._checks import check_count
 from lipgan.nn.spectral_norm import (
     SpectralNorm,
     adopt,
@@ -93,8 +94,8 @@ class SpectralNormGroup:
         Raises:
             ValueError: ``n_power_iterations < 1``.
         """
-        if n_power_iterations is not None and n_power_iterations < 1:
-            raise ValueError(f"n_power_iterations must be at least 1, got {n_power_iterations}")
+        if n_power_iterations is not None:
+            check_count("n_power_iterations", n_power_iterations)
         with torch.no_grad():
             self._normalize(lambda parametrization: n_power_iterations or parametrization.n_power_iterations)
 

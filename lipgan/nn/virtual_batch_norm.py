@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from lipgan._checks import check_count
+
 __all__ = ["VirtualBatchNorm"]
 
 
@@ -38,8 +40,7 @@ class VirtualBatchNorm(nn.Module):
     def __init__(self, num_features: int, reference: int, eps: float = 1e-5) -> None:
         super().__init__()
         for name, value in (("num_features", num_features), ("reference", reference)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+            check_count(name, value)
         self.num_features, self.reference, self.eps = num_features, reference, eps
         self.weight = nn.Parameter(torch.ones(num_features))
         self.bias = nn.Parameter(torch.zeros(num_features))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 # The numbers of lipgan::Dtype in csrc/include/lipgan/dtype.h.
-DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
+DTYPE_NUMBERS = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 
 
 def address(tensor: Tensor, dtype: torch.dtype, numel: int, device: str) -> int:

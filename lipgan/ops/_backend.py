@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from lipgan._checks import check_choice
+
 BACKENDS = ("reference", "native", "triton", "cuda")
 
 # What is tried on a device, best first. Triton before CUDA: it serves every op forward and backward.
@@ -58,6 +60,7 @@ def interpreted() -> bool:
 
 def explain(backend: str, device: str) -> str | None:
     """None if ``backend`` can serve tensors on ``device`` ("cpu", "cuda", ...); otherwise the reason why not."""
+    check_choice("backend", backend, BACKENDS)
     if backend == "reference":
         return None
     if backend == "native":
@@ -78,7 +81,7 @@ def explain(backend: str, device: str) -> str | None:
         if cuda() is None:
             return "lipgan._cuda was not built (no nvcc at installation, or LIPGAN_CUDA=off)"
         return None if device == "cuda" else f"the CUDA kernels serve CUDA tensors, not {device}"
-    raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+    raise AssertionError(backend)
 
 
 def is_plain(tensors: Sequence[Tensor]) -> bool:
@@ -125,15 +128,15 @@ def resolve(backend: str | None, device: str) -> str:
         ValueError: no backend has that name.
         UnavailableError: the backend that was chosen cannot serve the device.
     """
-    if backend is None and _chosen is not None and _chosen not in BACKENDS:
-        raise ValueError(f"LIPGAN_BACKEND must be one of {', '.join(BACKENDS)}, got {_chosen!r}")
+    if backend is None and _chosen is not None:
+        check_choice("LIPGAN_BACKEND", _chosen, BACKENDS)
     return _resolve(backend if backend is not None else _chosen, device)
 
 
 def check(backend: str | None) -> str | None:
     """``backend`` itself, if it names one or is None."""
-    if backend is not None and backend not in BACKENDS:
-        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+    if backend is not None:
+        check_choice("backend", backend, BACKENDS)
     return backend
 
 

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lipgan._checks import as_number, check_choice, check_samples
+from lipgan._dtypes import accumulation_dtype
 from lipgan.ops import _backend
-from lipgan.ops._address import DTYPES
 from lipgan.reference import gradient_penalty as reference
-from lipgan.reference.spectral_norm import accumulation_dtype
 
 KINDS = ("two-sided", "one-sided", "squared", "max")
 NORMS = ("sample", "pixel")
@@ -284,13 +284,6 @@ class _GradientPenaltyUnderTransforms(_GradientPenalty):
 # ---- the public functions ----
 
 
-def _check_samples(name: str, tensor: Tensor) -> None:
-    if tensor.dtype not in DTYPES:
-        raise TypeError(f"{name} must be float32, float64, float16 or bfloat16, got {tensor.dtype}")
-    if tensor.ndim < 1 or tensor.numel() == 0:
-        raise ValueError(f"{name} must hold at least one sample, [B, ...], got shape {tuple(tensor.shape)}")
-
-
 def interpolate(real: Tensor, fake: Tensor, mix: Tensor, *, backend: str | None = None) -> Tensor:
     """Samples between real and generated ones: ``mix_i real_i + (1 - mix_i) fake_i`` (Gulrajani et al. 2017, Alg. 1).
 
@@ -311,7 +304,7 @@ def interpolate(real: Tensor, fake: Tensor, mix: Tensor, *, backend: str | None 
         UnavailableError: the backend asked for cannot serve here.
     """
     shape, dtype, device = real.shape, real.dtype, real.device
-    _check_samples("real", real)
+    check_samples("real", real)
     if fake.shape != shape:
         raise ValueError(f"fake must have the shape of real, {tuple(shape)}, got {tuple(fake.shape)}")
     if fake.dtype != dtype:
@@ -365,15 +358,10 @@ def gradient_penalty(
         TypeError: integer or complex gradients.
         UnavailableError: the backend asked for cannot serve here.
     """
-    if kind not in KINDS:
-        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
-    if norm not in NORMS:
-        raise ValueError(f"norm must be one of {', '.join(NORMS)}, got {norm!r}")
-    if not math.isfinite(weight):
-        raise ValueError(f"weight must be finite, got {weight}")
-    if not 0 <= target < math.inf:
-        raise ValueError(f"target must be finite and not negative, got {target}")
-    _check_samples("grads", grads)
+    check_choice("kind", kind, KINDS)
+    check_choice("norm", norm, NORMS)
+    weight, target = as_number("weight", weight), as_number("target", target, minimum=0.0)
+    check_samples("grads", grads)
     if norm == "pixel" and grads.ndim < 2:
         raise ValueError(f"grads must have at least 2 dimensions for norm='pixel', got shape {tuple(grads.shape)}")
     under_transforms = torch._C._are_functorch_transforms_active()

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lipgan.linalg import _arguments
+from lipgan import _checks as _arguments
 from lipgan.ops import _backend
 from lipgan.reference import matrix_sqrt as reference
 

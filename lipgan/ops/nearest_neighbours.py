@@ -6,15 +6,15 @@ functional and not differentiable.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lipgan.linalg._arguments import check_finite
+from lipgan._checks import check_count, check_finite, check_floating
 from lipgan.ops import _backend
-from lipgan.ops._address import DTYPES
 from lipgan.reference import nearest_neighbours as reference
 
 Pair = tuple[Tensor, Tensor]
@@ -120,10 +120,8 @@ def _counts_fake(
 
 def _check_points(name: str, points: object) -> Tensor:
     """``points``, if they are finite rows ``[n, d]`` that the op takes."""
-    if not isinstance(points, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(points).__name__}")
-    if points.dtype not in DTYPES:
-        raise TypeError(f"{name} must be float32, float64, float16 or bfloat16, got {points.dtype}")
+    check_floating(name, points)
+    assert isinstance(points, Tensor)
     if points.ndim != 2 or not points.shape[1]:
         raise ValueError(f"{name} must have shape (n, d), got {tuple(points.shape)}")
     points = points.detach()
@@ -175,8 +173,7 @@ def nearest_neighbours(x: Tensor, y: Tensor | None = None, k: int = 1, *, backen
         y = _check_points("y", y)
         _check_pair(x, y)
         available = len(y)
-    if isinstance(k, bool) or not isinstance(k, int):
-        raise TypeError(f"k must be an int, got {k!r}")
+    check_count("k", k, minimum=-sys.maxsize)  # the range has a sentence of its own
     if not 1 <= k <= available:
         raise ValueError(f"k must be from 1 to the number of points to choose from, {max(available, 0)}, got {k}")
     _backend.check(backend)

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lipgan._checks import check_floating
+from lipgan._dtypes import accumulation_dtype
 from lipgan.ops import _backend
-from lipgan.ops._address import DTYPES, address
+from lipgan.ops._address import DTYPE_NUMBERS, address
 from lipgan.reference import spectral_norm as reference
-from lipgan.reference.spectral_norm import accumulation_dtype
 
 # (ys, sigma, uv): uv holds u and v of the first weight, u and v of the second, ... in one tensor of one dimension.
 Forward = tuple[list[Tensor], Tensor, Tensor]
@@ -188,7 +189,7 @@ def _cuda_fwd(
     table = torch.empty(table_size, dtype=torch.uint8, device=device)
     with torch.cuda.device(device):
         module.spectral_norm_fwd(
-            DTYPES[dtype],
+            DTYPE_NUMBERS[dtype],
             layers,
             address(sigma, sigma.dtype, len(layers), device.type),
             n_power_iterations,
@@ -411,8 +412,7 @@ def normalize(
 def _check(weight: Tensor, u: Tensor, v: Tensor, dim: int) -> None:
     if weight.ndim < 2:
         raise ValueError(f"weight must have at least 2 dimensions, got shape {tuple(weight.shape)}")
-    if weight.dtype not in DTYPES:
-        raise TypeError(f"weight must be float32, float64, float16 or bfloat16, got {weight.dtype}")
+    check_floating("weight", weight)
     if weight.numel() == 0:
         raise ValueError(f"weight must not be empty, got shape {tuple(weight.shape)}")
     h = weight.shape[dim]

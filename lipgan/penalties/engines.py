@@ -13,12 +13,12 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from lipgan._dtypes import accumulation_dtype
 from lipgan.ops.gradient_penalty import gradient_penalty, penalize
 from lipgan.penalties import perceptron
 from lipgan.penalties import rules as _rules  # noqa: F401  (fills the table of the tape)
 from lipgan.penalties.conditions import Plainly
 from lipgan.penalties.tape import Tape, Unsupported
-from lipgan.reference.spectral_norm import accumulation_dtype
 
 Critic = Callable[..., Any]
 Output = int | str | Callable[[Any], Tensor] | None

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lipgan._checks import as_number, check_choice, check_critic, check_no_nan, check_real_and_fake
+from lipgan._dtypes import accumulation_dtype
 from lipgan.ops.gradient_penalty import NORMS
 from lipgan.ops.gradient_penalty import interpolate as interpolate_by
 from lipgan.penalties import engines
-from lipgan.penalties.checks import check_critic, check_nan, check_samples, number, one_of
 from lipgan.penalties.conditions import Wide, bare, ordinary, replicated, uncompiled
 from lipgan.penalties.engines import Call, Critic, Form, Output
-from lipgan.reference.spectral_norm import accumulation_dtype
 
 # The form of the penalty of each kind, see lipgan.reference.gradient_penalty.
 KINDS = {
@@ -129,15 +129,13 @@ def _gradient_penalty(
     critic_args: Sequence[Any],
     output: Output,
 ) -> Tensor:
-    one_of("kind", kind, tuple(KINDS))
-    one_of("norm", norm, NORMS)
-    one_of("engine", engine, engines.NAMES)
-    weight, target = number("weight", weight), number("target", target)
-    if target < 0:
-        raise ValueError(f"target must not be negative, got {target}")
+    check_choice("kind", kind, tuple(KINDS))
+    check_choice("norm", norm, NORMS)
+    check_choice("engine", engine, engines.NAMES)
+    weight, target = as_number("weight", weight), as_number("target", target, minimum=0.0)
     if fake is None and kind in _NEEDS_FAKE:
         raise ValueError(f"fake must be given for kind {kind!r}, got None")
-    check_samples(real, fake)
+    check_real_and_fake(real, fake)
     if norm == "pixel" and real.ndim < 2:
         raise ValueError(f"real must have a dimension of channels for norm 'pixel', got shape {tuple(real.shape)}")
     check_critic(critic, critic_args)
@@ -146,7 +144,7 @@ def _gradient_penalty(
     with torch.inference_mode(False), torch.no_grad():
         real, fake, critic_args = ordinary(real), ordinary(fake), [ordinary(item) for item in critic_args]
         x = _points(real.detach(), None if fake is None else fake.detach(), kind, generator)
-        check_nan(x, real, fake)
+        check_no_nan(x, real, fake)
         if kind == "r1+r2":
             # The mean over 2 B samples is half of the sum of two means.
             weight = 2 * weight
@@ -177,7 +175,7 @@ def interpolate(real: Tensor, fake: Tensor, *, generator: torch.Generator | None
 
     Source: Gulrajani et al. 2017, "Improved Training of Wasserstein GANs", Algorithm 1.
     """
-    check_samples(real, fake)
+    check_real_and_fake(real, fake)
     return _mixture(real, fake, generator)
 
 
@@ -194,7 +192,7 @@ def explain(
 
     Args: as for :func:`gradient_penalty`; ``real`` stands for the points at which the penalty is taken.
     """
-    check_samples(real, None)
+    check_real_and_fake(real, None)
     check_critic(critic, critic_args)
     reason: str | None = uncompiled(_explain, critic, real, critic_args, output)
     return reason

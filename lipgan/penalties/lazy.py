@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lipgan._checks import check_count
+
 
 class LazyRegularization:
     """Calls a regularizer at every ``every``-th step and multiplies it by ``every``, which keeps its mean.
@@ -23,7 +25,8 @@ class LazyRegularization:
         step: calls so far; one in which the regularizer raised an exception does not count.
 
     Raises:
-        ValueError: ``every`` that is not a whole number of at least 1.
+        TypeError: ``every`` that is not an int.
+        ValueError: ``every`` below 1.
 
     Example:
         >>> r1 = LazyRegularization(lipgan.gradient_penalty, every=16)
@@ -33,8 +36,7 @@ class LazyRegularization:
     """
 
     def __init__(self, regularizer: Callable[..., Tensor], every: int) -> None:
-        if not isinstance(every, int) or isinstance(every, bool) or every < 1:
-            raise ValueError(f"every must be a whole number of at least 1, got {every!r}")
+        check_count("every", every)
         self.regularizer = regularizer
         self.every = every
         self.step = 0

@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lipgan.reference.spectral_norm import accumulation_dtype
+from lipgan._dtypes import accumulation_dtype
 
 
 def interpolate(real: Tensor, fake: Tensor, mix: Tensor) -> Tensor:

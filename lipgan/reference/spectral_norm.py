@@ -12,10 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-
-def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which sums over ``dtype`` are taken, and in which sigma is returned."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
+from lipgan._dtypes import accumulation_dtype
 
 
 def to_matrix(weight: Tensor, dim: int) -> Tensor:

@@ -6,7 +6,7 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from lipgan.registry import lookup
+from lipgan._registry import lookup
 from lipgan.systems.aae import AAE
 from lipgan.systems.adaptive_divergence import AdaptiveDivergence
 from lipgan.systems.ali import ALI

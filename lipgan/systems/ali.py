@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from lipgan._checks import check_choice
 from lipgan.systems._encoder import Encoder, EncoderDecoder, coded, critic_of
 from lipgan.systems._readout import body_of
 from lipgan.systems._unused import refuse
@@ -57,8 +58,7 @@ class ALI(GAN):
         refuse(self.recipe, "conditioning", "minibatch", "generator_objective", "penalty")
         if self.option("reconstruction") < 0:
             raise ValueError(f"reconstruction must be at least 0, got {self.option('reconstruction')!r}")
-        if self.recipe.loss not in LOSSES:
-            raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {self.recipe.loss!r}")
+        check_choice("loss", self.recipe.loss, LOSSES)
 
     @classmethod
     def build(cls, recipe: Recipe, shape: tuple[int, ...], classes: int) -> tuple[nn.Module, nn.Module]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from lipgan._checks import as_whole
 from lipgan.divergences import widen
 from lipgan.models import Output
 from lipgan.systems._readout import Readout
@@ -50,8 +51,7 @@ class Cramer(GAN):
     def build(cls, recipe: Recipe, shape: tuple[int, ...], classes: int) -> tuple[nn.Module, nn.Module]:
         """The generator, and the features h."""
         count = recipe.options.get("features", cls.OPTIONS["features"])
-        if count != int(count) or count < 1:
-            raise ValueError(f"features must be a whole number >= 1, got {count!r}")
+        count = as_whole("features", count)
         generator, critic = super().build(recipe, shape, classes)
         return generator, CramerCritic(critic, int(count))
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lipgan._checks import as_whole
 from lipgan.divergences import widen
 from lipgan.models import Output
 from lipgan.systems._readout import Readout
@@ -60,9 +61,7 @@ class InfoGAN(GAN):
     def build(cls, recipe: Recipe, shape: tuple[int, ...], classes: int) -> tuple[nn.Module, nn.Module]:
         """The generator of noise and codes, and the critic that reads the codes."""
         values = recipe.options.get("code", cls.OPTIONS["code"])
-        if values != int(values) or values < 2:
-            raise ValueError(f"code must be a whole number >= 2, got {values!r}")
-        values = int(values)
+        values = as_whole("code", values, 2)
         entries = dataclasses.replace(recipe, latent_dim=recipe.latent_dim + values + CONTINUOUS)
         generator, critic = super().build(entries, shape, classes)
         return CodedGenerator(generator, values), ReadingCritic(critic, values)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lipgan._checks import as_whole
 from lipgan.divergences import widen
 from lipgan.models import Output
 from lipgan.systems._readout import Readout
@@ -50,9 +51,8 @@ class MADGAN(GAN):
     def build(cls, recipe: Recipe, shape: tuple[int, ...], classes: int) -> tuple[nn.Module, nn.Module]:
         """The mixture of generators, and the critic of k + 1 classes."""
         k = recipe.options.get("generators", cls.OPTIONS["generators"])
-        if k != int(k) or k < 1:
-            raise ValueError(f"generators must be a whole number >= 1, got {k!r}")
-        pairs = [super(MADGAN, cls).build(recipe, shape, classes) for _ in range(int(k))]
+        k = as_whole("generators", k)
+        pairs = [super(MADGAN, cls).build(recipe, shape, classes) for _ in range(k)]
         return GeneratorMixture([generator for generator, _ in pairs]), OriginCritic(pairs[0][1], int(k))
 
     def critic_loss(self, batch: Batch) -> Outcome:

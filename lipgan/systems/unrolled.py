@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from lipgan import distributed
+from lipgan._checks import as_whole
 from lipgan.systems._unused import refuse
 from lipgan.systems.base import Batch, Outcome
 from lipgan.systems.gan import GAN
@@ -49,8 +50,7 @@ class Unrolled(GAN):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         steps, self.rate = self.option("unrolled_steps"), self.option("unrolled_rate")
-        if steps != int(steps) or steps < 0:
-            raise ValueError(f"unrolled_steps must be a whole number >= 0, got {steps!r}")
+        steps = as_whole("unrolled_steps", steps, 0)
         if self.rate <= 0:
             raise ValueError(f"unrolled_rate must be positive, got {self.rate!r}")
         refuse(self.recipe, "generator_objective")

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from lipgan import recipes
+from lipgan._registry import lookup
 from lipgan.recipes import Recipe
-from lipgan.registry import lookup
 
 if sys.version_info >= (3, 11):
     import tomllib

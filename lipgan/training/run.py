@@ -15,8 +15,9 @@ import torch
 from tqdm import tqdm
 
 from lipgan import distributed, recipes
+from lipgan._checks import check_count
+from lipgan._files import write_atomically
 from lipgan.training import config
-from lipgan.training.checkpoint import write_atomically
 from lipgan.training.evaluation import Evaluation
 from lipgan.training.pictures import curves, picture, samples_shown
 from lipgan.training.trainer import Row, Trainer
@@ -54,8 +55,7 @@ class Run:
     def __init__(
         self, trainer: Trainer, out: Path, *, steps: int, save_every: int, evaluate_every: int | None = None
     ) -> None:
-        if save_every < 1:
-            raise ValueError(f"save_every must be at least 1, got {save_every}")
+        check_count("save_every", save_every)
         if evaluate_every is not None and (evaluate_every < 1 or evaluate_every % trainer.log_every):
             raise ValueError(
                 f"evaluate_every must be a multiple of log_every, {trainer.log_every}, got {evaluate_every}"

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lipgan import data as datasets
 from lipgan import distributed, recipes, systems
+from lipgan._checks import check_count
 from lipgan.data import BatchOrder, Dataset
 from lipgan.nn import GradientNormalized, SpectralNormGroup, group_spectral_norm
 from lipgan.recipes import Recipe
@@ -93,8 +94,7 @@ class Trainer:
         log_every: int = 20,
         penalty_engine: str = "auto",
     ) -> None:
-        if log_every < 1:
-            raise ValueError(f"log_every must be at least 1, got {log_every}")
+        check_count("log_every", log_every)
         self.recipe = recipes.get(recipe) if isinstance(recipe, str) else recipe
         self.data = datasets.load(data) if isinstance(data, str) else data
         _check_labels(self.recipe, self.data)
@@ -187,8 +187,7 @@ class Trainer:
             ValueError: ``steps`` below 1.
             TrainingDiverged: a loss became NaN or infinite; noticed at the next logged step or `save`.
         """
-        if steps < 1:
-            raise ValueError(f"steps must be at least 1, got {steps}")
+        check_count("steps", steps)
         self._stopping = False
         with self._random.active():
             for _ in range(steps):
@@ -433,8 +432,7 @@ def draw(generator: nn.Module, n: int, seed: int) -> Tensor:
     Raises:
         ValueError: ``n`` below 1, or a generator without ``latent_dim``.
     """
-    if n < 1:
-        raise ValueError(f"n must be at least 1, got {n}")
+    check_count("n", n)
     first = next(generator.parameters())
     noise = latents(generator, n, torch.Generator().manual_seed(seed))
     classes = getattr(generator, "classes", 0)

@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
+from lipgan._registry import lookup
 from lipgan.metrics.features.base import FeatureExtractor
 from lipgan.metrics.features.digits import DigitFeatures
 from lipgan.metrics.features.inception import InceptionFeatures
 from lipgan.metrics.features.pixels import Pixels
 from lipgan.metrics.features.random import RandomFeatures
-from lipgan.registry import lookup
 
 __all__ = [
     "EXTRACTORS",

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lipgan._checks import check_choice
 from lipgan.metrics.features.base import ImageFeatures, as_rgb, as_unit_images
 
 __all__ = ["DIMS", "PREPROCESSINGS", "URL", "InceptionFeatures", "InceptionNetwork", "cached_weights"]
@@ -231,8 +232,7 @@ class InceptionFeatures(ImageFeatures):
         super().__init__()
         if dim not in DIMS:
             raise ValueError(f"dim must be one of {', '.join(map(str, DIMS))}, got {dim!r}")
-        if preprocessing not in PREPROCESSINGS:
-            raise ValueError(f"preprocessing must be one of {', '.join(PREPROCESSINGS)}, got {preprocessing!r}")
+        check_choice("preprocessing", preprocessing, PREPROCESSINGS)
         if weights is not None and download:
             raise ValueError("download must be False where weights names a file, got True")
         path = cached_weights() if weights is None else Path(weights)

@@ -1,0 +1,12 @@
+"""The floating-point dtypes that the package serves, and those in which it accumulates."""
+
+import torch
+
+FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+FLOATING_NAMES = "float32, float64, float16 or bfloat16"
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which sums over numbers of ``dtype`` are taken: float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
