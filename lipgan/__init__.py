@@ -1,16 +1,17 @@
 """Fused kernels for Lipschitz-constrained GANs, as PyTorch ops, layers and a thin trainer."""
 
+import importlib
 from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any
 
-from lipgan import linalg, nn, ops, penalties
-from lipgan.nn import SpectralNormGroup, group_spectral_norm, spectral_norm
-from lipgan.ops import use_backend
-from lipgan.penalties import gradient_penalty, interpolate
-
 if TYPE_CHECKING:
-    from lipgan import data, divergences, lipschitz, losses, metrics, models, recipes, regularizers, systems
+    from lipgan import data, linalg, lipschitz, metrics, models, nn, objectives, ops, penalties, recipes, systems
     from lipgan.metrics import frechet_distance
+    from lipgan.nn.spectral_norm import spectral_norm
+    from lipgan.nn.spectral_norm_group import SpectralNormGroup, group_spectral_norm
+    from lipgan.objectives import divergences, losses, regularizers
+    from lipgan.ops import use_backend
+    from lipgan.penalties import gradient_penalty, interpolate
     from lipgan.training import Trainer
 
 __version__ = _version("lipgan")
@@ -31,6 +32,7 @@ __all__ = [
     "metrics",
     "models",
     "nn",
+    "objectives",
     "ops",
     "penalties",
     "recipes",
@@ -40,28 +42,46 @@ __all__ = [
     "use_backend",
 ]
 
-
+# The module that each name comes from. They are imported when they are first asked for: ``lipgan --help`` needs no
+# PyTorch, and layers need neither scikit-learn nor matplotlib.
+_FROM = {
+    "SpectralNormGroup": "lipgan.nn",
+    "Trainer": "lipgan.training",
+    "divergences": "lipgan.objectives",
+    "frechet_distance": "lipgan.metrics",
+    "gradient_penalty": "lipgan.penalties",
+    "group_spectral_norm": "lipgan.nn",
+    "interpolate": "lipgan.penalties",
+    "losses": "lipgan.objectives",
+    "regularizers": "lipgan.objectives",
+    "spectral_norm": "lipgan.nn",
+    "use_backend": "lipgan.ops",
+}
 _MODULES = (
     "data",
-    "divergences",
+    "linalg",
     "lipschitz",
-    "losses",
     "metrics",
     "models",
+    "nn",
+    "objectives",
+    "ops",
+    "penalties",
     "recipes",
-    "regularizers",
     "systems",
 )
 
 
 def __getattr__(name: str) -> Any:
-    # Layers and ops are the common use: scikit-learn and matplotlib are imported only for training.
-    import importlib
+    if name in _FROM:
+        value = getattr(importlib.import_module(_FROM[name]), name)
+    elif name in _MODULES:
+        value = importlib.import_module(f"lipgan.{name}")
+    else:
+        raise AttributeError(f"module 'lipgan' has no attribute {name!r}")
+    globals()[name] = value
+    return value
 
-    if name == "Trainer":
-        return importlib.import_module("lipgan.training").Trainer
-    if name == "frechet_distance":
-        return importlib.import_module("lipgan.metrics").frechet_distance
-    if name in _MODULES:
-        return importlib.import_module(f"lipgan.{name}")
-    raise AttributeError(f"module 'lipgan' has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

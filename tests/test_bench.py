@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from lipgan import bench
+from lipgan.__main__ import main
 from lipgan.bench import fid, frechet, harness, kid, prdc
 from lipgan.bench import gradient_penalty as penalties
 from lipgan.bench import spectral_norm as benchmark
-from lipgan.cli import main
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from PIL import Image
 from system_checks import assert_same
 
 from lipgan import data, recipes
-from lipgan.cli import main
+from lipgan.__main__ import main
 from lipgan.training import Trainer, config
 from lipgan.training.run import Run
 
@@ -482,7 +482,7 @@ def test_help_has_an_example_and_the_common_flags(command: str, capsys: pytest.C
         assert word in text
 
 
-@pytest.mark.parametrize(("module", "command"), [("lipgan.bench", "bench"), ("lipgan.doctor", "doctor")])
+@pytest.mark.parametrize(("module", "command"), [("lipgan.bench", "bench"), ("lipgan.commands.doctor", "doctor")])
 def test_hooks_pass_arguments(module: str, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
     monkeypatch.setattr(importlib.import_module(module), "main", calls.append)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from system_checks import assert_same
 
 from lipgan import recipes
-from lipgan.cli import main
+from lipgan.__main__ import main
 from lipgan.recipes import CHOICES, FIELDS
 from lipgan.training import config
 
@@ -45,7 +45,7 @@ def begun(monkeypatch: pytest.MonkeyPatch) -> list[recipes.Recipe]:
         seen.append(recipe)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lipgan.train.Trainer.from_recipe", begin)
+    monkeypatch.setattr("lipgan.commands.train.Trainer.from_recipe", begin)
     return seen
 
 

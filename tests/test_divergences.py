@@ -13,8 +13,8 @@ import scipy.optimize
 import torch
 from torch import Tensor, nn
 
-from lipgan import divergences
-from lipgan.divergences import Divergence
+from lipgan.objectives import divergences
+from lipgan.objectives.divergences import Divergence
 
 NAMES = divergences.names()
 

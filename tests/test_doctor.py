@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lipgan import doctor
+from lipgan.commands import doctor
 from lipgan.ops import BACKENDS, _backend
 
 

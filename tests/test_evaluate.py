@@ -11,8 +11,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lipgan import cli, data, evaluate
-from lipgan.cli import main
+from lipgan import _choices, data
+from lipgan.__main__ import main
+from lipgan.commands import evaluate
 from lipgan.metrics import features, frechet_distance, inception_score, kernel_distance, prdc, protocols
 from lipgan.training import load_generator
 from lipgan.training.pictures import evaluation_page
@@ -120,7 +121,7 @@ def test_by_default_all_metrics_that_the_features_allow(run: Path, capsys: pytes
     lines, error = evaluated(capsys, run, "-n", N, "--features", "pixels", "--data", "digits")
     assert [line.split(":")[0] for line in lines] == ["fid", "kid", "prdc"]
     assert error.endswith("features pixels, protocol lipgan\n")
-    assert tuple(evaluate.METRICS) == cli.EVALUATION_METRICS
+    assert tuple(evaluate.METRICS) == _choices.METRICS
 
 
 def test_the_plot_shows_the_nearest_real_images(

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lipgan import data
-from lipgan.cli import main
+from lipgan.__main__ import main
 from lipgan.metrics import features, frechet_distance, mode_coverage, sliced_wasserstein_distance
 from lipgan.training import Trainer
 from lipgan.training.evaluation import Evaluation

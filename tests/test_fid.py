@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 from lipgan import data
-from lipgan.cli import main
+from lipgan.__main__ import main
+from lipgan.commands.sources import Reader, Source
 from lipgan.metrics import FeatureStats, features, frechet_distance
-from lipgan.metrics.sources import Reader, Source
 
 
 @pytest.fixture(scope="module")

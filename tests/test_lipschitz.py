@@ -19,7 +19,6 @@ from torch import Tensor, nn
 import lipgan
 from lipgan import models
 from lipgan.lipschitz import Bounds, bounds
-from lipgan.losses import Wasserstein
 from lipgan.models.lipschitz import LipschitzCritic
 from lipgan.nn import (
     GradientNormalized,
@@ -30,6 +29,7 @@ from lipgan.nn import (
     conv_spectral_norm,
     orthogonal,
 )
+from lipgan.objectives.losses import Wasserstein
 
 pytestmark = pytest.mark.usefixtures("single_thread")
 

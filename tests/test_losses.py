@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lipgan import divergences, losses
+from lipgan.objectives import divergences, losses
 
 NAMES = losses.names()
 

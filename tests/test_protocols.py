@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from lipgan import cli
+from lipgan import _choices
 from lipgan.metrics import (
     PRDC,
     InceptionScore,
     KernelDistance,
-    features,
     frechet_distance,
+    frechet_distance_from_features,
     inception_score,
     kernel_distance,
     prdc,
@@ -28,7 +28,7 @@ def test_names() -> None:
     assert (
         protocols.names()
         == ["clean", "lipgan", "pytorch-fid", "torch-fidelity", "torchmetrics"]
-        == sorted(cli.PROTOCOLS)
+        == sorted(_choices.PROTOCOLS)
     )
     with pytest.raises(ValueError, match="unknown protocol 'torchmetric'; did you mean torchmetrics"):
         protocols.get("torchmetric")
@@ -42,7 +42,8 @@ def test_names() -> None:
 def test_frechet_distance(name: str) -> None:
     x, y = rows(40, 3, 0).numpy(), 2 * rows(30, 3, 1).numpy()
     expected = frechet_distance(x.mean(0), np.cov(x, rowvar=False), y.mean(0), np.cov(y, rowvar=False))
-    assert protocols.get(name).frechet_distance(x, y) == pytest.approx(expected, rel=1e-9)
+    distance = frechet_distance_from_features(x, y, ddof=protocols.get(name).ddof)
+    assert float(distance) == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize(("name", "ddof"), [("torch-fidelity", 0), ("torchmetrics", 1)])
@@ -50,10 +51,10 @@ def test_inception_score(name: str, ddof: int) -> None:
     probs = rows(100, 5, 0).softmax(1)
     shuffled = probs[torch.randperm(100, generator=torch.Generator().manual_seed(3))].numpy()
     scores = [np.exp((p * (np.log(p) - np.log(p.mean(0)))).sum(1).mean()) for p in np.split(shuffled, 10)]
-    values = protocols.get(name).inception_score(probs, generator=torch.Generator().manual_seed(3))
+    values = inception_score(probs, generator=torch.Generator().manual_seed(3), protocol=name)
     assert values == pytest.approx((np.mean(scores), np.std(scores, ddof=ddof)), rel=1e-9)
-    again = protocols.get(name).inception_score(probs)
-    assert again == protocols.get(name).inception_score(probs) != values
+    again = inception_score(probs, protocol=name)
+    assert again == inception_score(probs, protocol=name) != values
 
 
 @pytest.mark.parametrize("name", ["torch-fidelity", "torchmetrics"])
@@ -62,7 +63,7 @@ def test_kernel_distance(name: str) -> None:
     # Of 1000 samples every subset is all.
     products = [((a @ b.T) / 2 + 1) ** 3 for a, b in ((x, x), (y, y), (x, y))]
     within = sum((k.sum() - k.trace()) / (1000 * 999) for k in products[:2])
-    mean, std = protocols.get(name).kernel_distance(x, y, generator=torch.Generator().manual_seed(0))
+    mean, std = kernel_distance(x, y, generator=torch.Generator().manual_seed(0), protocol=name)
     assert mean == pytest.approx(float(within - 2 * products[2].mean()), rel=1e-9)
     assert std == pytest.approx(0, abs=1e-9)
 
@@ -72,7 +73,7 @@ def test_precision_and_recall() -> None:
     x, y = (2 * rows(40, 2, 0)).round(), (2 * rows(30, 2, 1) + 1).round()
     in_real = (torch.cdist(y, x) <= torch.cdist(x, x).kthvalue(4).values).any(1).double().mean().item()
     in_fake = (torch.cdist(x, y) <= torch.cdist(y, y).kthvalue(4).values).any(1).double().mean().item()
-    values = protocols.get("torch-fidelity").prdc(x, y)
+    values = prdc(x, y, protocol="torch-fidelity")
     assert list(values) == ["precision", "recall", "f1"]
     assert values["precision"] == pytest.approx(in_real, rel=1e-12)
     assert values["recall"] == pytest.approx(in_fake, rel=1e-12)
@@ -82,34 +83,24 @@ def test_precision_and_recall() -> None:
 def test_what_a_package_lacks() -> None:
     x = torch.eye(4)
     with pytest.raises(ValueError, match="'pytorch-fid' has no Inception Score"):
-        protocols.get("pytorch-fid").inception_score(x)
+        inception_score(x, protocol="pytorch-fid")
     with pytest.raises(ValueError, match="'pytorch-fid' has no kernel distance"):
-        protocols.get("pytorch-fid").kernel_distance(x, x)
+        kernel_distance(x, x, protocol="pytorch-fid")
     with pytest.raises(ValueError, match="'torchmetrics' has no precision and recall"):
-        protocols.get("torchmetrics").prdc(x, x)
+        prdc(x, x, protocol="torchmetrics")
 
 
-def test_extractor(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = []
-
-    def stand_in(**options: object) -> features.Pixels:
-        made.append(options)
-        return features.Pixels()
-
-    monkeypatch.setattr(features, "EXTRACTORS", {"inception": stand_in})
-    for name in protocols.names():
-        protocols.get(name).extractor(weights="file.pth")
+def test_preprocessing() -> None:
     preprocessings = ["clean", "pytorch", "pytorch", "tensorflow", "tensorflow"]
-    assert [options["preprocessing"] for options in made] == preprocessings
-    assert all(options["weights"] == "file.pth" for options in made)
+    assert [protocols.get(name).preprocessing for name in protocols.names()] == preprocessings
 
 
 def test_lipgan_is_what_the_functions_do_by_themselves() -> None:
     probs, x, y = rows(60, 5, 0).softmax(1), rows(1100, 3, 1), rows(1000, 3, 2)
-    assert protocols.get("lipgan").inception_score(probs) == inception_score(probs)
+    assert inception_score(probs, protocol="lipgan") == inception_score(probs)
     values = [kernel_distance(x, y, generator=torch.Generator().manual_seed(1), protocol=p) for p in ("lipgan", None)]
     assert values[0] == values[1]
-    assert protocols.get("lipgan").prdc(x, y) == prdc(x, y)
+    assert prdc(x, y, protocol="lipgan") == prdc(x, y)
 
 
 @pytest.mark.parametrize("name", ["clean", "lipgan"])
@@ -117,11 +108,11 @@ def test_subsets_are_no_larger_than_the_samples(name: str) -> None:
     x, y = rows(30, 3, 0), rows(20, 3, 1)
     protocol = protocols.get(name)
     expected = kernel_distance(x, y, 100, 20, generator=torch.Generator().manual_seed(2))
-    assert protocol.kernel_distance(x, y, generator=torch.Generator().manual_seed(2)) == expected
+    assert kernel_distance(x, y, generator=torch.Generator().manual_seed(2), protocol=name) == expected
     assert "100 subsets of 20" in (protocol.definition("kid", 20) or "")
     assert "100 subsets of 1000" in (protocol.definition("kid") or "")
     with pytest.raises(ValueError, match="fake must have at least 2 samples, got 1"):
-        protocol.kernel_distance(x, y[:1])
+        kernel_distance(x, y[:1], protocol=name)
 
 
 def test_the_functions_and_classes_take_a_protocol() -> None:
@@ -133,9 +124,9 @@ def test_the_functions_and_classes_take_a_protocol() -> None:
     for metric in (kernel, neighbours):
         metric.update(x, real=True)
         metric.update(y, real=False)
-    expected = protocols.get("torchmetrics").inception_score(probs)
+    expected = inception_score(probs, protocol="torchmetrics")
     assert tuple(map(float, score.compute())) == inception_score(probs, protocol="torchmetrics") == expected
-    expected = protocols.get("torch-fidelity").kernel_distance(x, y, generator=torch.Generator().manual_seed(0))
+    expected = kernel_distance(x, y, generator=torch.Generator().manual_seed(0), protocol="torch-fidelity")
     assert tuple(map(float, kernel.compute())) == expected
     assert neighbours.compute() == prdc(x, y, protocol="torch-fidelity")
     whole = prdc(x, y, 3, "le")
@@ -148,12 +139,16 @@ def test_what_a_protocol_decides_is_left_to_it() -> None:
         lambda: inception_score(x, 2, protocol="torchmetrics"),
         lambda: InceptionScore(splits=2, protocol="torchmetrics"),
     ):
-        with pytest.raises(ValueError, match="splits must be left to protocol 'torchmetrics', got 2"):
+        with pytest.raises(
+            ValueError, match="splits cannot be given beside protocol 'torchmetrics', which decides it, got 2"
+        ):
             call()
-    with pytest.raises(ValueError, match="degree must be left to protocol 'clean', got 2"):
+    with pytest.raises(ValueError, match="degree cannot be given beside protocol 'clean'"):
         kernel_distance(x, x, degree=2, protocol="clean")
     for make in (lambda **options: prdc(x, x, **options), PRDC):
-        with pytest.raises(ValueError, match="compare must be left to protocol 'torch-fidelity', got 'le'"):
+        with pytest.raises(
+            ValueError, match="compare cannot be given beside protocol 'torch-fidelity', which decides it, got 'le'"
+        ):
             make(compare="le", protocol="torch-fidelity")
         with pytest.raises(ValueError, match="'clean' has no precision and recall; choose another protocol"):
             make(protocol="clean")

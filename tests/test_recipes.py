@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from lipgan import losses, models, recipes
+from lipgan import models, recipes
+from lipgan.objectives import losses
 
 
 def test_sngan_has_the_constants_of_its_paper() -> None:

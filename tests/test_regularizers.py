@@ -7,8 +7,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lipgan import regularizers
-from lipgan.regularizers import HistoricalAverage, clip_weights, energy_distance, feature_matching, pulling_away
+from lipgan.objectives import regularizers
+from lipgan.objectives.regularizers import (
+    HistoricalAverage,
+    clip_weights,
+    energy_distance,
+    feature_matching,
+    pulling_away,
+)
 
 HALF_TYPES = [torch.float16, torch.bfloat16]
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from lipgan import data, losses, recipes
+from lipgan import data, recipes
 from lipgan.data import Dataset
+from lipgan.objectives import losses
 from lipgan.systems.aae import AAE
 from lipgan.systems.base import Batch
 from lipgan.training import Trainer, load_generator

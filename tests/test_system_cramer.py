@@ -6,7 +6,7 @@ import pytest
 import system_checks as checks
 import torch
 
-from lipgan.regularizers import energy_distance
+from lipgan.objectives.regularizers import energy_distance
 from lipgan.systems import System
 from lipgan.training import Trainer
 

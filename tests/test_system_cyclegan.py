@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from lipgan import data, losses, recipes
+from lipgan import data, recipes
 from lipgan.data import Dataset
+from lipgan.objectives import losses
 from lipgan.systems.base import Batch, latents
 from lipgan.systems.cyclegan import CycleGAN, Translators, transformed
 from lipgan.training import Trainer, load_generator

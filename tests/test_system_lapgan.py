@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lipgan import data, losses, recipes
+from lipgan import data, recipes
+from lipgan.objectives import losses
 from lipgan.systems.base import Batch
 from lipgan.systems.lapgan import Level, PyramidCritic, PyramidGenerator, pyramid
 from lipgan.training import Trainer

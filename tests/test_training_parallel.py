@@ -14,10 +14,10 @@ import torch
 import torch.distributed as dist
 from processes import leave
 
-from lipgan import data, distributed, recipes
-from lipgan.cli import main
+from lipgan import data, recipes
+from lipgan.__main__ import main
 from lipgan.systems.gan import GAN
-from lipgan.training import Trainer, config
+from lipgan.training import Trainer, config, distributed
 
 # n_critic is small, and the batch divides; the critics are perceptrons, which do not mix samples.
 RUNS: dict[str, dict[str, Any]] = {

@@ -1,4 +1,7 @@
-"""Benchmarks: correctness first, then times of interleaved variants, then ratios."""
+"""Benchmarks: correctness first, then times of interleaved variants, then ratios.
+
+Each module has ``run(seed, seconds)``, which returns tables, and ``plot(tables, axes)``.
+"""
 
 from __future__ import annotations
 
@@ -12,24 +15,15 @@ from types import ModuleType
 
 import torch
 
+from lipgan._choices import BENCHMARKS
+from lipgan._files import write_atomically
 from lipgan.bench.harness import Table, machine
-
-# Name on the command line, and the module that has run(seed) and plot(tables, axes).
-BENCHMARKS = {
-    "spectral-norm": "lipgan.bench.spectral_norm",
-    "gradient-penalty": "lipgan.bench.gradient_penalty",
-    "frechet": "lipgan.bench.frechet",
-    "prdc": "lipgan.bench.prdc",
-    "fid": "lipgan.bench.fid",
-    "kid": "lipgan.bench.kid",
-    "step": "lipgan.bench.step",
-}
+from lipgan.commands.console import find_device
 
 
 def main(args: argparse.Namespace) -> None:
     """Run the benchmarks that ``args.which`` names; print tables, write ``args.json`` and pictures in ``args.plot``."""
-    from lipgan._files import write_atomically
-
+    find_device(args.device)
     if args.threads is not None:
         if args.threads < 1:
             raise ValueError(f"--threads must be at least 1, got {args.threads}")
@@ -38,7 +32,7 @@ def main(args: argparse.Namespace) -> None:
     print(", ".join(f"{key} {value}" for key, value in facts.items()), flush=True)
     results = {}
     for name in BENCHMARKS if args.which == "all" else [args.which]:
-        module = importlib.import_module(BENCHMARKS[name])
+        module = importlib.import_module(f"lipgan.bench.{name.replace('-', '_')}")
         tables = module.run(seed=args.seed or 0, seconds=args.seconds)
         for table in tables:
             print(f"\n{table.render()}", flush=True)
@@ -51,9 +45,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def _plot(module: ModuleType, tables: list[Table], path: Path) -> None:
-    from matplotlib.figure import Figure
-
-    from lipgan._files import write_atomically
+    from matplotlib.figure import Figure  # takes a second, and only plots need it
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     module.plot(tables, figure.subplots())

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 import lipgan
-from lipgan import data, losses, recipes
+from lipgan import data, recipes
 from lipgan.bench.harness import Table, in_fresh_process, interleave
 from lipgan.data import BatchOrder, Dataset
+from lipgan.objectives import losses
 from lipgan.recipes import Recipe
 from lipgan.systems.gan import GAN
 from lipgan.training import Trainer

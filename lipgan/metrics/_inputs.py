@@ -20,7 +20,7 @@ __all__ = [
     "as_mean",
     "as_pair",
     "as_real_tensor",
-    "check_left",
+    "check_left_out",
 ]
 
 _NUMPY_DTYPES = (np.float16, np.float32, np.float64)
@@ -132,9 +132,9 @@ def as_factor(name: str, value: object, cov: Tensor) -> Tensor:
     return factor
 
 
-def check_left(protocol: str, function: Callable[..., object], **given: object) -> None:
+def check_left_out(protocol: str, function: Callable[..., object], **given: object) -> None:
     """ValueError if an argument of ``function`` that its ``protocol`` decides has another value than its default."""
     parameters = inspect.signature(function).parameters
     for name, value in given.items():
         if value != parameters[name].default:
-            raise ValueError(f"{name} must be left to protocol {protocol!r}, got {value!r}")
+            raise ValueError(f"{name} cannot be given beside protocol {protocol!r}, which decides it, got {value!r}")

@@ -17,8 +17,10 @@ import torch
 from torch import Tensor
 
 from lipgan._checks import check_count
-from lipgan.metrics._inputs import Array, as_features, check_left
+from lipgan.metrics import protocols
+from lipgan.metrics._inputs import Array, as_features, check_left_out
 from lipgan.metrics.metric import Collection
+from lipgan.metrics.protocols import Protocol
 
 __all__ = ["InceptionScore", "inception_score"]
 
@@ -44,7 +46,8 @@ def inception_score(
             float64.
         splits: the score is that of each of so many runs of consecutive rows, on average. 10 is the usual number; the
             score depends on it, because few samples have a mean of less entropy.
-        generator: shuffles the rows first. Without, and with images in the order of their classes, the splits differ.
+        generator: shuffles the rows first. Without, and with images in the order of their classes, the splits differ;
+            a protocol that shuffles has one that starts at 0.
         protocol: a name of :mod:`lipgan.metrics.protocols`: the score as that package computes it.
 
     Returns:
@@ -60,12 +63,15 @@ def inception_score(
         >>> inception_score(torch.eye(4), splits=1)
         (4.0, 0.0)
     """
+    score_ddof = 0
     if protocol is not None:
-        check_left(protocol, inception_score, splits=splits)
-        # Imported here because the protocols are made of these functions.
-        from lipgan.metrics import protocols
-
-        return protocols.get(protocol).inception_score(probs, generator=generator)
+        package = _package(protocol, splits)
+        assert package.splits is not None
+        splits, score_ddof = package.splits, package.score_ddof
+        if not package.shuffled:
+            generator = None
+        elif generator is None:
+            generator = torch.Generator().manual_seed(0)
     check_count("splits", splits)
     rows = as_features("probs", probs)
     if len(rows) < splits:
@@ -81,7 +87,16 @@ def inception_score(
         # By Jensen's inequality only rounding is negative.
         logs.append(divergence.clamp(min=0))
     scores = torch.stack(logs).exp()
-    return float(scores.mean()), float(scores.std(correction=0))
+    std = float(scores.std(correction=0))
+    return float(scores.mean()), std * (splits / (splits - score_ddof)) ** 0.5 if score_ddof else std
+
+
+def _package(protocol: str, splits: int) -> Protocol:
+    """The protocol of that name; ValueError if it has no score, or ``splits``, which it decides, were given."""
+    check_left_out(protocol, inception_score, splits=splits)
+    package = protocols.get(protocol)
+    package.require("is")
+    return package
 
 
 class InceptionScore(Collection):
@@ -117,10 +132,7 @@ class InceptionScore(Collection):
             raise TypeError(f"classifier must be callable or None, got {type(classifier).__name__}")
         check_count("splits", splits)
         if protocol is not None:
-            check_left(protocol, inception_score, splits=splits)
-            from lipgan.metrics import protocols
-
-            protocols.get(protocol).require("is")
+            _package(protocol, splits)
         super().__init__("generated")
         self.classifier = classifier
         self.splits = splits

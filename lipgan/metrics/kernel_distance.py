@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from lipgan._checks import as_number, check_choice, check_count
-from lipgan.metrics._inputs import Array, as_pair, check_left
+from lipgan.metrics import protocols
+from lipgan.metrics._inputs import Array, as_pair, check_left_out
 from lipgan.metrics.metric import TwoSides
 
 __all__ = ["KernelDistance", "kernel_distance"]
@@ -142,14 +143,14 @@ def kernel_distance(
         >>> kernel_distance(x, x + 1, subset_size=None, degree=1)
         (-1.0, 0.0)
     """
+    x, y = as_pair("real", real, "fake", fake)
     if protocol is not None:
         chosen = {"subsets": subsets, "subset_size": subset_size, "kernel": kernel, "degree": degree}
-        check_left(protocol, kernel_distance, **chosen, gamma=gamma, coef=coef, sigma=sigma)
-        # Imported here because the protocols are made of these functions.
-        from lipgan.metrics import protocols
-
-        return protocols.get(protocol).kernel_distance(real, fake, generator=generator)
-    x, y = as_pair("real", real, "fake", fake)
+        check_left_out(protocol, kernel_distance, **chosen, gamma=gamma, coef=coef, sigma=sigma)
+        package = protocols.get(protocol)
+        package.require("kid")
+        assert package.subsets is not None
+        subsets, degree, subset_size = package.subsets, package.degree, package.size_of_subsets(min(len(x), len(y)))
     apply = _kernel(kernel, x.shape[1], degree, gamma, coef, sigma)
     check_count("subsets", subsets)
     if subset_size is not None:
@@ -219,8 +220,6 @@ class KernelDistance(TwoSides):
         # Now, and not when the features are all there.
         inspect.signature(kernel_distance).bind(None, None, **options)
         if options.get("protocol") is not None:
-            from lipgan.metrics import protocols
-
             protocols.get(options["protocol"]).require("kid")
         self.options = options
 

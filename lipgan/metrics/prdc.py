@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from lipgan._checks import check_choice, check_count
-from lipgan.metrics._inputs import Array, as_pair, check_left
+from lipgan.metrics import protocols
+from lipgan.metrics._inputs import Array, as_pair, check_left_out
 from lipgan.metrics.metric import TwoSides
+from lipgan.metrics.protocols import Protocol
 from lipgan.ops import _backend
 from lipgan.ops.nearest_neighbours import ball_counts, nearest_neighbours
-
-if TYPE_CHECKING:
-    from lipgan.metrics.protocols import Protocol
 
 __all__ = ["PRDC", "f1_score", "prdc"]
 
@@ -37,10 +35,7 @@ def f1_score(precision: float, recall: float) -> float:
 
 def _left_to(protocol: str, nearest_k: int, compare: str) -> Protocol:
     """The protocol of that name, which decides the other two; ValueError if it does not."""
-    # Imported here because the protocols are made of these functions.
-    from lipgan.metrics import protocols
-
-    check_left(protocol, prdc, nearest_k=nearest_k, compare=compare)
+    check_left_out(protocol, prdc, nearest_k=nearest_k, compare=compare)
     chosen = protocols.get(protocol)
     chosen.require("prdc")
     return chosen

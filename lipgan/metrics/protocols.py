@@ -1,8 +1,8 @@
 """How packages compute metrics that go by one name, so that a number can be compared with theirs.
 
-`get` returns a `Protocol`, whose methods are the metrics as that package defines them at its defaults. "clean" is
-clean-fid; "lipgan" is what the functions of :mod:`lipgan.metrics` do at their defaults, but the subsets of the kernel
-distance are no larger than the samples allow. The functions and classes take such a name as ``protocol``. What cannot
+A `Protocol` holds the choices that a package makes at its defaults; the functions and classes of :mod:`lipgan.metrics`
+take its name as ``protocol`` and read them. "clean" is clean-fid; "lipgan" is what they do at their own defaults, but
+the subsets of the kernel distance are no larger than the samples allow. What cannot
 be fixed is the draw of random rows: each package has random numbers of its own.
 """
 
@@ -13,16 +13,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-import torch
-
+from lipgan._choices import PROTOCOLS as _NAMES
 from lipgan._registry import lookup
-from lipgan.metrics import features
-from lipgan.metrics._inputs import Array, as_pair
-from lipgan.metrics.features import FeatureExtractor
-from lipgan.metrics.frechet import frechet_distance_from_features
-from lipgan.metrics.inception_score import inception_score
-from lipgan.metrics.kernel_distance import kernel_distance
-from lipgan.metrics.prdc import prdc
 
 __all__ = ["PROTOCOLS", "Protocol", "get", "names"]
 
@@ -74,59 +66,6 @@ class Protocol:
         """
         return lookup(_METRICS, metric, "metric")(self, samples)
 
-    def extractor(self, **options: Any) -> FeatureExtractor:
-        """Inception with the preprocessing of this protocol; ``options`` and errors as those of its class."""
-        return features.get("inception", preprocessing=self.preprocessing, **options)
-
-    def frechet_distance(self, real: Array, fake: Array) -> float:
-        """As :func:`lipgan.metrics.frechet_distance_from_features`, and its errors."""
-        return float(frechet_distance_from_features(real, fake, ddof=self.ddof))
-
-    def inception_score(self, probs: Array, *, generator: torch.Generator | None = None) -> tuple[float, float]:
-        """Mean and standard deviation, as :func:`lipgan.metrics.inception_score`, and its errors.
-
-        Args:
-            probs: ``[n, classes]``.
-            generator: shuffles the rows, where this package does; None for one that starts at 0.
-
-        Raises:
-            ValueError: the package does not have the metric.
-        """
-        self.require("is")
-        assert self.splits is not None
-        if not self.shuffled:
-            generator = None
-        elif generator is None:
-            generator = torch.Generator().manual_seed(0)
-        mean, std = inception_score(probs, self.splits, generator=generator)
-        return mean, std * (self.splits / (self.splits - self.score_ddof)) ** 0.5
-
-    def kernel_distance(
-        self, real: Array, fake: Array, *, generator: torch.Generator | None = None
-    ) -> tuple[float, float]:
-        """Mean and standard deviation, as :func:`lipgan.metrics.kernel_distance`, and its errors.
-
-        Args:
-            real, fake: features; at least ``subset_size`` of either, unless ``capped``.
-            generator: draws the subsets.
-
-        Raises:
-            ValueError: the package does not have the metric.
-        """
-        self.require("kid")
-        assert self.subsets is not None
-        x, y = as_pair("real", real, "fake", fake)
-        size = self._size_of_subsets(min(len(x), len(y)))
-        return kernel_distance(x, y, self.subsets, size, degree=self.degree, generator=generator)
-
-    def prdc(self, real: Array, fake: Array) -> dict[str, float]:
-        """Those numbers of :func:`lipgan.metrics.prdc` that the package has, by name, and its errors.
-
-        Raises:
-            ValueError: the package does not have the metric.
-        """
-        return prdc(real, fake, protocol=self.name)
-
     def neighbours(self) -> tuple[int, str]:
         """``nearest_k`` and ``compare`` of :func:`lipgan.metrics.prdc`; ValueError if the package does not have it."""
         self.require("prdc")
@@ -142,7 +81,8 @@ class Protocol:
         if self.definition(metric) is None:
             raise ValueError(f"protocol {self.name!r} has no {_TITLES[metric]}; choose another protocol")
 
-    def _size_of_subsets(self, samples: int | None) -> int:
+    def size_of_subsets(self, samples: int | None) -> int:
+        """Samples of each side in a subset of the kernel distance, where the smaller side has ``samples``."""
         # One sample has no kernel distance: the error is that of two.
         return max(2, min(self.subset_size, samples)) if self.capped and samples is not None else self.subset_size
 
@@ -162,7 +102,7 @@ def _is(protocol: Protocol, samples: int | None) -> str | None:
 def _kid(protocol: Protocol, samples: int | None) -> str | None:
     if protocol.subsets is None:
         return None
-    size = protocol._size_of_subsets(samples)
+    size = protocol.size_of_subsets(samples)
     return f"{protocol.subsets} subsets of {size}, polynomial kernel of degree {protocol.degree}"
 
 
@@ -178,28 +118,24 @@ _METRICS: Mapping[str, Callable[[Protocol, int | None], str | None]] = MappingPr
 
 _TITLES = {"fid": "Frechet distance", "is": "Inception Score", "kid": "kernel distance", "prdc": "precision and recall"}
 
-PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
-    {
-        protocol.name: protocol
-        for protocol in (
-            Protocol("pytorch-fid", "pytorch"),
-            Protocol("clean", "clean", subsets=100, capped=True),
-            Protocol("torch-fidelity", "tensorflow", splits=10, subsets=100, nearest_k=3),
-            Protocol("torchmetrics", "tensorflow", splits=10, score_ddof=1, subsets=100),
-            Protocol(
-                "lipgan",
-                "pytorch",
-                splits=10,
-                shuffled=False,
-                subsets=100,
-                capped=True,
-                nearest_k=5,
-                compare="lt",
-                density=True,
-            ),
-        )
-    }
-)
+_CHOICES: Mapping[str, dict[str, Any]] = {
+    "pytorch-fid": {"preprocessing": "pytorch"},
+    "clean": {"preprocessing": "clean", "subsets": 100, "capped": True},
+    "torch-fidelity": {"preprocessing": "tensorflow", "splits": 10, "subsets": 100, "nearest_k": 3},
+    "torchmetrics": {"preprocessing": "tensorflow", "splits": 10, "score_ddof": 1, "subsets": 100},
+    "lipgan": {
+        "preprocessing": "pytorch",
+        "splits": 10,
+        "shuffled": False,
+        "subsets": 100,
+        "capped": True,
+        "nearest_k": 5,
+        "compare": "lt",
+        "density": True,
+    },
+}
+
+PROTOCOLS: Mapping[str, Protocol] = MappingProxyType({name: Protocol(name, **_CHOICES[name]) for name in _NAMES})
 
 
 def names() -> list[str]:

@@ -11,15 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lipgan._checks import check_choice, check_count
+from lipgan._choices import BATCH_NORMS, CONDITIONINGS, MINIBATCHES
 from lipgan.nn.conditional_batch_norm import ConditionalBatchNorm1d, ConditionalBatchNorm2d
 from lipgan.nn.minibatch import MinibatchDiscrimination, MinibatchStdDev
 from lipgan.nn.virtual_batch_norm import VirtualBatchNorm
 
-__all__ = ["BATCH_NORMS", "CONDITIONINGS", "MINIBATCHES", "Critic", "Generator", "Layers", "Norm", "Output", "Residual"]
-
-CONDITIONINGS = ("none", "concat", "auxiliary", "projection")
-MINIBATCHES = ("none", "discrimination", "stddev")
-BATCH_NORMS = ("batch", "virtual")
+__all__ = ["Critic", "Generator", "Layers", "Norm", "Output", "Residual"]
 
 # Samples of the reference batch of virtual batch norm.
 _REFERENCE = 32

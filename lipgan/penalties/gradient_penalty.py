@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lipgan._checks import as_number, check_choice, check_critic, check_no_nan, check_real_and_fake
+from lipgan._choices import PENALTY_FORMS
 from lipgan._dtypes import accumulation_dtype
 from lipgan.ops.gradient_penalty import NORMS
 from lipgan.ops.gradient_penalty import interpolate as interpolate_by
@@ -16,16 +17,6 @@ from lipgan.penalties import engines
 from lipgan.penalties.conditions import Wide, bare, ordinary, replicated, uncompiled
 from lipgan.penalties.engines import Call, Critic, Form, Output
 
-# The form of the penalty of each kind, see lipgan.reference.gradient_penalty.
-KINDS = {
-    "wgan-gp": "two-sided",
-    "lp": "one-sided",
-    "dragan": "two-sided",
-    "r1": "squared",
-    "r2": "squared",
-    "r1+r2": "squared",
-    "max": "max",
-}
 _NEEDS_FAKE = ("wgan-gp", "lp", "max", "r2", "r1+r2")
 
 
@@ -129,7 +120,7 @@ def _gradient_penalty(
     critic_args: Sequence[Any],
     output: Output,
 ) -> Tensor:
-    check_choice("kind", kind, tuple(KINDS))
+    check_choice("kind", kind, tuple(PENALTY_FORMS))
     check_choice("norm", norm, NORMS)
     check_choice("engine", engine, engines.NAMES)
     weight, target = as_number("weight", weight), as_number("target", target, minimum=0.0)
@@ -149,7 +140,7 @@ def _gradient_penalty(
             # The mean over 2 B samples is half of the sum of two means.
             weight = 2 * weight
             critic_args = [_twice(item, real.shape[0]) for item in critic_args]
-        form = Form(KINDS[kind], weight, target, norm)
+        form = Form(PENALTY_FORMS[kind], weight, target, norm)
 
         def penalty(critic: Critic, x: Tensor, *args: Any) -> Tensor:
             return engines.penalty(Call(critic, args, output), x, form, engine, differentiable)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 from torch import Tensor, nn
 
 from lipgan import models
+from lipgan.recipe import Recipe
 from lipgan.systems._readout import Readout
-
-if TYPE_CHECKING:
-    from lipgan.recipes import Recipe
 
 __all__ = ["Encoder", "EncoderDecoder", "coded", "critic_of"]
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from lipgan.recipes import Recipe
+from lipgan.recipe import Recipe
 
 __all__ = ["refuse"]
 

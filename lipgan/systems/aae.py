@@ -5,18 +5,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from lipgan import models
+from lipgan.recipe import Recipe
 from lipgan.systems._encoder import Encoder, EncoderDecoder, coded
 from lipgan.systems._unused import refuse
 from lipgan.systems.base import Batch, Outcome
 from lipgan.systems.gan import GAN
-
-if TYPE_CHECKING:
-    from lipgan.recipes import Recipe
 
 __all__ = ["AAE"]
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lipgan import distributed, losses
+from lipgan.objectives import losses
 from lipgan.systems._unused import refuse
 from lipgan.systems.base import Batch, Outcome
 from lipgan.systems.gan import GAN
@@ -71,7 +71,7 @@ class AdaptiveDivergence(GAN):
     def after_critic_update(self) -> None:
         """Moves h on."""
         super().after_critic_update()
-        measured = distributed.average(torch.stack(self._measured).mean())
+        measured = self.average(torch.stack(self._measured).mean())
         self._measured.clear()
         rho = self.option("memory")
         self.entropy = rho * self.entropy + (1 - rho) * measured

@@ -6,16 +6,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from lipgan import models
-
-if TYPE_CHECKING:
-    from lipgan.data import Dataset
-    from lipgan.recipes import Recipe
+from lipgan.data import Dataset
+from lipgan.recipe import Recipe
 
 __all__ = ["Batch", "Outcome", "System", "latents"]
 
@@ -105,6 +103,8 @@ class System:
         self.penalty_engine = penalty_engine
         #: The share of the recipe's steps that is done, 0 to 1, for schedules; the trainer moves it.
         self.progress = 0.0
+        #: The mean of a tensor over the processes of the run; the trainer sets it.
+        self.average: Callable[[Tensor], Tensor] = lambda tensor: tensor
 
     @classmethod
     def build(cls, recipe: Recipe, shape: tuple[int, ...], classes: int) -> tuple[nn.Module, nn.Module]:

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from lipgan import distributed
 from lipgan.models import AutoencoderCritic, Output
+from lipgan.recipe import Recipe
 from lipgan.systems._unused import refuse
 from lipgan.systems.base import Batch, Outcome
 from lipgan.systems.gan import GAN
-
-if TYPE_CHECKING:
-    from lipgan.recipes import Recipe
 
 __all__ = ["BEGAN"]
 
@@ -91,7 +88,7 @@ class BEGAN(GAN):
     def after_critic_update(self) -> None:
         """Moves k on."""
         super().after_critic_update()
-        self.equilibrium.move()
+        self.equilibrium.move(self.average)
 
     def state_dict(self) -> dict[str, Any]:
         """k, beside what `GAN` keeps."""
@@ -146,8 +143,8 @@ class Equilibrium:
         real, fake = -real_scores.mean(), -fake_scores.mean()
         return real + (self.gamma * real - fake).abs()
 
-    def move(self) -> None:
-        """One step of k, by the errors of all parts of the batch since the last."""
-        difference = distributed.average(torch.stack(self._differences).mean())
+    def move(self, average: Callable[[Tensor], Tensor]) -> None:
+        """One step of k, by the errors of all parts of the batch since the last; ``average`` is over processes."""
+        difference = average(torch.stack(self._differences).mean())
         self._differences.clear()
         self.k = (self.k.to(difference) + self.lambda_k * difference).clamp(0, 1)

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from lipgan._checks import as_whole
-from lipgan.divergences import widen
 from lipgan.models import Output
+from lipgan.objectives.divergences import widen
+from lipgan.recipe import Recipe
 from lipgan.systems._readout import Readout
 from lipgan.systems._unused import refuse
 from lipgan.systems.base import Batch, Outcome
 from lipgan.systems.gan import GAN
-
-if TYPE_CHECKING:
-    from lipgan.recipes import Recipe
 
 __all__ = ["Cramer", "CramerCritic"]
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar
 
-from lipgan import losses
 from lipgan.models import AutoencoderCritic
-from lipgan.regularizers import pulling_away
+from lipgan.objectives import losses
+from lipgan.objectives.regularizers import pulling_away
 from lipgan.systems._unused import refuse
 from lipgan.systems.base import Batch, Outcome
 from lipgan.systems.gan import GAN

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lipgan import losses
 from lipgan.models import Output
+from lipgan.objectives import losses
+from lipgan.objectives.regularizers import HistoricalAverage, clip_weights, feature_matching
 from lipgan.penalties import gradient_penalty
-from lipgan.regularizers import HistoricalAverage, clip_weights, feature_matching
 from lipgan.systems.base import Batch, Outcome, System
 
 __all__ = ["GAN"]

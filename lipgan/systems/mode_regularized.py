@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from lipgan.recipe import Recipe
 from lipgan.systems._readout import Readout
 from lipgan.systems._unused import refuse
 from lipgan.systems.base import Batch, Outcome
 from lipgan.systems.gan import GAN
-
-if TYPE_CHECKING:
-    from lipgan.recipes import Recipe
 
 __all__ = ["EncodedGenerator", "ModeRegularized"]
 

@@ -7,21 +7,19 @@ import math
 from collections.abc import Mapping
 from itertools import pairwise
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lipgan.losses import Loss
 from lipgan.models.sizes import sides, square
 from lipgan.nn import MinibatchStdDev
+from lipgan.objectives.losses import Loss
+from lipgan.recipe import Recipe
 from lipgan.systems._unused import refuse
 from lipgan.systems.base import Batch, Outcome
 from lipgan.systems.gan import GAN
-
-if TYPE_CHECKING:
-    from lipgan.recipes import Recipe
 
 __all__ = ["GrowingCritic", "GrowingGenerator", "Progressive"]
 

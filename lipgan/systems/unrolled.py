@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from lipgan import distributed
 from lipgan._checks import as_whole
 from lipgan.systems._unused import refuse
 from lipgan.systems.base import Batch, Outcome
@@ -117,7 +116,7 @@ class Unrolled(GAN):
         if not self._measured:
             return
         parts = zip(*self._measured, strict=True)
-        self.means = self.mixed(self.means, [distributed.average(torch.stack(part).mean(0)) for part in parts])
+        self.means = self.mixed(self.means, [self.average(torch.stack(part).mean(0)) for part in parts])
         self.updates += 1
         self._measured.clear()
 

@@ -77,7 +77,7 @@ def recipe_of(values: Mapping[str, Any]) -> Recipe:
     if "options" in changes:
         changes["options"] = {**recipe.options, **changes["options"]}
     recipe = recipes.from_dict(recipe.as_dict() | changes)
-    if values.get("steps") is not None and recipe.scheduled:
+    if values.get("steps") is not None and recipes.is_scheduled(recipe):
         # What falls over the recipe's steps falls over those of the run.
         recipe = dataclasses.replace(recipe, steps=values["steps"])
     return recipe

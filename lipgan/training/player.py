@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lipgan import distributed
 from lipgan.recipes import Recipe
+from lipgan.training import distributed
 
 __all__ = ["Player"]
 

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from lipgan import distributed, recipes
+from lipgan import recipes
 from lipgan._checks import check_count
 from lipgan._files import write_atomically
-from lipgan.training import config
+from lipgan.training import config, distributed
 from lipgan.training.evaluation import Evaluation
 from lipgan.training.pictures import curves, picture, samples_shown
 from lipgan.training.trainer import Row, Trainer

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from lipgan import data as datasets
-from lipgan import distributed, recipes, systems
+from lipgan import recipes, systems
 from lipgan._checks import check_count
 from lipgan.data import BatchOrder, Dataset
 from lipgan.nn import GradientNormalized, SpectralNormGroup, group_spectral_norm
 from lipgan.recipes import Recipe
 from lipgan.systems import Batch, latents
-from lipgan.training import checkpoint
+from lipgan.training import checkpoint, distributed
 from lipgan.training.average import MovingAverage
 from lipgan.training.checkpoint import CheckpointError
 from lipgan.training.player import Player
@@ -95,7 +95,7 @@ class Trainer:
         penalty_engine: str = "auto",
     ) -> None:
         check_count("log_every", log_every)
-        self.recipe = recipes.get(recipe) if isinstance(recipe, str) else recipe
+        self.recipe = recipes.get(recipe) if isinstance(recipe, str) else recipes.check(recipe)
         self.data = datasets.load(data) if isinstance(data, str) else data
         _check_labels(self.recipe, self.data)
         self._parts = self.recipe.accumulation * distributed.world_size()
@@ -115,6 +115,7 @@ class Trainer:
             self.system = systems.get(self.recipe.system)(
                 self.recipe, self.generator, self.critic, self.data, penalty_engine=penalty_engine
             )
+            self.system.average = distributed.average
         self.ema = copy.deepcopy(self.generator).eval().requires_grad_(False)
         self._average = MovingAverage(self.ema, self.generator)
         self._generator_player = Player(self.generator, self.recipe, self.recipe.generator_lr)
@@ -149,7 +150,7 @@ class Trainer:
         Raises:
             ValueError: as `Trainer`, or samples of a shape that the architecture does not serve.
         """
-        recipe = recipes.get(recipe) if isinstance(recipe, str) else recipe
+        recipe = recipes.get(recipe) if isinstance(recipe, str) else recipes.check(recipe)
         data = datasets.load(data) if isinstance(data, str) else data
         _check_labels(recipe, data)
         with PrivateRandom(seed, torch.device("cpu")).active():

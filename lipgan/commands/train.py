@@ -5,24 +5,21 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lipgan import data, distributed, recipes
-from lipgan.training import Trainer, config
+from lipgan import data, recipes
+from lipgan.commands.console import find_device
+from lipgan.training import Trainer, config, distributed
 from lipgan.training.run import CHECKPOINT, CONFIG, Run
 
 __all__ = ["main"]
 
 
-Device = Callable[[str | None], torch.device]
-
-
-def main(args: argparse.Namespace, device: Device) -> int:
-    """Train as the arguments say; the exit status. ``device`` finds the device of a name, or the best one for None.
+def main(args: argparse.Namespace) -> int:
+    """Train as the arguments say; the exit status.
 
     Raises:
         OSError: a file cannot be read or written.
@@ -36,7 +33,7 @@ def main(args: argparse.Namespace, device: Device) -> int:
     given |= flags
     if "betas" in given:
         given["betas"] = list(given["betas"])
-    with distributed.group(device(given.get("device"))) as mine:
+    with distributed.group(find_device(given.get("device"))) as mine:
         try:
             return _execute(args, given, mine)
         except (ValueError, ArithmeticError):

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor, nn
 
 import lipgan
-from lipgan import data
+from lipgan import _choices, data
 from lipgan._files import write_atomically
+from lipgan.commands.console import check_folder, find_device, progress_bar, say
+from lipgan.commands.sources import as_image_files, find_extractor
 from lipgan.data import Dataset
 from lipgan.data.images import default_workers, find_images, image_batches
-from lipgan.fid import check_folder, find_extractor, progress_bar, say
-from lipgan.metrics import FeatureStats, frechet_distance, protocols
+from lipgan.metrics import FeatureStats, frechet_distance, inception_score, kernel_distance, prdc, protocols
 from lipgan.metrics.features import FeatureExtractor
 from lipgan.metrics.protocols import Protocol
-from lipgan.metrics.sources import as_image_files
 from lipgan.ops import nearest_neighbours
 from lipgan.training import checkpoint, load_generator
 from lipgan.training.checkpoint import CheckpointError
@@ -69,36 +69,36 @@ def _fid(samples: _Samples, protocol: Protocol) -> dict[str, float]:
 def _is(samples: _Samples, protocol: Protocol) -> dict[str, float]:
     assert samples.probabilities is not None
     generator = torch.Generator().manual_seed(samples.seed)
-    mean, std = protocol.inception_score(samples.probabilities, generator=generator)
+    mean, std = inception_score(samples.probabilities, generator=generator, protocol=protocol.name)
     return {"is": mean, "std": std}
 
 
 def _kid(samples: _Samples, protocol: Protocol) -> dict[str, float]:
     generator = torch.Generator().manual_seed(samples.seed)
-    mean, std = protocol.kernel_distance(samples.real, samples.fake, generator=generator)
+    mean, std = kernel_distance(samples.real, samples.fake, generator=generator, protocol=protocol.name)
     return {"kid": mean, "std": std}
 
 
 def _prdc(samples: _Samples, protocol: Protocol) -> dict[str, float]:
-    return protocol.prdc(samples.real, samples.fake)
+    return prdc(samples.real, samples.fake, protocol=protocol.name)
 
 
-METRICS: Mapping[str, Metric] = MappingProxyType(
-    {
-        "fid": Metric("Frechet distance", lambda protocol: 2, _fid),
-        "is": Metric("Inception Score", lambda protocol: protocol.splits or 1, _is),
-        "kid": Metric("Kernel distance", lambda protocol: 2 if protocol.capped else protocol.subset_size, _kid),
-        "prdc": Metric("Precision, recall, ...", lambda protocol: protocol.neighbours()[0] + 1, _prdc),
-    }
-)
+_METRICS: Mapping[str, Metric] = {
+    "fid": Metric("Frechet distance", lambda protocol: 2, _fid),
+    "is": Metric("Inception Score", lambda protocol: protocol.splits or 1, _is),
+    "kid": Metric("Kernel distance", lambda protocol: 2 if protocol.capped else protocol.subset_size, _kid),
+    "prdc": Metric("Precision, recall, ...", lambda protocol: protocol.neighbours()[0] + 1, _prdc),
+}
+METRICS: Mapping[str, Metric] = MappingProxyType({name: _METRICS[name] for name in _choices.METRICS})
 
 
-def main(args: argparse.Namespace, device: torch.device) -> None:
+def main(args: argparse.Namespace) -> None:
     """Run the command: a line for each metric on stdout, and what was compared on stderr.
 
     Raises:
         ValueError, OSError: bad input; nothing was written then.
     """
+    device = find_device(args.device)
     for output in (args.json, args.plot):
         check_folder(output)
     if args.plot is not None and args.plot.suffix.lower() != ".png":

@@ -2,30 +2,26 @@
 
 import argparse
 import json
-import sys
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
-
-import torch
 
 import lipgan
 from lipgan._files import write_atomically
+from lipgan.commands.console import check_folder, find_device, progress_bar, say
+from lipgan.commands.sources import Reader, Side, find_extractor, find_source
 from lipgan.data.images import default_workers
-from lipgan.metrics import features, frechet_distance, protocols
-from lipgan.metrics.features import FeatureExtractor
-from lipgan.metrics.sources import Reader, Side, find_source
+from lipgan.metrics import frechet_distance, protocols
 
-__all__ = ["check_folder", "find_extractor", "main", "progress_bar", "say"]
+__all__ = ["main"]
 
 
-def main(args: argparse.Namespace, device: torch.device) -> None:
+def main(args: argparse.Namespace) -> None:
     """Run the command: ``FID:  x`` on stdout, and how it was computed on stderr.
 
     Raises:
         ValueError, OSError: bad input; nothing was written then, except for statistics that were complete.
     """
     # All that can be refused at once is refused before hours of work.
+    device = find_device(args.device)
     package = protocols.get(args.protocol)
     sources = find_source(args.a), find_source(args.b)
     for output in (args.save_stats, args.json):
@@ -70,44 +66,6 @@ def main(args: argparse.Namespace, device: torch.device) -> None:
         write_atomically(args.json, (json.dumps(result, indent=2) + "\n").encode())
     # As pytorch-fid prints it, for the scripts that read it.
     print("FID: ", fid)
-
-
-def find_extractor(name: str | None, download: bool, preprocessing: str = "pytorch") -> FeatureExtractor:
-    """The extractor of that name, or Inception with the weights in the file of that name; None: Inception.
-
-    ``preprocessing`` is Inception's.
-    """
-    if name is None or name == "inception":
-        try:
-            return features.get("inception", download=download, preprocessing=preprocessing)
-        except FileNotFoundError as error:
-            others = ", ".join(other for other in features.names() if other != "inception")
-            hint = f"{error.strerror}; on the command line: --features FILE, --download, or other features: {others}"
-            raise FileNotFoundError(error.errno, hint, error.filename) from error
-    if download:
-        raise ValueError(f"--download fetches the weights of inception, got --features {name}")
-    if name not in features.EXTRACTORS and Path(name).is_file():
-        return features.get("inception", weights=name, preprocessing=preprocessing)
-    return features.get(name)
-
-
-def check_folder(output: Path | None) -> None:
-    """ValueError unless ``output`` is None or lies in a folder that exists."""
-    if output is not None and not output.absolute().parent.is_dir():
-        raise ValueError(f"{output} cannot be written: {output.absolute().parent} is not a folder")
-
-
-def progress_bar(batches: Iterator[torch.Tensor], number: int) -> Iterator[torch.Tensor]:
-    """The ``number`` batches, with a bar on stderr where somebody watches."""
-    # Imported here because only images need it. None: only where somebody watches.
-    from tqdm import tqdm
-
-    yield from tqdm(batches, total=number, unit="batch", disable=None, leave=False)
-
-
-def say(message: str) -> None:
-    """Print ``message`` on stderr, in one line."""
-    print(f"lipgan: {' '.join(message.split())}", file=sys.stderr)
 
 
 def _protocol(side: Side) -> dict[str, Any]:

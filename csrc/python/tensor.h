@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "cpu/memory.h"
-#include "dlpack.h"
+#include "python/dlpack.h"
 #include "lipgan/dtype.h"
 
 namespace lipgan::python {

@@ -1,4 +1,4 @@
-"""What a side of ``lipgan fid`` is read from: images, features or statistics, by the name that was typed."""
+"""What is meant by the names typed for `lipgan fid` and `lipgan eval`: images, features, statistics, extractors."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from lipgan import data
 from lipgan.data.images import ImageError, find_images, image_batches
+from lipgan.metrics import features
 from lipgan.metrics.feature_stats import FeatureStats
 from lipgan.metrics.features import FeatureExtractor, InceptionFeatures
 
-__all__ = ["Reader", "Side", "Source", "as_image_files", "find_source"]
+__all__ = ["Reader", "Side", "Source", "as_image_files", "find_extractor", "find_source"]
 
 # The covariance and its root take some d^2 numbers each: 2 GiB at this length. A system that promises more memory than
 # it has would end the program only once it is used.
@@ -51,6 +52,25 @@ def find_source(name: str) -> Source:
         f"({', '.join(data.names())})"
     )
     raise ValueError(f"{name} {'is not' if path.exists() else 'does not exist; it must be'} {wanted}")
+
+
+def find_extractor(name: str | None, download: bool, preprocessing: str = "pytorch") -> FeatureExtractor:
+    """The extractor of that name, or Inception with the weights in the file of that name; None: Inception.
+
+    ``preprocessing`` is Inception's.
+    """
+    if name is None or name == "inception":
+        try:
+            return features.get("inception", download=download, preprocessing=preprocessing)
+        except FileNotFoundError as error:
+            others = ", ".join(other for other in features.names() if other != "inception")
+            hint = f"{error.strerror}; on the command line: --features FILE, --download, or other features: {others}"
+            raise FileNotFoundError(error.errno, hint, error.filename) from error
+    if download:
+        raise ValueError(f"--download fetches the weights of inception, got --features {name}")
+    if name not in features.EXTRACTORS and Path(name).is_file():
+        return features.get("inception", weights=name, preprocessing=preprocessing)
+    return features.get(name)
 
 
 @dataclass(frozen=True)

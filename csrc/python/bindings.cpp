@@ -8,7 +8,7 @@
 #include <string_view>
 #include <vector>
 
-#include "bindings_tensor.h"
+#include "python/tensor.h"
 #include "cpu/isa.h"
 #include "cpu/memory.h"
 #include "cpu/threads.h"

@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
+from lipgan.commands.console import find_device
 from lipgan.ops import BACKENDS, explain, resolve
 from lipgan.ops._backend import cuda, native
 
@@ -18,6 +19,8 @@ OPS = ("spectral_norm", "gradient_penalty", "mlp_gradient_penalty", "matrix_sqrt
 
 def main(args: argparse.Namespace) -> None:
     """Print the report; ``args.device`` adds the column of that device."""
+    if args.device is not None:
+        find_device(args.device)
     print(report(args.device))
 
 

@@ -1,0 +1,40 @@
+"""What the commands share: the device, progress, lines on stderr, and checks of where results go."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+__all__ = ["check_folder", "find_device", "progress_bar", "say"]
+
+
+def find_device(name: str | None) -> torch.device:
+    """The device of that name, or the best one for None; ValueError if it cannot be used here."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def check_folder(output: Path | None) -> None:
+    """ValueError unless ``output`` is None or lies in a folder that exists."""
+    if output is not None and not output.absolute().parent.is_dir():
+        raise ValueError(f"{output} cannot be written: {output.absolute().parent} is not a folder")
+
+
+def progress_bar(batches: Iterator[torch.Tensor], number: int) -> Iterator[torch.Tensor]:
+    """The ``number`` batches, with a bar on stderr where somebody watches."""
+    # Imported here because only images need it. None: only where somebody watches.
+    from tqdm import tqdm
+
+    yield from tqdm(batches, total=number, unit="batch", disable=None, leave=False)
+
+
+def say(message: str) -> None:
+    """Print ``message`` on stderr, in one line."""
+    print(f"lipgan: {' '.join(message.split())}", file=sys.stderr)

@@ -1,0 +1,32 @@
+"""``lipgan sample``: a grid of samples from a checkpoint."""
+
+import argparse
+import io
+from pathlib import Path
+
+from PIL import Image
+
+from lipgan._files import write_atomically
+from lipgan.commands.console import find_device
+from lipgan.training import load_generator
+from lipgan.training.pictures import image_bytes, picture
+from lipgan.training.run import CHECKPOINT
+from lipgan.training.trainer import draw
+
+__all__ = ["main"]
+
+
+def main(args: argparse.Namespace) -> None:
+    """Run the command.
+
+    Raises:
+        ValueError, OSError: bad input; nothing was written then.
+    """
+    format = Image.registered_extensions().get(args.output.suffix.lower())
+    if format is None or format not in Image.SAVE:
+        raise ValueError(f"{args.output} must end in the name of an image format, such as .png")
+    path: Path = args.checkpoint / CHECKPOINT if args.checkpoint.is_dir() else args.checkpoint
+    samples = draw(load_generator(path, device=find_device(args.device)), args.number, args.seed or 0)
+    shown = Image.open(io.BytesIO(picture(samples, None, str(path))))
+    # Matplotlib writes transparency, which is none here and which JPEG does not know.
+    write_atomically(args.output, image_bytes(shown.convert("RGB") if shown.mode == "RGBA" else shown, format))
