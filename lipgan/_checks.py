@@ -83,12 +83,18 @@ def tolerance(dtype: torch.dtype) -> float:
     return _TOLERANCE[dtype]
 
 
-def check_matrix(name: str, a: object) -> None:
-    """TypeError unless ``a`` is a real floating-point tensor, ValueError unless it has two dimensions or more."""
+def check_real(name: str, a: object) -> None:
+    """TypeError unless ``a`` is a real floating-point tensor."""
     if not isinstance(a, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(a).__name__}")
     if not a.is_floating_point():
         raise TypeError(f"{name} must have a real floating-point dtype, got {a.dtype}")
+
+
+def check_matrix(name: str, a: object) -> None:
+    """As :func:`check_real`, and ValueError unless ``a`` has two dimensions or more."""
+    check_real(name, a)
+    assert isinstance(a, Tensor)
     if a.ndim < 2:
         raise ValueError(f"{name} must have at least two dimensions, got shape {tuple(a.shape)}")
 

@@ -127,7 +127,7 @@ def test_any_module_can_be_imported_first(module: str) -> None:
 
 
 def test_the_documentation_has_a_row_for_every_recipe() -> None:
-    page = (Path(__file__).parent.parent / "docs" / "recipes.md").read_text()
+    page = (Path(__file__).parents[1] / "docs" / "recipes.md").read_text()
     rows = [line.split("|")[1].strip() for line in page.splitlines() if line.startswith("| ")]
     for name in recipes.names():
         assert name in rows, name

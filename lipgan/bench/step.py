@@ -22,7 +22,7 @@ from lipgan.objectives import losses
 from lipgan.recipes import Recipe
 from lipgan.systems.gan import GAN
 from lipgan.training import Trainer
-from lipgan.training.trainer import _placed
+from lipgan.training.networks import placed
 
 #: The recipe and the data set of each row, and the ratio that is aimed at.
 CASES: dict[str, tuple[str, str, float]] = {
@@ -157,7 +157,7 @@ class Bare(_Loop):
         super().__init__(*args)
         recipe = self.recipe
         for module in (self.generator, self.critic, self.ema):
-            _placed(module, torch.device("cpu"))
+            placed(module, torch.device("cpu"))
         if recipe.critic_norm == "spectral":
             lipgan.group_spectral_norm(self.critic)
         self.loss = losses.get(recipe.loss)

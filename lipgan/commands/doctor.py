@@ -11,25 +11,29 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 from lipgan.commands.console import find_device
-from lipgan.ops import BACKENDS, explain, resolve
-from lipgan.ops._backend import cuda, native
+from lipgan.ops._backend import BACKENDS, FORMS, PASSES, cuda, explain, native, resolve
 
-OPS = ("spectral_norm", "gradient_penalty", "mlp_gradient_penalty", "matrix_sqrt", "nearest_neighbours")
+__all__ = ["advice", "main", "report"]
 
 
 def main(args: argparse.Namespace) -> None:
-    """Print the report; ``args.device`` adds the column of that device."""
+    """Print the report; ``args.device`` adds the rows of that device."""
     if args.device is not None:
         find_device(args.device)
     print(report(args.device))
 
 
 def report(device: str | None = None) -> str:
-    """What is installed, and for each op and device the backend that serves it.
+    """What is installed; for each op and device the backend of each pass; what a person can do about the rest.
 
     Args:
         device: a device to report on beside the CPU, and CUDA where there is one.
     """
+    devices = ["cpu"]
+    if torch.cuda.is_available():
+        devices.append("cuda")
+    if device is not None and torch.device(device).type not in devices:
+        devices.append(torch.device(device).type)
     lines = [
         f"lipgan     {_version('lipgan')}",
         f"python     {platform.python_version()} on {platform.system()} {platform.machine()}",
@@ -39,20 +43,53 @@ def report(device: str | None = None) -> str:
         f"_cuda      {_cuda()}",
         f"LIPGAN_BACKEND  {os.environ.get('LIPGAN_BACKEND') or 'not set: the best available'}",
     ]
-    devices = ["cpu"]
-    if torch.cuda.is_available():
-        devices.append("cuda")
-    if device is not None and torch.device(device).type not in devices:
-        devices.append(torch.device(device).type)
-    for op in OPS:
+    for op, forms in FORMS.items():
         for kind in devices:
-            try:
-                lines.append(f"\n{op} on {kind}: {resolve(None, kind)}")
-            except RuntimeError as error:
-                lines.append(f"\n{op} on {kind}: none. {error}")
-            for backend in BACKENDS:
-                lines.append(f"  {backend:<10} {explain(backend, kind) or 'available'}")
-    return "\n".join(lines)
+            lines.append(f"\n{op} on {kind}: {_serving(op, kind)}")
+            lines += [
+                f"  {backend:<10} {_state(op, backend, kind)}" for backend in BACKENDS if backend in forms["forward"]
+            ]
+            missing = [backend for backend in BACKENDS if backend not in forms["forward"]]
+            if missing:
+                lines.append(f"  {', '.join(missing)}: no form of this op")
+    return "\n".join([*lines, "", *advice()])
+
+
+def advice() -> list[str]:
+    """One line for each thing that keeps a faster backend from serving and that a person can change."""
+    lines = []
+    if native() is None:
+        lines.append(
+            f"compiler missing: {explain('spectral_norm', 'native', 'cpu')}; with a C++ compiler installed, "
+            "reinstall lipgan, and ops on the CPU are several times as fast"
+        )
+    if not torch.cuda.is_available():
+        if torch.version.cuda is None and torch.version.hip is None:
+            lines.append(
+                "GPU not visible: this torch is built for CPUs only; install its CUDA or ROCm build to use one"
+            )
+        else:
+            lines.append(
+                "GPU not visible: torch finds none; look at nvidia-smi (or rocm-smi) for the driver, and at "
+                "CUDA_VISIBLE_DEVICES"
+            )
+    elif importlib.util.find_spec("triton") is None:
+        lines.append("Triton missing: GPU tensors are served by the reference; pip install triton")
+    return lines or ["nothing to mend: the fastest backend serves every op on every device here"]
+
+
+def _serving(op: str, device: str) -> str:
+    """The backend of each pass of an op."""
+    try:
+        chosen = resolve(op, None, device)
+    except RuntimeError as error:
+        return f"none. {error}"
+    derivatives = [f"{name} {FORMS[op][name][chosen]}" for name in PASSES[1:] if name in FORMS[op]]
+    return f"{chosen} ({', '.join(derivatives) or 'not differentiable'})"
+
+
+def _state(op: str, backend: str, device: str) -> str:
+    return explain(op, backend, device) or "available"
 
 
 def _version(package: str) -> str:
@@ -65,7 +102,7 @@ def _version(package: str) -> str:
 def _native() -> str:
     module = native()
     if module is None:
-        return str(explain("native", "cpu"))
+        return str(explain("spectral_norm", "native", "cpu"))
     pool = "PyTorch's own threads (OpenMP)" if module.thread_pool() == "openmp" else "threads of its own"
     return f"instruction set {module.isa()} of {', '.join(module.supported_isas())}; {pool}"
 
@@ -73,5 +110,5 @@ def _native() -> str:
 def _cuda() -> str:
     module = cuda()
     if module is None:
-        return str(explain("cuda", "cuda"))
+        return str(explain("spectral_norm", "cuda", "cuda"))
     return "built" if torch.cuda.is_available() else "built; no GPU or driver is visible"

@@ -26,7 +26,7 @@ from lipgan.training import checkpoint, load_generator
 from lipgan.training.checkpoint import CheckpointError
 from lipgan.training.pictures import evaluation_page
 from lipgan.training.run import CHECKPOINT
-from lipgan.training.trainer import draw
+from lipgan.training.sampling import draw
 
 __all__ = ["METRICS", "Metric", "main"]
 

@@ -11,7 +11,7 @@ from lipgan.commands.console import find_device
 from lipgan.training import load_generator
 from lipgan.training.pictures import image_bytes, picture
 from lipgan.training.run import CHECKPOINT
-from lipgan.training.trainer import draw
+from lipgan.training.sampling import draw
 
 __all__ = ["main"]
 

@@ -49,7 +49,7 @@ def sqrtm(a: Tensor, *, method: str = "auto") -> Tensor:
     check_square("a", a)
     check_choice("method", method, ops.METHODS)
     if method == "native":
-        _backend.resolve("native", a.device.type)
+        _backend.resolve("matrix_sqrt", "native", a.device.type)
         if a.shape[-1] > ops.NATIVE_LIMIT:
             raise ValueError(f"method 'native' serves n up to {ops.NATIVE_LIMIT}, got shape {tuple(a.shape)}")
     return ops.root(a.to(_wide(a.dtype)), method=method).to(a.dtype)

@@ -8,7 +8,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from lipgan._checks import check_count
-from lipgan.linalg.norms import ConvOperator, power_iteration
+from lipgan.linalg.conv_operator import ConvOperator, power_iteration
 from lipgan.nn._pickling import make_picklable
 from lipgan.nn.spectral_norm import is_normalized
 

@@ -1,7 +1,7 @@
 """Which backend serves an op on a device, and why.
 
 ``LIPGAN_BACKEND`` or :func:`use_backend` may name one: a choice that cannot be met is an error. Without a choice the
-first available of the device's order serves.
+first available of the device's order serves. `FORMS` is the one table of what there is.
 """
 
 from __future__ import annotations
@@ -11,19 +11,58 @@ import functools
 import importlib
 import importlib.util
 import os
-from collections.abc import Iterator, Sequence
-from types import ModuleType
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType, ModuleType
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
 from lipgan._checks import check_choice
+from lipgan._registry import lookup
 
 BACKENDS = ("reference", "native", "triton", "cuda")
 
-# What is tried on a device, best first. Triton before CUDA: it serves every op forward and backward.
+PASSES = ("forward", "backward", "second order")
+
+# What is tried on a device, best first. Triton before CUDA: it serves more ops, and their backward.
 _ORDER = {"cpu": ("native", "reference"), "cuda": ("triton", "reference")}
+
+
+def _each(*names: str) -> Mapping[str, str]:
+    return {name: name for name in names}
+
+
+def _by_reference(*names: str) -> Mapping[str, str]:
+    return dict.fromkeys(names, "reference")
+
+
+_SN, _GP, _ROOT = ("reference", "native", "triton", "cuda"), ("reference", "native", "triton"), ("reference", "native")
+
+#: Op -> pass -> chosen backend -> the backend that computes that pass. A backend that is not among the forward's has no
+#: form of the op; a pass that is not there does not exist.
+FORMS: Mapping[str, Mapping[str, Mapping[str, str]]] = MappingProxyType(
+    {
+        "spectral_norm": {
+            "forward": _each(*_SN),
+            "backward": {**_each("reference", "native", "triton"), "cuda": "triton"},
+            "second order": _by_reference(*_SN),
+        },
+        "gradient_penalty": {"forward": _each(*_GP), "backward": _each(*_GP), "second order": _by_reference(*_GP)},
+        "interpolate": {"forward": _each(*_GP), "backward": _by_reference(*_GP), "second order": _by_reference(*_GP)},
+        # The gradients of the weights come with the value; there is no second order.
+        "mlp_gradient_penalty": {"forward": _each("reference", "native"), "backward": _each("reference", "native")},
+        "matrix_sqrt": {
+            "forward": _each(*_ROOT),
+            "backward": _by_reference(*_ROOT),
+            "second order": _by_reference(*_ROOT),
+        },
+        # The trace that the Frechet distance needs, by products of matrices; the value alone.
+        "polar_trace": {"forward": _each("reference", "triton")},
+        "nearest_neighbours": {"forward": _each("reference", "native", "triton")},
+        "ball_counts": {"forward": _each("reference", "native", "triton")},
+    }
+)
 
 
 class UnavailableError(RuntimeError):
@@ -58,11 +97,26 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
-def explain(backend: str, device: str) -> str | None:
-    """None if ``backend`` can serve tensors on ``device`` ("cpu", "cuda", ...); otherwise the reason why not."""
+def explain(op: str, backend: str, device: str) -> str | None:
+    """None if ``backend`` can serve ``op`` on ``device``; otherwise the reason why not.
+
+    Args:
+        op: a key of `FORMS`.
+        backend: one of `BACKENDS`.
+        device: a device type, such as "cpu" or "cuda".
+
+    Raises:
+        ValueError: no op or no backend has that name.
+    """
+    forms = lookup(FORMS, op, "op")["forward"]
     check_choice("backend", backend, BACKENDS)
-    if backend == "reference":
-        return None
+    if backend not in forms:
+        return f"there is no {backend} form of {op}, only {' and '.join(forms)}"
+    return _missing(backend, device)
+
+
+def _missing(backend: str, device: str) -> str | None:
+    """What is missing here for a backend to serve any op on ``device``, or None."""
     if backend == "native":
         if native() is None:
             if not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
@@ -81,7 +135,7 @@ def explain(backend: str, device: str) -> str | None:
         if cuda() is None:
             return "lipgan._cuda was not built (no nvcc at installation, or LIPGAN_CUDA=off)"
         return None if device == "cuda" else f"the CUDA kernels serve CUDA tensors, not {device}"
-    raise AssertionError(backend)
+    return None  # the reference serves everywhere
 
 
 def is_plain(tensors: Sequence[Tensor]) -> bool:
@@ -104,33 +158,39 @@ _chosen: str | None = os.environ.get("LIPGAN_BACKEND") or None
 
 
 @functools.lru_cache(maxsize=256)
-def _resolve(backend: str | None, device: str) -> str:
+def _resolve(op: str, backend: str | None, device: str) -> str:
     if backend is not None:
-        reason = explain(backend, device)
+        reason = explain(op, backend, device)
         if reason is not None:
-            raise UnavailableError(f"backend {backend!r} cannot serve here: {reason}")
+            raise UnavailableError(f"backend {backend!r} cannot serve {op} on {device}: {reason}")
         return backend
     for candidate in _ORDER.get(device, ("reference",)):
-        if explain(candidate, device) is None:
+        if explain(op, candidate, device) is None:
             return candidate
     raise AssertionError("the reference serves everywhere")
 
 
-def resolve(backend: str | None, device: str) -> str:
-    """The backend that serves ``device``.
+def resolve(op: str, backend: str | None, device: str) -> str:
+    """The backend that serves the forward of ``op`` on ``device``; :data:`FORMS` tells which serve its derivatives.
 
     Args:
+        op: a key of `FORMS`.
         backend: one of :data:`BACKENDS`, or None for the choice of :func:`use_backend` or ``LIPGAN_BACKEND``, and
             without such a choice for the best available.
         device: a device type, such as ``"cpu"``.
 
     Raises:
-        ValueError: no backend has that name.
-        UnavailableError: the backend that was chosen cannot serve the device.
+        ValueError: no op or no backend has that name.
+        UnavailableError: the backend that was chosen cannot serve the op, or not on the device.
     """
     if backend is None and _chosen is not None:
         check_choice("LIPGAN_BACKEND", _chosen, BACKENDS)
-    return _resolve(backend if backend is not None else _chosen, device)
+    return _resolve(op, backend if backend is not None else _chosen, device)
+
+
+def serves(op: str, device: str) -> bool:
+    """Whether ``op`` can be served on ``device`` by the backend that was chosen, if one was."""
+    return _chosen is None or explain(op, _chosen, device) is None
 
 
 def check(backend: str | None) -> str | None:

@@ -145,27 +145,25 @@ def _triton_fwd(grads: Tensor, kind: str, weight: float, target: float, norm: st
     return penalty, norms.view(_norms_shape(grads, norm)), cotangent.as_strided(grads.shape, grads.stride())
 
 
-# CUDA C++ would read and write the same bytes by as many launches as Triton: Triton serves both names.
+# CUDA C++ would read and write the same bytes by as many launches as Triton.
 _INTERPOLATE: dict[str, Callable[..., Tensor]] = {
     "reference": _reference_interpolate,
     "native": _native_interpolate,
     "triton": _triton_interpolate,
-    "cuda": _triton_interpolate,
 }
 _FORWARD: dict[str, Callable[..., Penalty]] = {
     "reference": _reference_fwd,
     "native": _native_fwd,
     "triton": _triton_fwd,
-    "cuda": _triton_fwd,
 }
 
 
 def _interpolate(real: Tensor, fake: Tensor, mix: Tensor, backend: str | None) -> Tensor:
-    return _INTERPOLATE[_backend.resolve(backend, real.device.type)](real, fake, mix)
+    return _INTERPOLATE[_backend.resolve("interpolate", backend, real.device.type)](real, fake, mix)
 
 
 def _fwd(grads: Tensor, kind: str, weight: float, target: float, norm: str, backend: str | None) -> Penalty:
-    return _FORWARD[_backend.resolve(backend, grads.device.type)](grads, kind, weight, target, norm)
+    return _FORWARD[_backend.resolve("gradient_penalty", backend, grads.device.type)](grads, kind, weight, target, norm)
 
 
 for _key in ("CPU", "CUDA"):

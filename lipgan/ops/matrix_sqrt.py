@@ -101,8 +101,6 @@ def _check_values(low: Tensor, high: Tensor, inverse: bool, eps: float, a: Tenso
 _FORWARD: dict[str, Callable[[Tensor, bool, float, bool], Forward]] = {
     "reference": _eigh_fwd,
     "native": _native_fwd,
-    "triton": _eigh_fwd,
-    "cuda": _eigh_fwd,
 }
 
 
@@ -111,7 +109,7 @@ def _fwd(a: Tensor, inverse: bool, eps: float, method: str, spectrum: bool, back
         return _newton_schulz_fwd(a, inverse, eps)
     if method == "eigh":
         return _eigh_fwd(a, inverse, eps, spectrum)
-    serving = _backend.resolve("native" if method == "native" else backend, a.device.type)
+    serving = _backend.resolve("matrix_sqrt", "native" if method == "native" else backend, a.device.type)
     return _FORWARD[serving](a, inverse, eps, spectrum)
 
 
@@ -275,7 +273,7 @@ def nuclear_norm(a: Tensor) -> Tensor:
 
 def polar_trace(m: Tensor, tolerance: float = 1e-12) -> tuple[float, float, int]:
     """The nuclear norm of ``m [h, w]`` by products of matrices only: as :func:`reference.polar_trace`."""
-    if _backend.resolve(None, m.device.type) == "triton":
+    if _backend.resolve("polar_trace", None, m.device.type) == "triton":
         from lipgan.kernels import matrix_sqrt as kernels
 
         return reference.polar_trace(m, tolerance, kernels.symmetric_product, kernels.polynomial)

@@ -70,8 +70,6 @@ def _native_fwd(
 _FORWARD: dict[str, Callable[..., Penalty]] = {
     "reference": _reference_fwd,
     "native": _native_fwd,
-    "triton": _reference_fwd,
-    "cuda": _reference_fwd,
 }
 
 
@@ -88,7 +86,7 @@ def _fwd(
 ) -> Penalty:
     if x.dtype not in DTYPES:
         raise TypeError(f"x must be float32 or float64, got {x.dtype}")
-    serving = _FORWARD[_backend.resolve(backend, x.device.type)]
+    serving = _FORWARD[_backend.resolve("mlp_gradient_penalty", backend, x.device.type)]
     return serving(x, weights, biases, slopes, scales, kind, weight, target)
 
 
@@ -111,14 +109,15 @@ def _fwd_fake(
     return x.new_empty(()), x.new_empty(x.shape[0]), [w.new_empty(w.shape) for w in weights]
 
 
-def serves(batch: int, widths: Sequence[int], dtype: torch.dtype) -> bool:
+def serves(batch: int, widths: Sequence[int], dtype: torch.dtype, device: str) -> bool:
     """Whether the op takes a critic of ``widths`` (d_0, ..., d_L) and a batch of ``dtype``: one output, nothing empty,
-    float32 or float64.
+    float32 or float64; and a backend that has it was chosen, if one was.
 
     There is no upper limit. The C++ kernel was faster than the same algorithm by :func:`torch.mm` at every size
     measured, 2-16-1 with 16 samples to 4096-4096-4096-1 with 256, with one thread and with two.
     """
-    return batch >= 1 and min(widths) >= 1 and widths[-1] == 1 and dtype in DTYPES
+    fits = batch >= 1 and min(widths) >= 1 and widths[-1] == 1 and dtype in DTYPES
+    return fits and _backend.serves("mlp_gradient_penalty", device)
 
 
 def penalize(
@@ -148,7 +147,7 @@ def penalize(
         kind: "two-sided", "one-sided", "squared" or "max".
         weight: factor of the penalty.
         target: what the norms are compared with.
-        backend: "reference", "native", "triton" or "cuda"; None for the best available.
+        backend: "reference" or "native"; None for the best available.
 
     Returns:
         ``(penalty, norms, grads)``: 0-dim; ``[B]``; ``dpenalty / dW_l``, shaped as the weights and contiguous. The

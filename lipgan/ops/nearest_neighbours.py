@@ -73,29 +73,28 @@ def _triton_counts(x: Tensor, y: Tensor, x_squared_radii: Tensor, y_squared_radi
     return result
 
 
-# There is no CUDA C++ of it: Triton serves both names.
 _NEAREST: dict[str, Callable[..., Pair]] = {
     "reference": reference.nearest_neighbours,
     "native": _native_nearest,
     "triton": _triton_nearest,
-    "cuda": _triton_nearest,
 }
 _COUNTS: dict[str, Callable[..., Pair]] = {
     "reference": reference.ball_counts,
     "native": _native_counts,
     "triton": _triton_counts,
-    "cuda": _triton_counts,
 }
 
 
 def _nearest(x: Tensor, y: Tensor | None, k: int, backend: str | None) -> Pair:
-    return _NEAREST[_backend.resolve(backend, x.device.type)](x, y, k)
+    return _NEAREST[_backend.resolve("nearest_neighbours", backend, x.device.type)](x, y, k)
 
 
 def _counts(
     x: Tensor, y: Tensor, x_squared_radii: Tensor, y_squared_radii: Tensor, closed: bool, backend: str | None
 ) -> Pair:
-    return _COUNTS[_backend.resolve(backend, x.device.type)](x, y, x_squared_radii, y_squared_radii, closed)
+    return _COUNTS[_backend.resolve("ball_counts", backend, x.device.type)](
+        x, y, x_squared_radii, y_squared_radii, closed
+    )
 
 
 for _key in ("CPU", "CUDA"):

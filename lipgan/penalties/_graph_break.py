@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from lipgan.penalties.engines import Ready
+from lipgan.penalties.precomputed import PrecomputedGradients
 
 
 @torch.compiler.disable(  # type: ignore[no-untyped-call, untyped-decorator]
@@ -18,4 +18,4 @@ def call(function: Callable[..., Any], *args: Any) -> Any:
 
 
 # A backward pass that begins in a compiled function would have it compiled for every shape of parameters.
-Ready.backward = staticmethod(torch.compiler.disable(Ready.backward))  # type: ignore[method-assign, no-untyped-call]
+PrecomputedGradients.backward = staticmethod(torch.compiler.disable(PrecomputedGradients.backward))  # type: ignore[method-assign, no-untyped-call]

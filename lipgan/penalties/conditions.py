@@ -24,12 +24,12 @@ def uncompiled(function: Callable[..., Any], *args: Any) -> Any:
     return function(*args)
 
 
-def ordinary(item: Any) -> Any:
+def clone_if_inference(item: Any) -> Any:
     """A tensor that was made in inference mode as one that autograd takes."""
     return item.clone() if isinstance(item, Tensor) and item.is_inference() else item
 
 
-def bare(critic: Any) -> Any:
+def unwrap(critic: Any) -> Any:
     """The module within the wrappers of torch.compile and DistributedDataParallel."""
     while True:
         if isinstance(critic, DistributedDataParallel):
@@ -40,7 +40,7 @@ def bare(critic: Any) -> Any:
             return critic
 
 
-class Wide:
+class Float32InPlaceOfFloat16:
     """Within it a penalty that autocast would run in float16 runs in float32; called, it converts arguments to that."""
 
     def __init__(self, critic: Any, x: Tensor) -> None:
@@ -55,7 +55,7 @@ class Wide:
         if self._applies:
             self._context = torch.autocast(kind, enabled=False)
 
-    def __enter__(self) -> Wide:
+    def __enter__(self) -> Float32InPlaceOfFloat16:
         self._context.__enter__()
         return self
 
@@ -70,7 +70,7 @@ class Wide:
         )
 
 
-class Plainly:
+class EagerMathAttention:
     """Within it critics that were compiled run as they were written, and attention by operations with derivatives.
 
     The tape reads operations, not compiled code, and only the math form of attention has a second derivative. Both are
@@ -83,7 +83,7 @@ class Plainly:
     _stance = False
 
     def __enter__(self) -> None:
-        cls = Plainly
+        cls = EagerMathAttention
         with cls._lock:
             if cls._inside == 0:
                 cls._settings.enter_context(sdpa_kernel(SDPBackend.MATH))
@@ -94,7 +94,7 @@ class Plainly:
             cls._inside += 1
 
     def __exit__(self, *error: Any) -> None:
-        cls = Plainly
+        cls = EagerMathAttention
         with cls._lock:
             cls._inside -= 1
             if cls._inside == 0:
@@ -115,15 +115,15 @@ class _InPlaceOf(nn.Module):
         self._parameters, self._buffers, self._modules = module._parameters, module._buffers, module._modules
 
 
-def replicated(penalty: Callable[..., Tensor], critic: Any, *args: Any) -> Tensor:
+def through_ddp(penalty: Callable[..., Tensor], critic: Any, *args: Any) -> Tensor:
     """``penalty(critic, *args)``; in DistributedDataParallel as if it were the output of the wrapped module.
 
     The wrapper then sees the parameters that the penalty depends on, and prepares for its backward.
     """
     if not isinstance(critic, DistributedDataParallel):
-        return penalty(bare(critic), *args)
+        return penalty(unwrap(critic), *args)
     module = critic.module
-    critic.module = _InPlaceOf(functools.partial(penalty, bare(module)), module)
+    critic.module = _InPlaceOf(functools.partial(penalty, unwrap(module)), module)
     try:
         result: Tensor = critic(*args)
     finally:

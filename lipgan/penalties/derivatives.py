@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lipgan.penalties.tape import Node, Sink, Unsupported, Value
+from lipgan.penalties.tape import Node, ParameterGradient, Unsupported, Value
 
 Map = Callable[[Tensor], Tensor]
 
@@ -34,7 +34,7 @@ class Linear(Node):
 
 
 class Pointwise(Node):
-    """``y = s(a)`` elementwise, smooth: the tangent is ``s'(a) t``, the seed ``s''(a) delta t``.
+    """``y = s(a)`` elementwise, smooth: the tangent is ``s'(a) t``, the adjoint ``s''(a) delta t``.
 
     Args:
         value: that of a.
@@ -56,28 +56,28 @@ class Pointwise(Node):
         tangent = tangents[0]
         assert tangent is not None
         if delta is not None and self.inputs[0].trainable:
-            self.inputs[0].add_seed(self._second(delta * tangent))
+            self.inputs[0].add_adjoint(self._second(delta * tangent))
         return self._first(tangent)
 
 
 class Sum(Node):
-    """``y = sum_k A_k a_k`` up to a constant, of values and sinks.
+    """``y = sum_k A_k a_k`` up to a constant, of values and parameter_gradients.
 
     Args:
-        operands: a value or a sink each.
+        operands: a value or a parameter_gradient each.
         push: the tangents of the operands, None for zeros -> that of y.
         pulls: for each operand the transpose of A_k.
     """
 
     def __init__(
         self,
-        operands: Sequence[Value | Sink],
+        operands: Sequence[Value | ParameterGradient],
         push: Callable[[Sequence[Tensor | None]], Tensor],
         pulls: Sequence[Map],
     ) -> None:
         self._operands, self._push, self._pulls = operands, push, pulls
         self.inputs = [operand for operand in operands if isinstance(operand, Value)]
-        self.sinks = [operand for operand in operands if isinstance(operand, Sink)]
+        self.parameter_gradients = [operand for operand in operands if isinstance(operand, ParameterGradient)]
 
     def backward(self, delta: Tensor) -> Sequence[Tensor | None]:
         pairs = zip(self._operands, self._pulls, strict=True)
@@ -85,7 +85,7 @@ class Sum(Node):
 
     def parameters(self, delta: Tensor) -> None:
         for operand, pull in zip(self._operands, self._pulls, strict=True):
-            if isinstance(operand, Sink):
+            if isinstance(operand, ParameterGradient):
                 operand.add(pull(delta))
 
     def tangent(self, tangents: Sequence[Tensor | None], delta: Tensor | None) -> Tensor | None:
@@ -96,12 +96,12 @@ class Sum(Node):
 class Bilinear(Node):
     """``y = <a, b> + bias`` for a product that is linear in a and in b: convolutions, matrix products, elementwise.
 
-    Each of a and b is a value, a sink, or a constant.
+    Each of a and b is a value, a parameter_gradient, or a constant.
 
     Args:
         a, b: the operands.
         values: the values among them, None for others.
-        sinks: the sinks among them, None for others; and that of the bias.
+        parameter_gradients: the parameter_gradients among them, None for others; and that of the bias.
         product: ``(a, b)`` -> y without the bias.
         pull_a: ``(delta, a, b)`` -> the derivative with respect to a; a tells its shape only.
         pull_b: ``(delta, a, b)`` -> that with respect to b; b tells its shape only.
@@ -113,18 +113,20 @@ class Bilinear(Node):
         a: Tensor | None,
         b: Tensor | None,
         values: tuple[Value | None, Value | None],
-        sinks: tuple[Sink | None, Sink | None, Sink | None],
+        parameter_gradients: tuple[ParameterGradient | None, ParameterGradient | None, ParameterGradient | None],
         product: Callable[[Any, Any], Tensor],
         pull_a: Callable[[Tensor, Any, Any], Tensor],
         pull_b: Callable[[Tensor, Any, Any], Tensor],
         pull_bias: Map | None = None,
     ) -> None:
-        self._a, self._b, self._values, self._sinks = a, b, values, sinks
-        self.sinks = [sink for sink in sinks if sink is not None]
+        self._a, self._b, self._values, self._sinks = a, b, values, parameter_gradients
+        self.parameter_gradients = [
+            parameter_gradient for parameter_gradient in parameter_gradients if parameter_gradient is not None
+        ]
         self._product, self._pull_a, self._pull_b, self._pull_bias = product, pull_a, pull_b, pull_bias
         self.inputs = [value for value in values if value is not None]
         self.curved = len(self.inputs) == 2
-        self.needs_delta = self.curved or sinks[0] is not None or sinks[1] is not None
+        self.needs_delta = self.curved or parameter_gradients[0] is not None or parameter_gradients[1] is not None
 
     def backward(self, delta: Tensor) -> Sequence[Tensor | None]:
         grads = []
@@ -163,12 +165,12 @@ class Bilinear(Node):
 
     def _mixed(self, which: int, pull: Callable[[Tensor, Any, Any], Tensor], delta: Tensor, a: Any, b: Any) -> None:
         """The derivative of ``<delta, product(a, b)>`` with respect to the operand that is not a tangent."""
-        value, sink = self._values[which], self._sinks[which]
+        value, parameter_gradient = self._values[which], self._sinks[which]
         if value is not None:
             if value.trainable:
-                value.add_seed(pull(delta, a, b))
-        elif sink is not None:
-            sink.add(pull(delta, a, b))
+                value.add_adjoint(pull(delta, a, b))
+        elif parameter_gradient is not None:
+            parameter_gradient.add(pull(delta, a, b))
 
     def release(self) -> None:
         if self._values[1] is None:
@@ -181,7 +183,7 @@ class Normalization(Node):
     """``y = weight * z + bias`` with ``z = (a - mean a) / sqrt(var a + eps)`` over some dimensions of a view of a.
 
     With P the projection ``P t = t - mean t - z mean(z t)`` and ``r = 1 / sqrt(var a + eps)`` the tangent of z is
-    ``r P t``, and P is its own transpose: PyTorch's backward kernel serves as both. The seed is the derivative of
+    ``r P t``, and P is its own transpose: PyTorch's backward kernel serves as both. The adjoint is the derivative of
     ``<u, r P t>`` with respect to a, for ``u = weight * delta``:
     ``-r (z mean(u r P t) + mean(z t) r P u + mean(z u) r P t)``.
 
@@ -193,7 +195,7 @@ class Normalization(Node):
         statistics: mean and r, broadcastable to the view.
         project: ``t -> r P t``, in the shape of a.
         weight: broadcastable to a, or None.
-        sinks: of weight and bias.
+        parameter_gradients: of weight and bias.
         affine: the shape of both, made broadcastable to a.
     """
 
@@ -209,14 +211,16 @@ class Normalization(Node):
         statistics: tuple[Tensor, Tensor],
         project: Map,
         weight: Tensor | None,
-        sinks: tuple[Sink | None, Sink | None],
+        parameter_gradients: tuple[ParameterGradient | None, ParameterGradient | None],
         affine: torch.Size,
     ) -> None:
         self.inputs = (value,)
-        self.sinks = [sink for sink in sinks if sink is not None]
+        self.parameter_gradients = [
+            parameter_gradient for parameter_gradient in parameter_gradients if parameter_gradient is not None
+        ]
         self._a, self._view, self._dims = a, view, dims
         self._mean_of_a, self._r = statistics
-        self._project, self._weight, self._sinks, self._affine = project, weight, sinks, affine
+        self._project, self._weight, self._sinks, self._affine = project, weight, parameter_gradients, affine
 
     def _z(self) -> Tensor:
         """In the view; computed where it is needed, rather than held."""
@@ -238,9 +242,9 @@ class Normalization(Node):
         if bias is not None:
             self._add(bias, delta)
 
-    def _add(self, sink: Sink, contribution: Tensor) -> None:
+    def _add(self, parameter_gradient: ParameterGradient, contribution: Tensor) -> None:
         summed = contribution.sum_to_size(self._affine)
-        sink.add(summed.reshape(sink.tensor.shape))
+        parameter_gradient.add(summed.reshape(parameter_gradient.tensor.shape))
 
     def tangent(self, tangents: Sequence[Tensor | None], delta: Tensor | None) -> Tensor | None:
         assert tangents[0] is not None
@@ -248,7 +252,7 @@ class Normalization(Node):
         projected = self._project(t)
         if delta is not None:
             if self.inputs[0].trainable:
-                self.inputs[0].add_seed(self._seed(t, projected, self._weighted(delta)))
+                self.inputs[0].add_adjoint(self._seed(t, projected, self._weighted(delta)))
             if self._sinks[0] is not None:
                 self._add(self._sinks[0], delta * projected)
         return projected if self._weight is None else projected * self._weight
@@ -258,8 +262,8 @@ class Normalization(Node):
         t, projected, u = (x.reshape(self._view) for x in (t, projected, u))
         z = self._z()
         along_t, along_u = self._mean(z, t), self._mean(z, u)
-        seed = z.mul_(self._mean(u, projected)).addcmul_(projected_u, along_t).addcmul_(projected, along_u)
-        return seed.mul_(-self._r).reshape(self._a.shape)
+        adjoint = z.mul_(self._mean(u, projected)).addcmul_(projected_u, along_t).addcmul_(projected, along_u)
+        return adjoint.mul_(-self._r).reshape(self._a.shape)
 
 
 class Local(Node):
@@ -268,10 +272,19 @@ class Local(Node):
     curved = True
 
     def __init__(
-        self, values: list[Value], sinks: list[Sink], call: Callable[[list[Tensor]], Tensor], arguments: list[Tensor]
+        self,
+        values: list[Value],
+        parameter_gradients: list[ParameterGradient],
+        call: Callable[[list[Tensor]], Tensor],
+        arguments: list[Tensor],
     ) -> None:
-        # call: the operands that are values or sinks, in this order -> the output that counts.
-        self.inputs, self.sinks, self._call, self._arguments = values, sinks, call, arguments
+        # call: the operands that are values or parameter_gradients, in this order -> the output that counts.
+        self.inputs, self.parameter_gradients, self._call, self._arguments = (
+            values,
+            parameter_gradients,
+            call,
+            arguments,
+        )
         self._result: Tensor | None = None
         self._leaves: list[Tensor] = []
         self._gradient: Sequence[Tensor | None] = ()
@@ -302,12 +315,12 @@ class Local(Node):
 
     def parameters(self, delta: Tensor) -> None:
         result = self._result
-        if self.sinks and result is not None and result.requires_grad:
+        if self.parameter_gradients and result is not None and result.requires_grad:
             leaves = self._leaves[len(self.inputs) :]
             with torch.enable_grad(), self._explained():
                 grads = torch.autograd.grad(result, leaves, delta, retain_graph=True, allow_unused=True)
-            for sink, grad in zip(self.sinks, grads, strict=True):
-                sink.add(grad)
+            for parameter_gradient, grad in zip(self.parameter_gradients, grads, strict=True):
+                parameter_gradient.add(grad)
 
     def tangent(self, tangents: Sequence[Tensor | None], delta: Tensor | None) -> Tensor | None:
         pairs = [
@@ -325,10 +338,10 @@ class Local(Node):
             derivatives = torch.autograd.grad(grads, [wrt, *self._leaves], along, retain_graph=True, allow_unused=True)
         self._gradient, self._delta = (), None
         k = len(self.inputs)
-        for value, seed in zip(self.inputs, derivatives[1 : 1 + k], strict=True):
-            value.add_seed(seed)
-        for sink, grad in zip(self.sinks, derivatives[1 + k :], strict=True):
-            sink.add(grad)
+        for value, adjoint in zip(self.inputs, derivatives[1 : 1 + k], strict=True):
+            value.add_adjoint(adjoint)
+        for parameter_gradient, grad in zip(self.parameter_gradients, derivatives[1 + k :], strict=True):
+            parameter_gradient.add(grad)
         return derivatives[0]
 
     def _explained(self) -> _Explained:

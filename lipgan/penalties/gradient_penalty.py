@@ -14,8 +14,9 @@ from lipgan._dtypes import accumulation_dtype
 from lipgan.ops.gradient_penalty import NORMS
 from lipgan.ops.gradient_penalty import interpolate as interpolate_by
 from lipgan.penalties import engines
-from lipgan.penalties.conditions import Wide, bare, ordinary, replicated, uncompiled
-from lipgan.penalties.engines import Call, Critic, Form, Output
+from lipgan.penalties.conditions import Float32InPlaceOfFloat16, clone_if_inference, through_ddp, uncompiled, unwrap
+from lipgan.penalties.critic_call import Critic, CriticCall, Output
+from lipgan.penalties.engines import PenaltyForm
 
 _NEEDS_FAKE = ("wgan-gp", "lp", "max", "r2", "r1+r2")
 
@@ -133,20 +134,24 @@ def _gradient_penalty(
     differentiable = torch.is_grad_enabled()
     # Autograd takes no part in inference mode, but the engines need it.
     with torch.inference_mode(False), torch.no_grad():
-        real, fake, critic_args = ordinary(real), ordinary(fake), [ordinary(item) for item in critic_args]
+        real, fake, critic_args = (
+            clone_if_inference(real),
+            clone_if_inference(fake),
+            [clone_if_inference(item) for item in critic_args],
+        )
         x = _points(real.detach(), None if fake is None else fake.detach(), kind, generator)
         check_no_nan(x, real, fake)
         if kind == "r1+r2":
             # The mean over 2 B samples is half of the sum of two means.
             weight = 2 * weight
             critic_args = [_twice(item, real.shape[0]) for item in critic_args]
-        form = Form(PENALTY_FORMS[kind], weight, target, norm)
+        form = PenaltyForm(PENALTY_FORMS[kind], weight, target, norm)
 
         def penalty(critic: Critic, x: Tensor, *args: Any) -> Tensor:
-            return engines.penalty(Call(critic, args, output), x, form, engine, differentiable)
+            return engines.penalty(CriticCall(critic, args, output), x, form, engine, differentiable)
 
-        with torch.set_grad_enabled(differentiable), Wide(critic, x) as wide:
-            return replicated(penalty, critic, x, *wide(critic_args))
+        with torch.set_grad_enabled(differentiable), Float32InPlaceOfFloat16(critic, x) as wide:
+            return through_ddp(penalty, critic, x, *wide(critic_args))
 
 
 def interpolate(real: Tensor, fake: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
@@ -190,9 +195,9 @@ def explain(
 
 
 def _explain(critic: Critic, real: Tensor, critic_args: Sequence[Any], output: Output) -> str | None:
-    with torch.inference_mode(False), Wide(critic, real) as wide:
-        args = wide([ordinary(item) for item in critic_args])
-        return engines.explain(Call(bare(critic), args, output), ordinary(real))
+    with torch.inference_mode(False), Float32InPlaceOfFloat16(critic, real) as wide:
+        args = wide([clone_if_inference(item) for item in critic_args])
+        return engines.explain(CriticCall(unwrap(critic), args, output), clone_if_inference(real))
 
 
 # ---- the points at which the penalty is taken ----

@@ -47,7 +47,7 @@ def solve(critic: Any, x: Tensor, kind: str, weight: float, target: float) -> So
         return None
     widths = [layers[0].weight.shape[1], *(layer.weight.shape[0] for layer in layers)]
     batch = x.shape[0]
-    if not op.serves(batch, widths, x.dtype):
+    if not op.serves(batch, widths, x.dtype, x.device.type):
         return None
     scales = [_scale(layer, batch) for layer in layers[:-1]]
     weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]

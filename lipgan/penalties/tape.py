@@ -7,8 +7,8 @@ derivative. `Tape` records the operations of one forward pass of any critic and 
 1. a backward pass: ``delta``, the derivative of f with respect to every intermediate value; it ends in ``g``;
 2. a tangent pass: ``tangent``, the change of every intermediate value along ``v``. Each operation also hands out what
    only it knows: the derivative of ``<delta, its tangent>`` with respect to its parameters, which belongs to the
-   result, and with respect to its inputs, called ``seed``; piecewise-linear operations have none;
-3. where there are seeds, a second backward pass that carries them to the parameters.
+   result, and with respect to its inputs, called ``adjoint``; piecewise-linear operations have none;
+3. where there are adjoints, a second backward pass that carries them to the parameters.
 
 Derivation: docs/numerics/gradient_penalty.md. The operations are those of PyTorch's dispatcher (ATen), below autograd:
 how a module spells them does not matter. `lipgan.penalties.rules` knows their derivatives; for an operation that it
@@ -45,18 +45,18 @@ class Value:
     is taken for that of another.
     """
 
-    __slots__ = ("delta", "dtype", "owner", "seed", "tangent", "trainable", "uses", "version")
+    __slots__ = ("adjoint", "delta", "dtype", "owner", "tangent", "trainable", "uses", "version")
 
     def __init__(self, owner: object, dtype: torch.dtype, version: int) -> None:
         self.owner = owner
         self.dtype = dtype
         # Of the tensor, which counts the changes in place of the memory that it shares with its views.
         self.version = version
-        # Whether a sink has a part in it: otherwise nobody asks for its seed.
+        # Whether a parameter_gradient has a part in it: otherwise nobody asks for its adjoint.
         self.trainable = False
         self.delta: Tensor | None = None
         self.tangent: Tensor | None = None
-        self.seed: Tensor | None = None
+        self.adjoint: Tensor | None = None
         self.uses = 0
 
     def add_delta(self, delta: Tensor | None) -> None:
@@ -64,13 +64,13 @@ class Value:
             delta = delta.to(self.dtype)
             self.delta = delta if self.delta is None else self.delta + delta
 
-    def add_seed(self, seed: Tensor | None) -> None:
-        if seed is not None and self.trainable:
-            seed = seed.to(self.dtype)
-            self.seed = seed if self.seed is None else self.seed + seed
+    def add_adjoint(self, adjoint: Tensor | None) -> None:
+        if adjoint is not None and self.trainable:
+            adjoint = adjoint.to(self.dtype)
+            self.adjoint = adjoint if self.adjoint is None else self.adjoint + adjoint
 
 
-class Sink:
+class ParameterGradient:
     """A tensor outside of the tape that requires a gradient: a parameter, or what was computed from parameters.
 
     Attributes:
@@ -82,7 +82,7 @@ class Sink:
 
     def __init__(self, tensor: Tensor) -> None:
         self._source = tensor  # which keeps its id
-        self.tensor: Tensor = tensor if tensor.is_leaf else _Past.apply(tensor)  # type: ignore[no-untyped-call]
+        self.tensor: Tensor = tensor if tensor.is_leaf else _AutogradHandle.apply(tensor)  # type: ignore[no-untyped-call]
         self.grad: Tensor | None = None
 
     def add(self, grad: Tensor | None) -> None:
@@ -90,7 +90,7 @@ class Sink:
             self.grad = grad if self.grad is None else self.grad + grad
 
 
-class _Past(torch.autograd.Function):
+class _AutogradHandle(torch.autograd.Function):
     """A tensor as autograd knows it now, whatever changes it in place later; without its content."""
 
     @staticmethod
@@ -107,16 +107,16 @@ class Node:
 
     Attributes:
         inputs: the values among its operands.
-        sinks: the sinks among them.
+        parameter_gradients: those of the parameters among its operands.
         output: its value.
         needs_delta: whether `tangent` reads the output's delta.
-        curved: whether `tangent` may give seeds.
+        curved: whether `tangent` may give adjoints.
         name: of the operation.
         module: the name of the module that called it, where the tape was asked to note it.
     """
 
     inputs: Sequence[Value] = ()
-    sinks: Sequence[Sink] = ()
+    parameter_gradients: Sequence[ParameterGradient] = ()
     output: Value
     needs_delta = False
     curved = False
@@ -128,10 +128,10 @@ class Node:
         return ()
 
     def parameters(self, delta: Tensor) -> None:
-        """Add the derivatives with respect to the parameters to their sinks."""
+        """Add the derivatives with respect to the parameters to their gradients."""
 
     def tangent(self, tangents: Sequence[Tensor | None], delta: Tensor | None) -> Tensor | None:
-        """The tangent of the output; seeds and the parameters' share are added on the way."""
+        """The tangent of the output; adjoints and the parameters' share are added on the way."""
         return None
 
     def release(self) -> None:
@@ -192,8 +192,8 @@ class Tape(TorchDispatchMode):
         self._independent: set[Any] = set()
         self._refusal: tuple[str, str | None] | None = None
         self.nodes: list[Node] = []
-        self.sinks: dict[tuple[int, int], Sink] = {}
-        # Whether an operation was recorded that may give seeds.
+        self.parameter_gradients: dict[tuple[int, int], ParameterGradient] = {}
+        # Whether an operation was recorded that may give adjoints.
         self.curved = False
         # Per operation, for the rules: such as a weight in the layout that suits the convolutions.
         self.cache: dict[Any, Any] = {}
@@ -212,7 +212,7 @@ class Tape(TorchDispatchMode):
         kwargs = kwargs or {}
         if torch.is_grad_enabled():
             try:
-                if self._names is not None:  # sooner than `sink` would: the module is still known
+                if self._names is not None:  # sooner than `parameter_gradient` would: the module is still known
                     for tensor in tensors_of((args, *kwargs.values())):
                         if isinstance(tensor.grad_fn, BackwardCFunction):
                             self._check_independent(tensor)
@@ -286,7 +286,7 @@ class Tape(TorchDispatchMode):
         # Autograd counts the change, and gives a view the counter of its base, after this.
         version = output._version if operand is None or not _shares(func) else operand._version + mutates(func)
         node.output = self._track(output, version)
-        node.output.trainable = bool(node.sinks) or any(value.trainable for value in node.inputs)
+        node.output.trainable = bool(node.parameter_gradients) or any(value.trainable for value in node.inputs)
         node.name = func
         if self._names is not None:
             node.module = self._names()
@@ -299,16 +299,16 @@ class Tape(TorchDispatchMode):
         self._kept.append((tensor, tensor._version + changing, func))
         return tensor.detach()
 
-    def sink(self, tensor: Any) -> Sink | None:
-        """The sink of a tensor outside of the tape, or None where it requires no gradient."""
+    def parameter_gradient(self, tensor: Any) -> ParameterGradient | None:
+        """The parameter_gradient of a tensor outside of the tape, or None where it requires no gradient."""
         if not isinstance(tensor, Tensor) or not tensor.requires_grad:
             return None
         key = id(tensor), 0 if tensor.is_leaf else tensor._version
-        sink = self.sinks.get(key)
-        if sink is None:
+        parameter_gradient = self.parameter_gradients.get(key)
+        if parameter_gradient is None:
             self._check_independent(tensor)
-            sink = self.sinks[key] = Sink(tensor)
-        return sink
+            parameter_gradient = self.parameter_gradients[key] = ParameterGradient(tensor)
+        return parameter_gradient
 
     def _check_independent(self, tensor: Tensor) -> None:
         """Refuse a tensor that autograd knows to depend on x, though the tape does not."""
@@ -397,7 +397,7 @@ class Tape(TorchDispatchMode):
         return gradient
 
     def differentiate(self, cotangent: Tensor) -> None:
-        """Add the derivatives of ``<cotangent, gradient>`` to the sinks: the tangent pass and what follows it."""
+        """Add the derivatives of ``<cotangent, gradient>`` to the parameters: the tangent pass and what follows it."""
         self.x.tangent = cotangent
         for node in self.nodes:
             delta = node.output.delta
@@ -413,13 +413,13 @@ class Tape(TorchDispatchMode):
                     value.tangent = None
         if self.curved:
             for node in reversed(self.nodes):
-                seed, node.output.seed = node.output.seed, None
-                if seed is not None:
+                adjoint, node.output.adjoint = node.output.adjoint, None
+                if adjoint is not None:
                     with _named(node):
-                        node.parameters(seed)
+                        node.parameters(adjoint)
                         if any(value.trainable for value in node.inputs):
-                            for value, grad in zip(node.inputs, node.backward(seed), strict=True):
-                                value.add_seed(grad)
+                            for value, grad in zip(node.inputs, node.backward(adjoint), strict=True):
+                                value.add_adjoint(grad)
         self.nodes.clear()
 
 

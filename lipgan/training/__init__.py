@@ -8,6 +8,7 @@ run.py         the folder of results; the only one that knows about progress bar
 """
 
 from lipgan.training.checkpoint import CheckpointError
-from lipgan.training.trainer import Trainer, TrainingDiverged, load_generator
+from lipgan.training.sampling import load_generator
+from lipgan.training.trainer import Trainer, TrainingDiverged
 
 __all__ = ["CheckpointError", "Trainer", "TrainingDiverged", "load_generator"]

@@ -3,13 +3,15 @@
 import io
 import os
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from lipgan._files import write_atomically
 
-__all__ = ["CheckpointError", "read", "write"]
+__all__ = ["CheckpointError", "explaining", "read", "write"]
 
 FORMAT = "lipgan checkpoint"
 VERSION = 2
@@ -56,3 +58,15 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
             f"{path} has checkpoint version {state.get('version')}, this lipgan reads version {VERSION}"
         )
     return state
+
+
+@contextmanager
+def explaining(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn whatever a checkpoint of other content provokes into one sentence."""
+    try:
+        yield
+    except KeyError as error:
+        raise CheckpointError(f"checkpoint {path} lacks the entry {error}") from error
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"checkpoint {path} does not fit: {reason[:300]}") from error

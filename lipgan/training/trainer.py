@@ -4,8 +4,8 @@ signals."""
 import copy
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -15,22 +15,22 @@ from lipgan import data as datasets
 from lipgan import recipes, systems
 from lipgan._checks import check_count
 from lipgan.data import BatchOrder, Dataset
-from lipgan.nn import GradientNormalized, SpectralNormGroup, group_spectral_norm
 from lipgan.recipes import Recipe
 from lipgan.systems import Batch, latents
 from lipgan.training import checkpoint, distributed
 from lipgan.training.average import MovingAverage
-from lipgan.training.checkpoint import CheckpointError
+from lipgan.training.checkpoint import explaining
+from lipgan.training.networks import build_networks, normalized, placed
 from lipgan.training.player import Player
 from lipgan.training.random import PrivateRandom
+from lipgan.training.sampling import draw
 
-__all__ = ["Trainer", "TrainingDiverged", "draw", "load_generator"]
+__all__ = ["Trainer", "TrainingDiverged"]
 
 Row = dict[str, Any]
 
 # Offsets that turn one seed into independent streams.
 _ORDER, _NOISE, _GLOBAL = 1, 2, 3
-_DRAW_BATCH = 256
 
 
 class TrainingDiverged(ArithmeticError):
@@ -110,8 +110,8 @@ class Trainer:
         self._random = PrivateRandom(seed + _GLOBAL, self.device)
 
         with self._random.active():
-            self.generator, _ = _constrained(_placed(generator, self.device), self.recipe.generator_norm)
-            self.critic, self.group = _constrained(_placed(critic, self.device), self.recipe.critic_norm)
+            self.generator, _ = normalized(placed(generator, self.device), self.recipe.generator_norm)
+            self.critic, self.group = normalized(placed(critic, self.device), self.recipe.critic_norm)
             self.system = systems.get(self.recipe.system)(
                 self.recipe, self.generator, self.critic, self.data, penalty_engine=penalty_engine
             )
@@ -251,7 +251,7 @@ class Trainer:
             CheckpointError: not a whole checkpoint, or one that does not fit the networks or the data.
         """
         state = checkpoint.read(path)
-        with _explaining(path):
+        with explaining(path):
             recipe = recipes.from_dict(state["recipe"])
             if data is None:
                 data = datasets.load(state["data"], _image_size(state["shape"]))
@@ -260,7 +260,7 @@ class Trainer:
             if (generator is None) != (critic is None):
                 raise ValueError("pass both generator and critic, or neither")
             if generator is None or critic is None:
-                generator, critic = _build(state, recipe)
+                generator, critic = build_networks(state, recipe)
             trainer = cls(
                 generator,
                 critic,
@@ -424,86 +424,5 @@ def _stacked(terms: dict[str, Tensor]) -> Tensor:
     return torch.stack([term.float() if term.dtype != torch.float64 else term for term in terms.values()])
 
 
-@torch.no_grad()
-def draw(generator: nn.Module, n: int, seed: int) -> Tensor:
-    """``n`` samples of a generator in eval mode: ``[n, ...]``, float32, on the CPU.
-
-    The noise is a function of the seed alone. A generator with classes is asked for them in turn: 0, 1, ...
-
-    Raises:
-        ValueError: ``n`` below 1, or a generator without ``latent_dim``.
-    """
-    check_count("n", n)
-    first = next(generator.parameters())
-    noise = latents(generator, n, torch.Generator().manual_seed(seed))
-    classes = getattr(generator, "classes", 0)
-    samples = []
-    for start in range(0, n, _DRAW_BATCH):
-        z = noise[start : start + _DRAW_BATCH].to(first)
-        labels = (torch.arange(start, start + len(z), device=first.device) % classes,) if classes else ()
-        samples.append(generator(z, *labels).float().cpu())
-    return torch.cat(samples)
-
-
-def load_generator(path: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> nn.Module:
-    """The averaged generator of a checkpoint, in eval mode, without the critic, the optimizers or the data.
-
-    Raises:
-        OSError: the file cannot be read.
-        CheckpointError: not a whole checkpoint, or its generator is not of the recipe's architecture.
-    """
-    state = checkpoint.read(path)
-    with _explaining(path):
-        recipe = recipes.from_dict(state["recipe"])
-        generator, _ = _build(state, recipe)
-        generator, _ = _constrained(generator, recipe.generator_norm)
-        generator.load_state_dict(state["ema"])
-    return _placed(generator, torch.device(device)).eval().requires_grad_(False)
-
-
 def _image_size(shape: list[int]) -> int | None:
     return shape[-1] if len(shape) == 3 else None
-
-
-def _build(state: dict[str, Any], recipe: Recipe) -> tuple[nn.Module, nn.Module]:
-    return systems.get(recipe.system).build(recipe, tuple(state["shape"]), state["classes"])
-
-
-def _placed(module: nn.Module, device: torch.device) -> nn.Module:
-    # Convolutions on the CPU and on tensor cores both want channels last; digits train 1.7 times as fast.
-    module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if any(isinstance(layer, nn.Conv2d) for layer in module.modules()):
-        module.register_forward_pre_hook(_in_channels_last)
-    return module
-
-
-def _in_channels_last(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Images that tell the first convolution the layout, where its weight does not: one channel, or normalized."""
-    x, *others = inputs
-    if x.ndim != 4:
-        return inputs
-    b, c, h, w = x.shape
-    # With one channel every tensor is in both layouts, and the strides decide.
-    x = x.reshape(b, h, w, 1).permute(0, 3, 1, 2) if c == 1 else x.contiguous(memory_format=torch.channels_last)
-    return (x, *others)
-
-
-def _constrained(module: nn.Module, norm: str) -> tuple[nn.Module, SpectralNormGroup | None]:
-    """The player normalized as the recipe says, and the group of its weights where there is one."""
-    if norm == "spectral":
-        return module, group_spectral_norm(module)
-    if norm == "gradient":
-        return GradientNormalized(module), None
-    return module, None
-
-
-@contextmanager
-def _explaining(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turn whatever a checkpoint of other content provokes into one sentence."""
-    try:
-        yield
-    except KeyError as error:
-        raise CheckpointError(f"checkpoint {path} lacks the entry {error}") from error
-    except (TypeError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise CheckpointError(f"checkpoint {path} does not fit: {reason[:300]}") from error

@@ -54,7 +54,7 @@ def _prelu(tape: Tape, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any])
     value = tape.value(a)
     if value is None or tape.value(weight) is not None:
         return NotImplemented
-    of_weight, shape = tape.sink(weight), weight.shape
+    of_weight, shape = tape.parameter_gradient(weight), weight.shape
     a = tape.keep(a, func)
 
     def scale(t: Tensor, w: Tensor) -> Tensor:

@@ -49,8 +49,8 @@ def _record_normalization(
 
     wide = wide.contiguous() if layout is None else wide
     w = None if weight is None else weight.detach().reshape(affine)
-    sinks = tape.sink(weight), tape.sink(bias)
-    node = Normalization(value, wide, view, dims, statistics, in_layout, w, sinks, torch.Size(affine))
+    parameter_gradients = tape.parameter_gradient(weight), tape.parameter_gradient(bias)
+    node = Normalization(value, wide, view, dims, statistics, in_layout, w, parameter_gradients, torch.Size(affine))
     tape.record(node, func, y)
 
 
@@ -133,7 +133,7 @@ def _batch_norm(tape: Tape, func: Any, args: tuple[Any, ...], kwargs: dict[str, 
             a.detach() - shift,
             torch.ones(affine, dtype=a.dtype, device=a.device) if weight is None else weight.detach().reshape(affine),
             (value, None),
-            (None, tape.sink(weight), tape.sink(bias)),
+            (None, tape.parameter_gradient(weight), tape.parameter_gradient(bias)),
             lambda t, w: t * (w * factor),
             lambda d, _, w: d * (w * factor),
             lambda d, t, _: sum_to(d * t * factor, shape).flatten(),

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lipgan.penalties.derivatives import Local, Sum
 from lipgan.penalties.rules._table import RULES, rule
-from lipgan.penalties.tape import Node, Sink, Tape, Unsupported, Value, mutates, tensors_of
+from lipgan.penalties.tape import Node, ParameterGradient, Tape, Unsupported, Value, mutates, tensors_of
 
 aten = torch.ops.aten
 
@@ -75,22 +75,22 @@ def _local(tape: Tape, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any])
     if not mutates(func) and not any(t.is_floating_point() or t.is_complex() for t in tensors_of(result)):
         return result
     values: list[tuple[Value, Tensor, list[int]]] = []
-    sinks: list[tuple[Sink, Tensor, list[int]]] = []
+    parameter_gradients: list[tuple[ParameterGradient, Tensor, list[int]]] = []
 
     def note(item: Tensor, place: list[int]) -> Tensor:
-        value, sink = tape.value(item), None
+        value, parameter_gradient = tape.value(item), None
         if value is None:
-            sink = tape.sink(item)
+            parameter_gradient = tape.parameter_gradient(item)
         item = item.clone() if mutates(func) and place == [0] else tape.keep(item, func)
         if value is not None:
             values.append((value, item, place))
-        elif sink is not None:
-            sinks.append((sink, item, place))
+        elif parameter_gradient is not None:
+            parameter_gradients.append((parameter_gradient, item, place))
         return item
 
     names, n = list(kwargs), len(args)
     frozen = _mapped(note, [*args, *kwargs.values()], [])
-    places = [place for *_, place in (*values, *sinks)]
+    places = [place for *_, place in (*values, *parameter_gradients)]
 
     def run(tensors: Sequence[Tensor], which: int | None) -> Tensor:
         filled = _copied(frozen)
@@ -110,9 +110,9 @@ def _local(tape: Tape, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any])
         if isinstance(output, Tensor) and (output.is_floating_point() or output.is_complex()):
             node = Local(
                 [value for value, *_ in values],
-                [sink for sink, *_ in sinks],
+                [parameter_gradient for parameter_gradient, *_ in parameter_gradients],
                 functools.partial(run, which=which if several else None),
-                [tensor for _, tensor, _ in (*values, *sinks)],
+                [tensor for _, tensor, _ in (*values, *parameter_gradients)],
             )
             tape.record(node, func, output, args[0] if args and isinstance(args[0], Tensor) else None)
     return result
@@ -133,7 +133,7 @@ def _copied(item: Any) -> Any:
 def _view_changed(tape: Tape, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """A change in place of a view: it is recorded as any other, and then its result takes its place in the base."""
     target, base = args[0], args[0]._base
-    before = tape.value(base) or tape.sink(base)
+    before = tape.value(base) or tape.parameter_gradient(base)
     shape, strides = base.shape, base.stride()
     place = target.shape, target.stride(), target.storage_offset() - base.storage_offset()
     rule = RULES.get(func, _local)
@@ -157,7 +157,7 @@ def _view_changed(tape: Tape, func: Any, args: tuple[Any, ...], kwargs: dict[str
 
     if base.untyped_storage().data_ptr() != y.untyped_storage().data_ptr():
         return y  # a copy where the critic asked for a view, see _reshape: the base keeps a value that is out of date
-    operands: list[Value | Sink] = [y._lipgan_value] if before is None else [y._lipgan_value, before]
+    operands: list[Value | ParameterGradient] = [y._lipgan_value] if before is None else [y._lipgan_value, before]
     pulls = [read, lambda d: replaced(d, None)][: len(operands)]
     push: Any = lambda tangents: replaced(*reversed([*tangents, None][:2]))  # noqa: E731
     tape.record(Sum(operands, push, pulls), func, base, base)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lipgan.penalties.derivatives import Bilinear, Linear, Sum, sum_to
 from lipgan.penalties.rules._table import rule
-from lipgan.penalties.tape import Node, Sink, Tape, Value, mutates
+from lipgan.penalties.tape import Node, ParameterGradient, Tape, Value, mutates
 
 aten = torch.ops.aten
 
@@ -29,10 +29,10 @@ def _add(tape: Tape, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
         factors = (1, -alpha)
     else:
         factors = (-alpha, 1)
-    operands: list[Value | Sink] = []
+    operands: list[Value | ParameterGradient] = []
     terms: list[tuple[Any, torch.Size]] = []
     for tensor, value, factor in zip((a, b), values, factors, strict=True):
-        operand = value or tape.sink(tensor)
+        operand = value or tape.parameter_gradient(tensor)
         if operand is not None:
             operands.append(operand)
             terms.append((factor, tensor.shape))
@@ -56,8 +56,8 @@ def _mul(tape: Tape, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     values = tape.value(a), tape.value(b)
     if values == (None, None):
         return NotImplemented
-    of_a = tape.sink(a) if values[0] is None else None
-    of_b = tape.sink(b) if values[1] is None else None
+    of_a = tape.parameter_gradient(a) if values[0] is None else None
+    of_b = tape.parameter_gradient(b) if values[1] is None else None
     if isinstance(b, Tensor):
         b = tape.keep(b, func)
     if values[1] is None and of_b is None:
@@ -82,7 +82,7 @@ def _mul(tape: Tape, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
 def _div(tape: Tape, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     a, b = args
     value = tape.value(a)
-    if value is None or tape.value(b) is not None or tape.sink(b) is not None:
+    if value is None or tape.value(b) is not None or tape.parameter_gradient(b) is not None:
         return NotImplemented
     if isinstance(b, Tensor):
         b = tape.keep(b, func)
@@ -123,9 +123,9 @@ def _matrix_product(tape: Tape, func: Any, y: Tensor, a: Tensor, b: Tensor, prod
     """Record ``y = a b + bias`` for matrices, or stacks of them."""
     values = tape.value(a), tape.value(b)
     original = getattr(b, "_lipgan_transposed", None) if values[1] is None else None
-    of_a = tape.sink(a) if values[0] is None else None
-    of_b = tape.sink(b if original is None else original) if values[1] is None else None
-    of_bias = tape.sink(bias)
+    of_a = tape.parameter_gradient(a) if values[0] is None else None
+    of_b = tape.parameter_gradient(b if original is None else original) if values[1] is None else None
+    of_bias = tape.parameter_gradient(bias)
     a, b = tape.keep(a, func), tape.keep(b, func)
 
     def pull_b(d: Tensor, a: Tensor, b: Any) -> Tensor:
@@ -171,7 +171,7 @@ def _convolution(tape: Tape, func: Any, args: tuple[Any, ...], kwargs: dict[str,
     value = tape.value(a)
     if value is None or tape.value(weight) is not None or tape.value(bias) is not None:
         return NotImplemented
-    of_weight, of_bias = tape.sink(weight), tape.sink(bias)
+    of_weight, of_bias = tape.parameter_gradient(weight), tape.parameter_gradient(bias)
     w = tape.keep(weight, func)
     if _wants_channels_last(a):
         a = a.contiguous(memory_format=torch.channels_last)

@@ -138,7 +138,7 @@ def _join(tape: Tape, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     y = func(*args, **kwargs)
     shapes = [t.shape for t in tensors]
     sizes = [t.shape[dim] for t in tensors] if func is aten.cat.default else None
-    sources = [value or tape.sink(t) for t, value in zip(tensors, values, strict=True)]
+    sources = [value or tape.parameter_gradient(t) for t, value in zip(tensors, values, strict=True)]
     places = [k for k, source in enumerate(sources) if source is not None]
 
     def part(d: Tensor, k: int) -> Tensor:
@@ -172,7 +172,7 @@ def _overwrite(tape: Tape, func: Any, args: tuple[Any, ...], kwargs: dict[str, A
     value = tape.value(source)
     if value is None and tape.value(target) is None:
         return NotImplemented
-    operand = value or tape.sink(source)
+    operand = value or tape.parameter_gradient(source)
     before, after = source.shape, target.shape
     operands, pulls = ([], []) if operand is None else ([operand], [lambda d: sum_to(d, before)])
     node = Sum(operands, lambda tangents: tangents[0].expand(after), pulls)  # type: ignore[union-attr]

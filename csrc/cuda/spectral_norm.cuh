@@ -1,0 +1,469 @@
+// Grouped forward of spectral_norm on CUDA: one cooperative launch for all layers, outer == 1.
+//
+// Per layer, W [h, w] row-major, and per power iteration (PyTorch's order; see the header):
+//
+//   rows     t = W v,  r = W^T t      one pass over W: a tile of rows is still in cache when its t is known
+//   columns  s = r / max(|t|, eps)    the column sums of the rows' partial results, and |s|
+//
+// with v = s / max(|s|, eps) of the iteration before, applied as it is loaded, and u = t / max(|t|, eps). A last step
+// scales W by 1 / sigma. The steps are separated by grid-wide barriers; each step's work items are counted through all
+// layers and dealt to the blocks in turn:
+//
+//   rows     (layer, block of rows)          each writes one row of partials [row_blocks, w] and one of t_sums
+//   columns  (layer, kColumns columns)       each writes its part of s [w] and one of s_sums
+//   scale    (layer, kChunk elements of W)   each writes its parts of y, u, v
+//
+// The division into items and the order of every sum depend on the shapes, dtype and alignment alone, so that the
+// result is the same bits on any number of blocks. W is read n + 1 times; the partials cost about 2 / rows per block of
+// one such pass.
+//
+// Un-normalized, r grows as |t|^2 |W| / |t| and can leave the range of the accumulation type where s does not. A block
+// of columns for which that may have happened reads its columns of W again, with u in place of t.
+#pragma once
+#include <cooperative_groups.h>
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <cfloat>
+#include <cstdint>
+#include <cstring>
+
+#include "lipgan/spectral_norm.h"
+
+namespace lipgan {
+namespace cuda {
+namespace {
+
+constexpr int kLog2Threads = 8;
+constexpr int kThreads = 1 << kLog2Threads;
+constexpr int kWarp = 32;
+constexpr int kWarps = kThreads / kWarp;
+constexpr int kTileRows = 8;  // rows of a thread: v and the barriers are paid once for them
+constexpr int kBatch = 4;     // rows loaded at once: 2 blocks of 256 threads ask for 32 KiB, which covers DRAM latency
+constexpr int kColumns = kWarp;       // columns of one item of the columns step: one per lane, the warps share the rows
+constexpr int64_t kRowBlock = 32768;  // about the elements of one item of the rows step
+constexpr int64_t kChunk = 32768;     // elements of one item of the scale step
+constexpr int64_t kMaxExtent = int64_t{1} << 30;  // of h and of w: indices inside an item have 32 bits
+
+template <typename T>
+struct Numeric {
+  using A = float;
+  static constexpr double smallest_normal = FLT_MIN;
+  static constexpr double largest = FLT_MAX;
+  static constexpr double fused_t_min = 1e-10;  // |r| >= |t|^2 for a unit v: far from FLT_MIN
+};
+template <>
+struct Numeric<double> {
+  using A = double;
+  static constexpr double smallest_normal = DBL_MIN;
+  static constexpr double largest = DBL_MAX;
+  static constexpr double fused_t_min = 1e-120;
+};
+
+// One layer as the kernel sees it: the caller's pointers, the layer's place in the workspace, and its first work items.
+struct Row {
+  SpectralNormFwdLayer layer;
+  void* t;         // A [h]
+  void* s;         // A [w]
+  void* partials;  // A [row_blocks, w]
+  double* t_sums;  // [row_blocks], of t_i^2 (without iterations: of u_i t_i)
+  double* s_sums;  // [column_blocks], of s_j^2
+  int64_t first_row_block, row_blocks;
+  int64_t first_column_block, column_blocks;
+  int64_t first_chunk, chunks;
+  int log2_block_rows;       // rows of a row block
+  int log2_column_threads;   // threads that share a row; the others take further rows
+  bool vector_rows;          // 16-byte loads of rows of W and of v
+  bool vector_flat;          // 16-byte loads of W and stores of y, both taken as flat arrays
+};
+
+// Rows travel as kernel arguments, which a launch copies: no lifetime of host memory to keep, and graph capture works.
+// 4 KiB is the limit that every architecture and driver has.
+struct RowsByValue {
+  static constexpr int capacity = 20;
+  Row rows[capacity];
+};
+static_assert(sizeof(RowsByValue) + 2 * sizeof(void*) <= 4096, "kernel arguments are limited to 4 KiB");
+
+__global__ void fill_table_kernel(RowsByValue source, int count,
+                                  Row* table  // [count]
+) {
+  if (threadIdx.x < static_cast<unsigned>(count)) table[threadIdx.x] = source.rows[threadIdx.x];
+}
+
+// An address that the compiler could not know to be in global memory, having been read from the table: a load through
+// it would be a generic one.
+template <typename T, typename Address>
+__device__ __forceinline__ T* global(Address* address) {
+  __builtin_assume(__isGlobal(address));
+  return static_cast<T*>(address);
+}
+
+template <typename T, int V>
+struct Pack {
+  T at[V];
+};
+
+// V consecutive elements; for V > 1 the address is a multiple of 16 and V * sizeof(T) too.
+template <int V, typename T>
+__device__ __forceinline__ Pack<T, V> load(const T* address) {
+  Pack<T, V> pack;
+  if constexpr (V == 1) {
+    pack.at[0] = address[0];
+  } else {
+    static_assert(V * sizeof(T) % sizeof(uint4) == 0, "a pack is a number of 16-byte words");
+    constexpr int words = V * sizeof(T) / sizeof(uint4);
+    uint4 raw[words];
+#pragma unroll
+    for (int i = 0; i < words; ++i) raw[i] = reinterpret_cast<const uint4*>(address)[i];
+    memcpy(&pack, raw, sizeof(pack));
+  }
+  return pack;
+}
+
+template <int V, typename T>
+__device__ __forceinline__ void store(T* address, const Pack<T, V>& pack) {
+  if constexpr (V == 1) {
+    address[0] = pack.at[0];
+  } else {
+    constexpr int words = V * sizeof(T) / sizeof(uint4);
+    uint4 raw[words];
+    memcpy(raw, &pack, sizeof(pack));
+#pragma unroll
+    for (int i = 0; i < words; ++i) reinterpret_cast<uint4*>(address)[i] = raw[i];
+  }
+}
+
+// Calls use(r, V elements of row r) for the kTileRows rows of a thread, zeros standing for those from `rows` on.
+template <int V, typename T, typename Use>
+__device__ __forceinline__ void for_tile_rows(const T* address, int row_stride, int rows, Use use) {
+#pragma unroll
+  for (int first = 0; first < kTileRows; first += kBatch) {
+    Pack<T, V> x[kBatch] = {};
+#pragma unroll
+    for (int r = 0; r < kBatch; ++r) {
+      if (first + r < rows) x[r] = load<V>(address);
+      address += row_stride;
+    }
+#pragma unroll
+    for (int r = 0; r < kBatch; ++r) use(first + r, x[r]);
+  }
+}
+
+// N sums over the lanes whose numbers differ in the bits from log2(from) to below log2(to), for every lane.
+template <typename A, int N>
+__device__ __forceinline__ void lane_sums(A (&values)[N], int from, int to) {
+#pragma unroll 1
+  for (int offset = from; offset < to; offset *= 2) {
+#pragma unroll
+    for (int i = 0; i < N; ++i) values[i] += __shfl_xor_sync(0xffffffffu, values[i], offset);
+  }
+}
+
+__device__ __forceinline__ double warp_sum(double value) {
+  double values[1] = {value};
+  lane_sums(values, 1, kWarp);
+  return values[0];
+}
+
+// Sum over the block, for every thread.
+__device__ double block_sum(double value) {
+  __shared__ double warp_sums[kWarps];
+  value = warp_sum(value);
+  __syncthreads();  // the readers of the previous sum are done
+  if (threadIdx.x % kWarp == 0) warp_sums[threadIdx.x / kWarp] = value;
+  __syncthreads();
+  double sum = 0;
+  for (int i = 0; i < kWarps; ++i) sum += warp_sums[i];
+  return sum;
+}
+
+__device__ double block_sum(const double* values, int64_t count) {
+  const double* global_values = global<const double>(values);
+  double sum = 0;
+#pragma unroll 2
+  for (int64_t i = threadIdx.x; i < count; i += kThreads) sum += global_values[i];
+  return block_sum(sum);
+}
+
+// max(|x|, eps) of a sum of squares. The comparison lets NaN through.
+__device__ __forceinline__ double clamped_norm(double sum_of_squares, double eps) {
+  const double norm = sqrt(sum_of_squares);
+  return norm < eps ? eps : norm;
+}
+
+// The layer that a work item belongs to: the last one whose items do not begin after it.
+__device__ int find_layer(const Row* table, int num_layers, int64_t Row::*first, int64_t item) {
+  int low = 0, high = num_layers - 1;
+  while (low < high) {
+    const int middle = (low + high + 1) / 2;
+    if (table[middle].*first <= item) {
+      low = middle;
+    } else {
+      high = middle - 1;
+    }
+  }
+  return low;
+}
+
+// One block of rows: t_i = <W_i, v> for its rows, their sum of squares, and its partial result r = sum_i t_i W_i.
+// column_threads threads share a row, each with V columns out of every column_threads * V; kThreads / column_threads
+// rows stand side by side, and each thread takes kTileRows of them at once.
+template <typename T, int V>
+__device__ void row_block(const Row& row, int64_t block, bool first_iteration, bool with_columns, double eps) {
+  using A = typename Numeric<T>::A;
+  __shared__ A dots[kWarps][kTileRows];
+  __shared__ A columns[V][kThreads];
+
+  // 32-bit indices: h and w fit, by the launcher's check, and registers are short.
+  const int w = static_cast<int>(row.layer.inner);
+  const int64_t begin = block << row.log2_block_rows;
+  const int count = static_cast<int>(min(row.layer.h - begin, int64_t{1} << row.log2_block_rows));
+  const T* weight = global<const T>(row.layer.weight) + begin * w;
+  const T* v_in = global<const T>(row.layer.v_in);
+  const A* s = global<const A>(row.s);
+  A* t_out = global<A>(row.t) + begin;
+  A* partial = global<A>(row.partials) + block * w;
+
+  const int column_threads = 1 << row.log2_column_threads;
+  const int column_thread = threadIdx.x & (column_threads - 1);
+  const int log2_side_by_side = kLog2Threads - row.log2_column_threads;
+  const int side_by_side = 1 << log2_side_by_side;
+  const int side = threadIdx.x >> row.log2_column_threads;
+  const int row_stride = side_by_side * w;  // fits: w > kThreads * V / 2 has no rows side by side
+  const int step = V << row.log2_column_threads;
+
+  const A s_scale = first_iteration ? A(1) : A(1 / clamped_norm(block_sum(row.s_sums, row.column_blocks), eps));
+#pragma unroll 1
+  for (int tile = 0; tile < count; tile += kTileRows * side_by_side) {
+    const T* tile_weight = weight + static_cast<int64_t>(tile + side) * w;
+    // Of this thread's rows, those that exist: the r with r < rows.
+    const int rows = (count - tile - side + side_by_side - 1) >> log2_side_by_side;
+    A t[kTileRows] = {};
+#pragma unroll 1
+    for (int j = column_thread * V; j < w; j += step) {
+      Pack<A, V> v;
+      if (first_iteration) {
+        const Pack<T, V> stored = load<V>(v_in + j);
+#pragma unroll
+        for (int k = 0; k < V; ++k) v.at[k] = static_cast<A>(stored.at[k]);
+      } else {
+        v = load<V>(s + j);
+#pragma unroll
+        for (int k = 0; k < V; ++k) v.at[k] *= s_scale;
+      }
+      for_tile_rows<V>(tile_weight + j, row_stride, rows, [&](int r, const Pack<T, V>& x) {
+#pragma unroll
+        for (int k = 0; k < V; ++k) t[r] += static_cast<A>(x.at[k]) * v.at[k];
+      });
+    }
+    lane_sums(t, 1, min(column_threads, kWarp));
+    if (column_threads > kWarp) {
+      __syncthreads();  // the readers of the previous tile are done
+      if (threadIdx.x % kWarp == 0) {
+#pragma unroll
+        for (int r = 0; r < kTileRows; ++r) dots[threadIdx.x / kWarp][r] = t[r];
+      }
+      __syncthreads();
+      const int first_warp = side * (column_threads / kWarp);
+#pragma unroll
+      for (int r = 0; r < kTileRows; ++r) t[r] = 0;
+#pragma unroll 1
+      for (int i = 0; i < column_threads / kWarp; ++i) {
+#pragma unroll
+        for (int r = 0; r < kTileRows; ++r) t[r] += dots[first_warp + i][r];
+      }
+    }
+#pragma unroll
+    for (int r = 0; r < kTileRows; ++r) {
+      if (r >= rows) {
+        t[r] = 0;
+      } else if (column_thread == 0) {
+        t_out[tile + side + r * side_by_side] = t[r];
+      }
+    }
+    if (!with_columns) continue;
+
+    // Every thread goes through the loop alike, because of the barriers in it.
+#pragma unroll 1
+    for (int j_first = 0; j_first < w; j_first += step) {
+      const int j = j_first + column_thread * V;
+      Pack<A, V> r_sum = {};
+      if (j < w) {
+        for_tile_rows<V>(tile_weight + j, row_stride, rows, [&](int r, const Pack<T, V>& x) {
+#pragma unroll
+          for (int k = 0; k < V; ++k) r_sum.at[k] += t[r] * static_cast<A>(x.at[k]);
+        });
+      }
+      if (side_by_side > 1) {
+        lane_sums(r_sum.at, column_threads, kWarp);
+        __syncthreads();  // the readers of the previous tile are done
+#pragma unroll
+        for (int k = 0; k < V; ++k) columns[k][threadIdx.x] = r_sum.at[k];
+        __syncthreads();
+#pragma unroll 1
+        for (int i = threadIdx.x + max(column_threads, kWarp); i < kThreads; i += max(column_threads, kWarp)) {
+#pragma unroll
+          for (int k = 0; k < V; ++k) r_sum.at[k] += columns[k][i];
+        }
+      }
+      // The same thread adds to the same columns for every tile.
+      if (side == 0 && j < w) {
+        if (tile > 0) {
+          const Pack<A, V> before = load<V>(partial + j);
+#pragma unroll
+          for (int k = 0; k < V; ++k) r_sum.at[k] += before.at[k];
+        }
+        store<V>(partial + j, r_sum);
+      }
+    }
+  }
+  __syncthreads();  // all of t_out is written
+  double sum = 0;
+#pragma unroll 2
+  for (int i = threadIdx.x; i < count; i += kThreads) {
+    const A other = with_columns ? t_out[i] : static_cast<A>(global<const T>(row.layer.u_in)[begin + i]);
+    sum += static_cast<double>(t_out[i]) * static_cast<double>(other);
+  }
+  sum = block_sum(sum);
+  if (threadIdx.x == 0) global<double>(row.t_sums)[block] = sum;
+}
+
+// kColumns columns of s = W^T t / max(|t|, eps), and their sum of squares.
+template <typename T>
+__device__ void column_block(const Row& row, int64_t block, double eps) {
+  using A = typename Numeric<T>::A;
+  __shared__ A columns[kWarps][kColumns];
+
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  const int64_t h = row.layer.h, w = row.layer.inner;
+  const int64_t j = block * kColumns + lane;
+  const double t_square = block_sum(row.t_sums, row.row_blocks);
+  const A t_scale = A(1 / clamped_norm(t_square, eps));
+
+  // Called by all threads: the sum over the warps, for every warp. A barrier between the readers of one sum and the
+  // next call is the caller's part: block_sum and __syncthreads_or have one.
+  const auto sum_warps = [&](A value) {
+    columns[warp][lane] = value;
+    __syncthreads();
+    A sum = 0;
+    for (int i = 0; i < kWarps; ++i) sum += columns[i][lane];
+    return sum;
+  };
+
+  A s = 0;
+  if (j < w) {
+    const A* partials = global<const A>(row.partials) + j;
+#pragma unroll 4
+    for (int64_t i = warp; i < row.row_blocks; i += kWarps) s += partials[i * w];
+  }
+  s = sum_warps(s) * t_scale;
+
+  // A NaN takes this way too, and stays one. t_square 0 is exact: s is 0.
+  const bool t_in_range = t_square == 0 || sqrt(t_square) >= Numeric<T>::fused_t_min;
+  const bool in_range = t_in_range && fabs(s) <= A(Numeric<T>::largest);
+  if (__syncthreads_or(!in_range)) {
+    s = 0;
+    if (j < w) {
+      const T* weight = global<const T>(row.layer.weight) + j;
+      const A* t = global<const A>(row.t);
+#pragma unroll 4
+      for (int64_t i = warp; i < h; i += kWarps) s += t[i] * t_scale * static_cast<A>(weight[i * w]);
+    }
+    s = sum_warps(s);
+  }
+  if (warp == 0) {
+    if (j < w) global<A>(row.s)[j] = s;
+    const double sum = warp_sum(static_cast<double>(s) * static_cast<double>(s));
+    if (lane == 0) global<double>(row.s_sums)[block] = sum;
+  }
+}
+
+// Y = W / sigma for kChunk elements, this chunk's share of u and v, and the first chunk's sigma.
+template <typename T>
+__device__ void scale_chunk(const Row& row, int64_t chunk, bool iterated, double eps,
+                            typename Numeric<T>::A* sigma_out) {
+  using A = typename Numeric<T>::A;
+  constexpr int V = 16 / sizeof(T);
+
+  const SpectralNormFwdLayer& layer = row.layer;
+  const int64_t h = layer.h, w = layer.inner;
+  const double t_sum = block_sum(row.t_sums, row.row_blocks);
+  const double s_sum = iterated ? block_sum(row.s_sums, row.column_blocks) : 0;
+  const double s_norm = clamped_norm(s_sum, eps);
+  const A sigma = iterated ? A(s_sum / s_norm) : A(t_sum);  // t_sum is u^T W v where nothing was iterated
+  // Not sigma >= ..., which would take a NaN for 0.
+  const A scale = fabs(sigma) < A(Numeric<T>::smallest_normal) ? A(1) : A(1) / sigma;
+  if (chunk == 0 && threadIdx.x == 0) *sigma_out = sigma;
+
+  const A t_scale = A(1 / clamped_norm(t_sum, eps)), s_scale = A(1 / s_norm);
+  const int64_t first = chunk * kThreads + threadIdx.x, stride = row.chunks * kThreads;
+#pragma unroll 2
+  for (int64_t i = first; i < h; i += stride) {
+    global<T>(layer.u)[i] =
+        iterated ? static_cast<T>(global<const A>(row.t)[i] * t_scale) : global<const T>(layer.u_in)[i];
+  }
+#pragma unroll 2
+  for (int64_t j = first; j < w; j += stride) {
+    global<T>(layer.v)[j] =
+        iterated ? static_cast<T>(global<const A>(row.s)[j] * s_scale) : global<const T>(layer.v_in)[j];
+  }
+
+  const T* weight = global<const T>(layer.weight);
+  T* y = global<T>(layer.y);
+  const int64_t begin = chunk * kChunk, end = min(h * w, begin + kChunk);
+  const int64_t vector_end = row.vector_flat ? end / V * V : begin;  // kChunk is a multiple of V
+#pragma unroll 4
+  for (int64_t i = begin + threadIdx.x * V; i < vector_end; i += kThreads * V) {
+    Pack<T, V> x = load<V>(weight + i);
+#pragma unroll
+    for (int k = 0; k < V; ++k) x.at[k] = static_cast<T>(static_cast<A>(x.at[k]) * scale);
+    store<V>(y + i, x);
+  }
+#pragma unroll 4
+  for (int64_t i = vector_end + threadIdx.x; i < end; i += kThreads) {
+    y[i] = static_cast<T>(static_cast<A>(weight[i]) * scale);
+  }
+}
+
+// Two blocks on a multiprocessor: while one waits at a barrier the other keeps the memory busy.
+template <typename T>
+__global__ void __launch_bounds__(kThreads, 2)
+    spectral_norm_fwd_kernel(const Row* table,  // [num_layers]
+                             int num_layers, int64_t row_blocks, int64_t column_blocks, int64_t chunks,
+                             typename Numeric<T>::A* sigma,  // [num_layers]
+                             int64_t n_power_iterations, double eps) {
+  const cooperative_groups::grid_group grid = cooperative_groups::this_grid();
+  const bool iterated = n_power_iterations > 0;
+
+  int64_t iteration = 0;
+  do {
+    for (int64_t item = blockIdx.x; item < row_blocks; item += gridDim.x) {
+      const Row& row = table[find_layer(table, num_layers, &Row::first_row_block, item)];
+      const int64_t block = item - row.first_row_block;
+      if (row.vector_rows) {
+        row_block<T, 16 / sizeof(T)>(row, block, iteration == 0, iterated, eps);
+      } else {
+        row_block<T, 1>(row, block, iteration == 0, iterated, eps);
+      }
+    }
+    grid.sync();
+    if (!iterated) break;
+    for (int64_t item = blockIdx.x; item < column_blocks; item += gridDim.x) {
+      const Row& row = table[find_layer(table, num_layers, &Row::first_column_block, item)];
+      column_block<T>(row, item - row.first_column_block, eps);
+    }
+    grid.sync();
+  } while (++iteration < n_power_iterations);
+
+  // From the last layer backwards: what the rows step read last is what the L2 cache still holds.
+  for (int64_t item = chunks - 1 - blockIdx.x; item >= 0; item -= gridDim.x) {
+    const int l = find_layer(table, num_layers, &Row::first_chunk, item);
+    scale_chunk<T>(table[l], item - table[l].first_chunk, iterated, eps, sigma + l);
+  }
+}
+
+}  // namespace
+}  // namespace cuda
+}  // namespace lipgan

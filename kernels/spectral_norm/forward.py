@@ -1,0 +1,489 @@
+"""Forward: power iteration, sigma and ``W / sigma`` of a group of weights."""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .. import config
+from ..common import accumulation_dtype, divide, matrix_tile, square_root
+from .tables import (
+    TRITON_DTYPES,
+    address_table,
+    as_pointer,
+    check_shapes,
+    check_width,
+    inverse_scale,
+    is_aligned,
+    load_sum,
+    shapes,
+    width,
+    work_table,
+)
+
+# Columns of the forward geometry: sizes, then the offsets of the sections of `scratch`.
+_H = tl.constexpr(0)
+_W = tl.constexpr(1)
+_PADDED_W = tl.constexpr(2)  # w up to the next multiple of 16
+_BLOCKS = tl.constexpr(3)  # blocks of rows
+_COLUMN_TILES = tl.constexpr(4)
+_T = tl.constexpr(5)  # [h]
+_S = tl.constexpr(6)  # [padded_w]
+_BLOCK_MAX = tl.constexpr(7)  # [blocks]
+_BLOCK_SUM = tl.constexpr(8)  # [blocks]
+_TILE_MAX = tl.constexpr(9)  # [column tiles]
+_TILE_SUM = tl.constexpr(10)  # [column tiles]
+_PARTIAL = tl.constexpr(11)  # [blocks, padded_w]
+_FWD_FIELDS = tl.constexpr(12)
+
+# Columns of the forward addresses.
+_WEIGHT = tl.constexpr(0)
+_U_IN = tl.constexpr(1)
+_V_IN = tl.constexpr(2)
+_Y = tl.constexpr(3)
+_U_OUT = tl.constexpr(4)
+_V_OUT = tl.constexpr(5)
+_FWD_ADDRESSES = tl.constexpr(6)
+
+
+@triton.jit
+def _store_scaled_squares(x, max_ptr, sum_ptr, TINY: tl.constexpr):
+    """Store m = max|x_i| and sum (x_i / m)^2, which give |x| without over- or underflow; return x / m.
+
+    Numbers below the smallest normal one count as 0. A maximum may skip a NaN, the sum never does.
+    """
+    m = tl.max(tl.abs(x), axis=0)
+    m = tl.where(m < TINY, 0.0, m)
+    ratio = x * tl.where(m == 0, 0.0, divide(1.0, tl.where(m == 0, 1.0, m)))
+    tl.store(max_ptr, m)
+    tl.store(sum_ptr, tl.sum(ratio * ratio, axis=0))
+    return ratio
+
+
+@triton.jit
+def _load_norm(max_ptr, sum_ptr, count, EPS: tl.constexpr, STEP: tl.constexpr):
+    """|x| and 1 / max(|x|, EPS) of an array whose parts went through _store_scaled_squares."""
+    largest = tl.zeros([STEP], max_ptr.dtype.element_ty)
+    for first in range(0, count, STEP):
+        index = first + tl.arange(0, STEP)
+        largest = tl.maximum(largest, tl.load(max_ptr + index, mask=index < count, other=0.0))
+    m = tl.max(largest, axis=0)
+    m = tl.where(m == 0, 1.0, m)
+    inverse = divide(1.0, m)
+    acc = tl.zeros([STEP], max_ptr.dtype.element_ty)
+    for first in range(0, count, STEP):
+        index = first + tl.arange(0, STEP)
+        ratio = tl.load(max_ptr + index, mask=index < count, other=0.0) * inverse
+        acc += ratio * ratio * tl.load(sum_ptr + index, mask=index < count, other=0.0)
+    norm = m * square_root(tl.sum(acc, axis=0))
+    # A comparison, because a maximum may drop a NaN.
+    return norm, divide(1.0, tl.where(norm < EPS, EPS, norm))
+
+
+@triton.jit
+def _rows_times_v(
+    weight,  # T [h, w]
+    v,  # T or A [w]
+    v_scale,
+    row,
+    h,
+    w,
+    SCALE_V: tl.constexpr,
+    ACC: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+):
+    """t_i = <W_i, v> of a block of rows, or <W_i, v * v_scale>: v is scaled first, lest <W_i, v> overflow."""
+    acc = tl.zeros([BLOCK_H, BLOCK_W], ACC)
+    for col in range(0, w, BLOCK_W):
+        pointers, mask = matrix_tile(weight, row, col, h, w, BLOCK_H, BLOCK_W)
+        tile = tl.load(pointers, mask=mask, other=0.0).to(ACC)
+        cols = col + tl.arange(0, BLOCK_W)
+        x = tl.load(v + cols, mask=cols < w, other=0.0).to(ACC)
+        if SCALE_V:
+            x *= v_scale
+        acc = tl.fma(tile, tl.broadcast_to(x[None, :], [BLOCK_H, BLOCK_W]), acc)
+    return tl.sum(acc, axis=1)
+
+
+@triton.jit
+def _iterate_rows(
+    weight,  # T [h, w]
+    v,  # T or A [w]
+    v_scale,
+    t,  # A [h]
+    block_max,  # A []
+    block_sum,  # A []
+    partial,  # A [padded_w]
+    row,
+    h,
+    w,
+    padded_w,
+    SCALE_V: tl.constexpr,
+    TINY: tl.constexpr,
+    ACC: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+):
+    """Both matrix-vector products of one block of rows; the second one finds the rows in the cache."""
+    t_block = _rows_times_v(weight, v, v_scale, row, h, w, SCALE_V, ACC, BLOCK_H, BLOCK_W)
+    rows = row + tl.arange(0, BLOCK_H)
+    tl.store(t + rows, t_block, mask=rows < h)
+    ratio = _store_scaled_squares(t_block, block_max, block_sum, TINY)
+    for col in range(0, padded_w, BLOCK_W):
+        pointers, mask = matrix_tile(weight, row, col, h, w, BLOCK_H, BLOCK_W)
+        tile = tl.load(pointers, mask=mask, other=0.0).to(ACC)
+        # Masked by the padded width: the padding gets zeros, and the reduction needs no narrower mask.
+        cols = col + tl.arange(0, BLOCK_W)
+        tl.store(partial + cols, tl.sum(tile * ratio[:, None], axis=0), mask=cols < padded_w)
+
+
+@triton.jit
+def _spectral_norm_iterate_kernel(
+    addresses,  # int64 [num_layers, addresses]
+    geometry,  # int64 [num_layers, fields]
+    work,  # int32 [blocks of rows, 2]
+    scratch,  # A [...]
+    FIRST: tl.constexpr,
+    EPS: tl.constexpr,
+    TINY: tl.constexpr,
+    DTYPE: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    STEP: tl.constexpr,
+):
+    """One power iteration, up to the sum over blocks of rows: one pass over W for both products.
+
+      t = W v    with v the given one (FIRST) or s / max(|s|, EPS) of the iteration before
+      s = W^T u = sum_b c_b sum_{i in b} (t_i / m_b) W_i
+      m_b = max_{i in b} |t_i|    c_b = m_b / max(|t|, EPS)
+
+    |t| is known only after all blocks b of rows, so each one stores its inner sum relative to its own m_b, of
+    the size of W, together with m_b; _spectral_norm_reduce_kernel applies c_b. A program takes BLOCK_H rows
+    and walks over them twice, in tiles of BLOCK_W columns. W [h, w] is contiguous.
+
+    Source: Miyato et al. 2018, "Spectral Normalization for Generative Adversarial Networks", Algorithm 1 and
+    eq. 20-21, in the order of torch.nn.utils.parametrizations.spectral_norm (u before v).
+    """
+    ACC: tl.constexpr = scratch.dtype.element_ty
+    layer = tl.load(work + tl.program_id(0) * 2).to(tl.int64)
+    block = tl.load(work + tl.program_id(0) * 2 + 1).to(tl.int64)
+    weight_address = tl.load(addresses + layer * _FWD_ADDRESSES + _WEIGHT)
+    v_address = tl.load(addresses + layer * _FWD_ADDRESSES + _V_IN)
+    geometry += layer * _FWD_FIELDS
+    h = tl.load(geometry + _H)
+    w = tl.load(geometry + _W)
+    padded_w = tl.multiple_of(tl.load(geometry + _PADDED_W), 16)
+    column_tiles = tl.load(geometry + _COLUMN_TILES)
+    t = scratch + tl.multiple_of(tl.load(geometry + _T), 16)
+    s = scratch + tl.multiple_of(tl.load(geometry + _S), 16)
+    block_max = scratch + tl.load(geometry + _BLOCK_MAX) + block
+    block_sum = scratch + tl.load(geometry + _BLOCK_SUM) + block
+    tile_max = scratch + tl.load(geometry + _TILE_MAX)
+    tile_sum = scratch + tl.load(geometry + _TILE_SUM)
+    partial = scratch + tl.multiple_of(tl.load(geometry + _PARTIAL), 16) + block * padded_w
+    if FIRST:
+        v_scale = 1.0
+        aligned = is_aligned(weight_address, w) & (v_address % 16 == 0)
+    else:
+        _, v_scale = _load_norm(tile_max, tile_sum, column_tiles, EPS, STEP)
+        aligned = is_aligned(weight_address, w)
+    # Two copies of the code, because the compiler fixes the width of a load: one layer of odd width must not
+    # slow down the rest of its group.
+    if aligned:
+        _iterate_rows(
+            as_pointer(weight_address, DTYPE, True),
+            as_pointer(v_address, DTYPE, True) if FIRST else s,
+            v_scale, t, block_max, block_sum, partial, block * BLOCK_H, h, width(w, True), padded_w,
+            not FIRST, TINY, ACC, BLOCK_H, BLOCK_W,
+        )  # fmt: skip
+    else:
+        _iterate_rows(
+            as_pointer(weight_address, DTYPE, False),
+            as_pointer(v_address, DTYPE, False) if FIRST else s,
+            v_scale, t, block_max, block_sum, partial, block * BLOCK_H, h, w, padded_w,
+            not FIRST, TINY, ACC, BLOCK_H, BLOCK_W,
+        )  # fmt: skip
+
+
+@triton.jit
+def _spectral_norm_reduce_kernel(
+    geometry,  # int64 [num_layers, fields]
+    work,  # int32 [column tiles, 2]
+    scratch,  # A [...]
+    EPS: tl.constexpr,
+    TINY: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    STEP: tl.constexpr,
+):
+    """The rest of one power iteration: s = sum_b c_b partial_b with c_b = m_b / max(|t|, EPS).
+
+    A program takes BLOCK_W columns of partial [blocks, padded_w] and adds BLOCK_H of its rows per step. It
+    stores s, not v = s / max(|s|, EPS), since |s| needs all column tiles; readers of s divide.
+
+    Source: Miyato et al. 2018, eq. 20.
+    """
+    ACC: tl.constexpr = scratch.dtype.element_ty
+    layer = tl.load(work + tl.program_id(0) * 2).to(tl.int64)
+    tile = tl.load(work + tl.program_id(0) * 2 + 1).to(tl.int64)
+    geometry += layer * _FWD_FIELDS
+    padded_w = tl.multiple_of(tl.load(geometry + _PADDED_W), 16)
+    blocks = tl.load(geometry + _BLOCKS)
+    s = scratch + tl.multiple_of(tl.load(geometry + _S), 16)
+    block_max = scratch + tl.load(geometry + _BLOCK_MAX)
+    block_sum = scratch + tl.load(geometry + _BLOCK_SUM)
+    tile_max = scratch + tl.load(geometry + _TILE_MAX) + tile
+    tile_sum = scratch + tl.load(geometry + _TILE_SUM) + tile
+    partial = scratch + tl.multiple_of(tl.load(geometry + _PARTIAL), 16)
+    _, t_scale = _load_norm(block_max, block_sum, blocks, EPS, STEP)
+    cols = tile * BLOCK_W + tl.arange(0, BLOCK_W)
+    acc = tl.zeros([BLOCK_H, BLOCK_W], ACC)
+    for first in range(0, blocks, BLOCK_H):
+        rows = first + tl.arange(0, BLOCK_H)
+        c = tl.load(block_max + rows, mask=rows < blocks, other=0.0) * t_scale
+        mask = (rows < blocks)[:, None] & (cols < padded_w)[None, :]
+        values = tl.load(partial + rows[:, None] * padded_w + cols[None, :], mask=mask, other=0.0)
+        acc = tl.fma(values, tl.broadcast_to(c[:, None], [BLOCK_H, BLOCK_W]), acc)
+    total = tl.sum(acc, axis=0)
+    tl.store(s + cols, total, mask=cols < padded_w)
+    _store_scaled_squares(total, tile_max, tile_sum, TINY)
+
+
+@triton.jit
+def _spectral_norm_sigma_kernel(
+    addresses,  # int64 [num_layers, addresses]
+    geometry,  # int64 [num_layers, fields]
+    work,  # int32 [blocks of rows, 2]
+    scratch,  # A [...]
+    DTYPE: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+):
+    """sigma = u^T W v of the u [h] and v [w] given, up to the sum over blocks of rows, which it stores.
+
+    Source: Miyato et al. 2018, eq. 21.
+    """
+    ACC: tl.constexpr = scratch.dtype.element_ty
+    layer = tl.load(work + tl.program_id(0) * 2).to(tl.int64)
+    block = tl.load(work + tl.program_id(0) * 2 + 1).to(tl.int64)
+    weight_address = tl.load(addresses + layer * _FWD_ADDRESSES + _WEIGHT)
+    u = tl.load(addresses + layer * _FWD_ADDRESSES + _U_IN).to(tl.pointer_type(DTYPE))
+    v_address = tl.load(addresses + layer * _FWD_ADDRESSES + _V_IN)
+    geometry += layer * _FWD_FIELDS
+    h = tl.load(geometry + _H)
+    w = tl.load(geometry + _W)
+    block_sum = scratch + tl.load(geometry + _BLOCK_SUM) + block
+    row = block * BLOCK_H
+    if is_aligned(weight_address, w) & (v_address % 16 == 0):
+        weight = as_pointer(weight_address, DTYPE, True)
+        v = as_pointer(v_address, DTYPE, True)
+        t = _rows_times_v(weight, v, 1.0, row, h, width(w, True), False, ACC, BLOCK_H, BLOCK_W)
+    else:
+        weight = as_pointer(weight_address, DTYPE, False)
+        v = as_pointer(v_address, DTYPE, False)
+        t = _rows_times_v(weight, v, 1.0, row, h, w, False, ACC, BLOCK_H, BLOCK_W)
+    rows = row + tl.arange(0, BLOCK_H)
+    u_block = tl.load(u + rows, mask=rows < h, other=0.0).to(ACC)
+    # Rows past the end have t = <0, v>, which is NaN for an infinite v.
+    tl.store(block_sum, tl.sum(tl.where(rows < h, u_block * t, 0.0), axis=0))
+
+
+@triton.jit
+def _store_vector(source, target, factor, first, end, SCALE: tl.constexpr, STEP: tl.constexpr):
+    """target[first:end] = source[first:end], times `factor` if SCALE."""
+    for start in range(first, end, STEP):
+        index = start + tl.arange(0, STEP)
+        value = tl.load(source + index, mask=index < end, other=0.0)
+        if SCALE:
+            value *= factor
+        tl.store(target + index, value.to(target.dtype.element_ty), mask=index < end)
+
+
+@triton.jit
+def _spectral_norm_scale_kernel(
+    addresses,  # int64 [num_layers, addresses]
+    geometry,  # int64 [num_layers, fields]
+    work,  # int32 [chunks, 2]
+    scratch,  # A [...]
+    sigma_ptr,  # A [num_layers]
+    ITERATED: tl.constexpr,
+    EPS: tl.constexpr,
+    TINY: tl.constexpr,
+    DTYPE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    STEP: tl.constexpr,
+):
+    """Y = W / sigma and the outputs u, v, sigma.
+
+      after iterations:  u = t / max(|t|, EPS), v = s / max(|s|, EPS), sigma = <s, v> = |s|^2 / max(|s|, EPS)
+      without any:       u, v as given, sigma = u^T W v
+
+    A program takes BLOCK elements of W as a contiguous array [h * w], and the same indices of u and v.
+
+    Source: Miyato et al. 2018, eq. 20-22.
+    """
+    ACC: tl.constexpr = scratch.dtype.element_ty
+    layer = tl.load(work + tl.program_id(0) * 2).to(tl.int64)
+    chunk = tl.load(work + tl.program_id(0) * 2 + 1).to(tl.int64)
+    addresses += layer * _FWD_ADDRESSES
+    weight_address = tl.load(addresses + _WEIGHT)
+    y_address = tl.load(addresses + _Y)
+    geometry += layer * _FWD_FIELDS
+    blocks = tl.load(geometry + _BLOCKS)
+    block_max = scratch + tl.load(geometry + _BLOCK_MAX)
+    block_sum = scratch + tl.load(geometry + _BLOCK_SUM)
+    if ITERATED:
+        column_tiles = tl.load(geometry + _COLUMN_TILES)
+        tile_max = scratch + tl.load(geometry + _TILE_MAX)
+        tile_sum = scratch + tl.load(geometry + _TILE_SUM)
+        s_norm, v_scale = _load_norm(tile_max, tile_sum, column_tiles, EPS, STEP)
+        sigma = tl.where(s_norm < EPS, s_norm * (s_norm * v_scale), s_norm)
+    else:
+        sigma = load_sum(block_sum, blocks, STEP)
+    inverse = inverse_scale(sigma, TINY)
+
+    h = tl.load(geometry + _H)
+    w = tl.load(geometry + _W)
+    first = chunk * BLOCK
+    index = tl.arange(0, BLOCK)
+    if (first + BLOCK <= h * w) & (weight_address % 16 == 0) & (y_address % 16 == 0):
+        source = tl.multiple_of(as_pointer(weight_address, DTYPE, True) + first, 16)
+        target = tl.multiple_of(as_pointer(y_address, DTYPE, True) + first, 16)
+        tl.store(target + index, (tl.load(source + index).to(ACC) * inverse).to(DTYPE))
+    else:
+        source = as_pointer(weight_address, DTYPE, False) + first
+        target = as_pointer(y_address, DTYPE, False) + first
+        mask = first + index < h * w
+        tl.store(target + index, (tl.load(source + index, mask=mask).to(ACC) * inverse).to(DTYPE), mask=mask)
+
+    end = first + BLOCK
+    if chunk == 0:
+        tl.store(sigma_ptr + layer, sigma)
+    if first < h:
+        u = tl.load(addresses + _U_OUT).to(tl.pointer_type(DTYPE))
+        if ITERATED:
+            _, u_scale = _load_norm(block_max, block_sum, blocks, EPS, STEP)
+            t = scratch + tl.load(geometry + _T)
+            _store_vector(t, u, u_scale, first, tl.minimum(end, h), True, STEP)
+        else:
+            u_in = tl.load(addresses + _U_IN).to(tl.pointer_type(DTYPE))
+            _store_vector(u_in, u, 1.0, first, tl.minimum(end, h), False, STEP)
+    if first < w:
+        v = tl.load(addresses + _V_OUT).to(tl.pointer_type(DTYPE))
+        if ITERATED:
+            s = scratch + tl.load(geometry + _S)
+            _store_vector(s, v, v_scale, first, tl.minimum(end, w), True, STEP)
+        else:
+            v_in = tl.load(addresses + _V_IN).to(tl.pointer_type(DTYPE))
+            _store_vector(v_in, v, 1.0, first, tl.minimum(end, w), False, STEP)
+
+
+@dataclass(frozen=True)
+class _ForwardPlan:
+    """What a forward call needs to know of its shapes; the tensors lie on the device."""
+
+    geometry: Tensor
+    blocks_of_rows: Tensor
+    column_tiles: Tensor
+    chunks: Tensor
+    scratch_size: int
+    tile: config.Tile
+    columns: config.Tile
+
+
+@functools.lru_cache(maxsize=64)
+def _forward_plan(shapes: tuple[config.Shape, ...], itemsize: int, device: torch.device) -> _ForwardPlan:
+    tile, columns = config.matrix_tile(shapes, itemsize), config.column_tile(shapes)
+    check_width(shapes, tile)
+    geometry, blocks, column_tiles, chunks, end = [], [], [], [], 0
+    for h, w in shapes:
+        padded_w = config.ceil_div(w, 16) * 16
+        blocks.append(config.ceil_div(h, tile.block_h))
+        column_tiles.append(config.ceil_div(w, columns.block_w))
+        # u, v and sigma are written by the same programs, so they count too where W is empty.
+        chunks.append(config.ceil_div(max(h * w, h, w, 1), config.flat_block(itemsize)))
+        row = [h, w, padded_w, blocks[-1], column_tiles[-1]]
+        # t, s, block_max, block_sum, tile_max, tile_sum, partial; each starts at a multiple of 16 elements
+        stats = [blocks[-1], blocks[-1], column_tiles[-1], column_tiles[-1]]
+        for size in (h, padded_w, *stats, blocks[-1] * padded_w):
+            row.append(end)
+            end += config.ceil_div(size, 16) * 16
+        geometry.append(row)
+    assert all(len(row) == _FWD_FIELDS.value for row in geometry)
+    return _ForwardPlan(
+        geometry=torch.tensor(geometry, dtype=torch.int64, device=device),
+        blocks_of_rows=work_table(blocks, device),
+        column_tiles=work_table(column_tiles, device),
+        chunks=work_table(chunks, device),
+        scratch_size=end,
+        tile=tile,
+        columns=columns,
+    )
+
+
+def spectral_norm_fwd(
+    weights: Sequence[Tensor],
+    us: Sequence[Tensor],
+    vs: Sequence[Tensor],
+    n_power_iterations: int,
+    eps: float,
+) -> tuple[list[Tensor], Tensor, list[Tensor], list[Tensor]]:
+    """Normalize a group of weights by their largest singular values.
+
+    Args:
+        weights: matrices [h, w], contiguous, at least one, all of one dtype and on one device.
+        us: [h] each, same dtype; not changed.
+        vs: [w] each, same dtype; not changed.
+        n_power_iterations: 0 takes u and v as they are.
+        eps: lower bound of the norms that u and v are divided by.
+
+    Returns:
+        (ys, sigma, us, vs): Y = W / sigma [h, w] each, sigma [num_layers] in the accumulation dtype, and the
+        new u and v. All of them are fresh tensors.
+
+    Raises:
+        ValueError: for shapes that do not fit, mixed dtypes or devices, or tensors that are not contiguous.
+    """
+    check_shapes(weights, us, vs)
+    like = weights[0]
+    acc_dtype = accumulation_dtype(like.dtype)
+    tiny = torch.finfo(acc_dtype).tiny
+    plan = _forward_plan(shapes(weights), like.element_size(), like.device)
+    ys, us_out, vs_out = ([torch.empty_like(x) for x in xs] for xs in (weights, us, vs))
+    sigma = torch.empty(len(weights), dtype=acc_dtype, device=like.device)
+    scratch = torch.empty(plan.scratch_size, dtype=acc_dtype, device=like.device)
+    addresses = address_table([weights, us, vs, ys, us_out, vs_out], like)
+    tile, columns, launch = plan.tile, plan.columns, config.launch_options
+    numbers = {
+        # A compile-time constant, because a float argument of a kernel is a float32.
+        "EPS": max(float(eps), tiny),
+        "TINY": tiny,
+        "STEP": config.PARTIALS_PER_STEP,
+    }
+    dtype = TRITON_DTYPES[like.dtype]
+    with torch.cuda.device_of(like):
+        for iteration in range(n_power_iterations):
+            _spectral_norm_iterate_kernel[(len(plan.blocks_of_rows),)](
+                addresses, plan.geometry, plan.blocks_of_rows, scratch,
+                FIRST=iteration == 0, DTYPE=dtype, **numbers, **tile.blocks, **launch(tile.num_warps),
+            )  # fmt: skip
+            _spectral_norm_reduce_kernel[(len(plan.column_tiles),)](
+                plan.geometry, plan.column_tiles, scratch,
+                **numbers, **columns.blocks, **launch(columns.num_warps),
+            )  # fmt: skip
+        if n_power_iterations == 0:
+            _spectral_norm_sigma_kernel[(len(plan.blocks_of_rows),)](
+                addresses, plan.geometry, plan.blocks_of_rows, scratch,
+                DTYPE=dtype, **tile.blocks, **launch(tile.num_warps),
+            )  # fmt: skip
+        _spectral_norm_scale_kernel[(len(plan.chunks),)](
+            addresses, plan.geometry, plan.chunks, scratch, sigma,
+            ITERATED=n_power_iterations > 0, DTYPE=dtype, BLOCK=config.flat_block(like.element_size()),
+            **numbers, **launch(config.FLAT_WARPS),
+        )  # fmt: skip
+    return ys, sigma, us_out, vs_out

@@ -1,0 +1,275 @@
+"""The ops ``lipgan::spectral_norm_fwd`` and ``_bwd`` as each backend serves them, and their fake implementations.
+
+They are functional: they return fresh tensors and change none. They take a group of weights, and a single weight is a
+group of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lipgan._dtypes import accumulation_dtype
+from lipgan.ops import _backend
+from lipgan.ops._address import DTYPE_NUMBERS, address
+from lipgan.reference import spectral_norm as reference
+
+# (ys, sigma, uv): uv holds u and v of the first weight, u and v of the second, ... in one tensor of one dimension.
+Forward = tuple[list[Tensor], Tensor, Tensor]
+
+_library = torch.library.Library("lipgan", "FRAGMENT")  # type: ignore[no-untyped-call]
+_library.define(  # type: ignore[no-untyped-call]
+    "spectral_norm_fwd(Tensor[] weights, Tensor[] us, Tensor[] vs, int n_power_iterations, float eps, int[] dims, "
+    "str? backend) -> (Tensor[], Tensor, Tensor)"
+)
+_library.define(  # type: ignore[no-untyped-call]
+    "spectral_norm_bwd(Tensor[] grad_ys, Tensor? grad_sigma, Tensor[] ys, Tensor sigma, Tensor uv, int[] dims, "
+    "str? backend) -> Tensor[]"
+)
+
+
+def _vector_sizes(weights: Sequence[Tensor], dims: Sequence[int]) -> list[int]:
+    """The sizes of u and v of every weight, in the order of uv."""
+    sizes = []
+    for weight, dim in zip(weights, dims, strict=True):
+        h = weight.shape[dim]
+        sizes += [h, weight.numel() // h]
+    return sizes
+
+
+def split_vectors(uv: Tensor, weights: Sequence[Tensor], dims: Sequence[int]) -> tuple[list[Tensor], list[Tensor]]:
+    """The vectors u and the vectors v in uv, as views."""
+    views = torch.split_with_sizes(uv, _vector_sizes(weights, dims))
+    return list(views[::2]), list(views[1::2])
+
+
+def join_vectors(us: Sequence[Tensor], vs: Sequence[Tensor]) -> Tensor:
+    return torch.cat([vector for pair in zip(us, vs, strict=True) for vector in pair])
+
+
+# ---- reference: PyTorch, everywhere ----
+
+
+def _reference_fwd(
+    weights: Sequence[Tensor],
+    us: Sequence[Tensor],
+    vs: Sequence[Tensor],
+    n_power_iterations: int,
+    eps: float,
+    dims: Sequence[int],
+) -> Forward:
+    ys, sigma, us, vs = reference.spectral_norm_fwd(weights, us, vs, n_power_iterations, eps, dims)
+    return ys, sigma, join_vectors(us, vs)
+
+
+def _reference_bwd(
+    grad_ys: Sequence[Tensor],
+    grad_sigma: Tensor | None,
+    ys: Sequence[Tensor],
+    sigma: Tensor,
+    uv: Tensor,
+    dims: Sequence[int],
+) -> list[Tensor]:
+    us, vs = split_vectors(uv, ys, dims)
+    return reference.spectral_norm_bwd(grad_ys, grad_sigma, ys, sigma, us, vs, dims)
+
+
+# ---- native: C++ on CPU tensors ----
+
+
+def _native_fwd(
+    weights: Sequence[Tensor],
+    us: Sequence[Tensor],
+    vs: Sequence[Tensor],
+    n_power_iterations: int,
+    eps: float,
+    dims: Sequence[int],
+) -> Forward:
+    module: Any = _backend.native()
+    ys, sigma, uv = module.spectral_norm_fwd(weights, us, vs, n_power_iterations, eps, dims, torch.get_num_threads())
+    return ys, sigma, uv
+
+
+def _native_bwd(
+    grad_ys: Sequence[Tensor],
+    grad_sigma: Tensor | None,
+    ys: Sequence[Tensor],
+    sigma: Tensor,
+    uv: Tensor,
+    dims: Sequence[int],
+) -> list[Tensor]:
+    module: Any = _backend.native()
+    grads: list[Tensor] = module.spectral_norm_bwd(grad_ys, grad_sigma, ys, sigma, uv, dims, torch.get_num_threads())
+    return grads
+
+
+def _matrices(tensors: Sequence[Tensor], dims: Sequence[int]) -> list[Tensor]:
+    return [reference.to_matrix(tensor, dim).contiguous() for tensor, dim in zip(tensors, dims, strict=True)]
+
+
+def _weights(matrices: Sequence[Tensor], like: Sequence[Tensor], dims: Sequence[int]) -> list[Tensor]:
+    return [
+        reference.from_matrix(matrix, tensor, dim).contiguous()
+        for matrix, tensor, dim in zip(matrices, like, dims, strict=True)
+    ]
+
+
+# ---- triton: GPU tensors, or CPU tensors in Triton's interpreter; matrices [h, w] ----
+
+
+def _triton_fwd(
+    weights: Sequence[Tensor],
+    us: Sequence[Tensor],
+    vs: Sequence[Tensor],
+    n_power_iterations: int,
+    eps: float,
+    dims: Sequence[int],
+) -> Forward:
+    from lipgan.kernels import spectral_norm as kernels
+
+    us, vs = [u.contiguous() for u in us], [v.contiguous() for v in vs]
+    ys, sigma, us, vs = kernels.spectral_norm_fwd(_matrices(weights, dims), us, vs, n_power_iterations, eps)
+    return _weights(ys, weights, dims), sigma, join_vectors(us, vs)
+
+
+def _triton_bwd(
+    grad_ys: Sequence[Tensor],
+    grad_sigma: Tensor | None,
+    ys: Sequence[Tensor],
+    sigma: Tensor,
+    uv: Tensor,
+    dims: Sequence[int],
+) -> list[Tensor]:
+    from lipgan.kernels import spectral_norm as kernels
+
+    us, vs = split_vectors(uv.contiguous(), ys, dims)
+    grads = kernels.spectral_norm_bwd(
+        _matrices(grad_ys, dims),
+        None if grad_sigma is None else grad_sigma.contiguous(),
+        _matrices(ys, dims),
+        sigma.contiguous(),
+        us,
+        vs,
+    )
+    return _weights(grads, ys, dims)
+
+
+# ---- cuda: the grouped forward as one cooperative launch; its backward is Triton's ----
+
+
+def _cuda_fwd(
+    weights: Sequence[Tensor],
+    us: Sequence[Tensor],
+    vs: Sequence[Tensor],
+    n_power_iterations: int,
+    eps: float,
+    dims: Sequence[int],
+) -> Forward:
+    module = _backend.cuda()
+    assert module is not None
+    device, dtype = weights[0].device, weights[0].dtype
+    matrices = _matrices(weights, dims)
+    us, vs = [u.contiguous() for u in us], [v.contiguous() for v in vs]
+    ys = [torch.empty_like(matrix) for matrix in matrices]
+    uv = torch.empty(sum(_vector_sizes(weights, dims)), dtype=dtype, device=device)
+    new_us, new_vs = split_vectors(uv, weights, dims)
+    sigma = torch.empty(len(weights), dtype=accumulation_dtype(dtype), device=device)
+    layers = []
+    for matrix, u, v, y, new_u, new_v in zip(matrices, us, vs, ys, new_us, new_vs, strict=True):
+        h, w = matrix.shape
+        row = ((matrix, h * w), (u, h), (v, w), (y, h * w), (new_u, h), (new_v, w))
+        layers.append((*(address(tensor, dtype, numel, device.type) for tensor, numel in row), h, w))
+    workspace_size = module.spectral_norm_fwd_workspace(layers)
+    table_size = module.spectral_norm_fwd_table_size(len(layers))
+    workspace = torch.empty(workspace_size, dtype=torch.uint8, device=device)
+    table = torch.empty(table_size, dtype=torch.uint8, device=device)
+    with torch.cuda.device(device):
+        module.spectral_norm_fwd(
+            DTYPE_NUMBERS[dtype],
+            layers,
+            address(sigma, sigma.dtype, len(layers), device.type),
+            n_power_iterations,
+            eps,
+            address(workspace, torch.uint8, workspace_size, device.type),
+            address(table, torch.uint8, table_size, device.type),
+            torch.cuda.current_stream(device).cuda_stream,
+        )
+    return _weights(ys, weights, dims), sigma, uv
+
+
+_FORWARD: dict[str, Callable[..., Forward]] = {
+    "reference": _reference_fwd,
+    "native": _native_fwd,
+    "triton": _triton_fwd,
+    "cuda": _cuda_fwd,
+}
+_BACKWARD: dict[str, Callable[..., list[Tensor]]] = {
+    "reference": _reference_bwd,
+    "native": _native_bwd,
+    "triton": _triton_bwd,
+    "cuda": _triton_bwd,
+}
+
+
+def fwd(
+    weights: Sequence[Tensor],
+    us: Sequence[Tensor],
+    vs: Sequence[Tensor],
+    n_power_iterations: int,
+    eps: float,
+    dims: Sequence[int],
+    backend: str | None,
+) -> Forward:
+    return _FORWARD[_backend.resolve("spectral_norm", backend, weights[0].device.type)](
+        weights, us, vs, n_power_iterations, eps, dims
+    )
+
+
+def bwd(
+    grad_ys: Sequence[Tensor],
+    grad_sigma: Tensor | None,
+    ys: Sequence[Tensor],
+    sigma: Tensor,
+    uv: Tensor,
+    dims: Sequence[int],
+    backend: str | None,
+) -> list[Tensor]:
+    return _BACKWARD[_backend.resolve("spectral_norm", backend, ys[0].device.type)](
+        grad_ys, grad_sigma, ys, sigma, uv, dims
+    )
+
+
+for _key in ("CPU", "CUDA"):
+    _library.impl("spectral_norm_fwd", fwd, _key)  # type: ignore[no-untyped-call]
+    _library.impl("spectral_norm_bwd", bwd, _key)  # type: ignore[no-untyped-call]
+
+
+@torch.library.register_fake("lipgan::spectral_norm_fwd", lib=_library)  # type: ignore[untyped-decorator]
+def _fwd_fake(
+    weights: list[Tensor],
+    us: list[Tensor],
+    vs: list[Tensor],
+    n_power_iterations: int,
+    eps: float,
+    dims: list[int],
+    backend: str | None,
+) -> Forward:
+    sigma = weights[0].new_empty(len(weights), dtype=accumulation_dtype(weights[0].dtype))
+    uv = us[0].new_empty(sum(_vector_sizes(weights, dims)))
+    return [weight.new_empty(weight.shape) for weight in weights], sigma, uv
+
+
+@torch.library.register_fake("lipgan::spectral_norm_bwd", lib=_library)  # type: ignore[untyped-decorator]
+def _bwd_fake(
+    grad_ys: list[Tensor],
+    grad_sigma: Tensor | None,
+    ys: list[Tensor],
+    sigma: Tensor,
+    uv: Tensor,
+    dims: list[int],
+    backend: str | None,
+) -> list[Tensor]:
+    return [y.new_empty(y.shape) for y in ys]

@@ -1,0 +1,63 @@
+"""A penalty whose gradients are known before its backward, which then only scales them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lipgan._dtypes import accumulation_dtype
+
+
+def with_gradients(value: Tensor, parameters: Sequence[Tensor], grads: Sequence[Tensor | None]) -> Tensor:
+    """``value`` as a function of the parameters whose derivatives are ``grads``, None for zeros."""
+    if not parameters:
+        return value
+    return PrecomputedGradients.apply(value, len(parameters), *parameters, *grads)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class PrecomputedGradients(torch.autograd.Function):
+    """A value whose derivatives are known; its backward only scales them."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, n: int, *tensors: Tensor | None) -> Tensor:
+        parameters, grads = tensors[:n], tensors[n:]
+        # Zeros are made when they are asked for.
+        ctx.like = [None if grad is not None else p for p, grad in zip(parameters, grads, strict=True)]
+        ctx.dtypes = [p.dtype for p in parameters if p is not None]
+        ctx.save_for_backward(*grads)
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "create_graph=True cannot serve a gradient penalty of engine 'fused', whose backward is not "
+                "differentiable; use engine='autograd'"
+            )
+        unchanged = _is_one(grad)
+        scaled: list[Tensor | None] = []
+        for g, p, dtype, need in zip(ctx.saved_tensors, ctx.like, ctx.dtypes, ctx.needs_input_grad[2:], strict=False):
+            if not need:
+                scaled.append(None)
+            elif g is None:
+                scaled.append(torch.zeros_like(p))
+            elif unchanged and g.dtype == dtype:
+                scaled.append(g)
+            else:
+                # Widened first: the factor of a GradScaler is beyond float16.
+                product = (g if g.dtype == grad.dtype else g.to(accumulation_dtype(g.dtype))) * grad
+                scaled.append(product if product.dtype == dtype else product.to(dtype))
+        return (None, None, *scaled, *[None] * len(scaled))
+
+
+def _is_one(grad: Tensor) -> bool:
+    """Whether a factor is known to be 1, without waiting for an accelerator."""
+    if grad.device.type != "cpu":
+        return False
+    try:
+        return grad.item() == 1.0
+    except RuntimeError:  # one of a batch of factors, under torch.func.vmap
+        return False

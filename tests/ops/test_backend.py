@@ -1,0 +1,78 @@
+"""The table of backends: what it says is what the ops do."""
+
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import lipgan
+from lipgan.ops import UnavailableError, _backend, explain, gradient_penalty, matrix_sqrt, mlp_gradient_penalty, resolve
+from lipgan.ops import nearest_neighbours as nearest
+from lipgan.ops.spectral_norm import backends as spectral_norm
+
+gradient_penalty_module: Any = sys.modules["lipgan.ops.gradient_penalty"]
+nearest_module: Any = sys.modules["lipgan.ops.nearest_neighbours"]
+
+# Op -> the functions of its forward by backend.
+IMPLEMENTED = {
+    "spectral_norm": spectral_norm._FORWARD,
+    "gradient_penalty": gradient_penalty_module._FORWARD,
+    "interpolate": gradient_penalty_module._INTERPOLATE,
+    "mlp_gradient_penalty": mlp_gradient_penalty._FORWARD,
+    "matrix_sqrt": matrix_sqrt._FORWARD,
+    "nearest_neighbours": nearest_module._NEAREST,
+    "ball_counts": nearest_module._COUNTS,
+}
+
+
+def test_the_table_has_the_forms_that_there_are() -> None:
+    assert set(_backend.FORMS) == {*IMPLEMENTED, "polar_trace"}
+    for op, functions in IMPLEMENTED.items():
+        assert set(_backend.FORMS[op]["forward"]) == set(functions), op
+    assert set(_backend.FORMS["spectral_norm"]["backward"]) == set(spectral_norm._BACKWARD)
+    # The CUDA form has no backward of its own: the table says whose serves.
+    assert spectral_norm._BACKWARD["cuda"] is spectral_norm._BACKWARD["triton"]
+
+
+@pytest.mark.parametrize("op", _backend.FORMS)
+def test_the_table_is_closed(op: str) -> None:
+    forms = _backend.FORMS[op]
+    assert set(forms) <= set(_backend.PASSES)
+    for name, served in forms.items():
+        assert set(served) == set(forms["forward"]), name
+        assert set(served) | set(served.values()) <= set(_backend.BACKENDS)
+    assert all(chosen == serving for chosen, serving in forms["forward"].items())
+
+
+def test_a_named_backend_without_a_form_is_an_error() -> None:
+    x, weight = torch.randn(3, 2), torch.randn(1, 2)
+    penalty = ([weight], [None], [], [], "squared", 1.0, 0.0)
+    for backend in ("triton", "cuda"):
+        with pytest.raises(UnavailableError, match=f"no {backend} form of mlp_gradient_penalty"):
+            mlp_gradient_penalty.penalize(x, *penalty, backend=backend)
+        with pytest.raises(UnavailableError, match=f"no {backend} form of matrix_sqrt, only reference and native"):
+            matrix_sqrt.root(torch.eye(2), backend=backend)
+        with lipgan.use_backend(backend), pytest.raises(UnavailableError, match=f"no {backend} form of matrix_sqrt"):
+            lipgan.linalg.sqrtm(torch.eye(2))
+    with pytest.raises(UnavailableError, match="no cuda form of gradient_penalty, only reference"):
+        gradient_penalty(x, backend="cuda")
+    with pytest.raises(UnavailableError, match="no cuda form of nearest_neighbours"):
+        nearest(x, backend="cuda")
+
+
+def test_a_perceptron_is_served_by_the_backend_that_was_named() -> None:
+    """There is no Triton form of the closed form: the tape's op has one."""
+    critic, x = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1)), torch.randn(5, 3)
+    expected = lipgan.gradient_penalty(critic, x, kind="r1")
+    with lipgan.use_backend("triton"):
+        assert resolve("gradient_penalty", None, "cpu") == "triton"
+        torch.testing.assert_close(lipgan.gradient_penalty(critic, x, kind="r1"), expected)
+
+
+def test_unknown_names() -> None:
+    with pytest.raises(ValueError, match="unknown op 'spectral_nrm'; did you mean spectral_norm"):
+        resolve("spectral_nrm", None, "cpu")
+    with pytest.raises(ValueError, match="backend must be one of reference, native, triton, cuda, got 'fast'"):
+        explain("spectral_norm", "fast", "cpu")

@@ -1,0 +1,553 @@
+"""The op spectral_norm: every backend against a float64 truth, SciPy and PyTorch; gradients; bad input."""
+
+import math
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import scipy.linalg
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tolerance import assert_as_accurate, max_error
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lipgan import _C
+from lipgan.ops import (
+    UnavailableError,
+    empty_cache,
+    explain,
+    resolve,
+    spectral_norm,
+    spectral_norm_group,
+    use_backend,
+)
+from lipgan.ops._address import address
+
+BACKENDS = ["reference", "native", "triton"]
+DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
+
+# Shape and dim. Sizes around the 16 lanes of a register and the 8 rows of a sweep; dims in front, behind, between.
+SHAPES = [
+    ((1, 1), 0),
+    ((1, 37), 0),
+    ((37, 1), 0),
+    ((7, 15), 0),
+    ((8, 16), 0),
+    ((9, 17), 0),
+    ((13, 31), 0),
+    ((65, 33), 0),
+    ((5, 3, 3, 3), 0),
+    ((11, 6), 1),
+    ((6, 5, 4, 4), 1),
+    ((3, 4, 5), 2),
+]
+
+
+@pytest.fixture(params=_C.supported_isas())
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    before = _C.isa()
+    _C.set_isa(request.param)
+    yield request.param
+    _C.set_isa(before)
+
+
+def draw(shape: tuple[int, ...], dim: int, dtype: torch.dtype, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """A weight, and unit vectors u and v that are not yet singular vectors."""
+    generator = torch.Generator().manual_seed(seed)
+    h = shape[dim]
+    weight = torch.randn(shape, generator=generator, dtype=torch.float64)
+    u = F.normalize(torch.randn(h, generator=generator, dtype=torch.float64), dim=0)
+    v = F.normalize(torch.randn(math.prod(shape) // h, generator=generator, dtype=torch.float64), dim=0)
+    return weight.to(dtype), u.to(dtype), v.to(dtype)
+
+
+def torch_spectral_norm(
+    weight: Tensor, u: Tensor, v: Tensor, iterations: int, eps: float, dim: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The steps of torch.nn.utils.parametrizations.spectral_norm, in the dtype of the weight."""
+    matrix = weight.movedim(dim, 0).flatten(1)
+    with torch.no_grad():
+        for _ in range(iterations):
+            u = F.normalize(matrix @ v, dim=0, eps=eps)
+            v = F.normalize(matrix.T @ u, dim=0, eps=eps)
+    sigma = torch.vdot(u, matrix @ v)
+    return weight / sigma, sigma, u, v
+
+
+def floor(weight: Tensor, dim: int, sigma: Tensor) -> float:
+    """Roundings that the a priori bound of docs/numerics/spectral_norm.md allows.
+
+    A sum of n products in 4 or more lanes is off by at most (n / 4 + 4) eps |x| |y|, so W v by that times |W|_F: times
+    |W|_F / sigma relative to its norm. Two such products follow each other, and a handful of single roundings.
+    """
+    h = weight.shape[dim]
+    n = max(h, weight.numel() // h)
+    return 2 * (n / 4 + 4) * float(weight.double().norm() / sigma.double().abs()) + 8
+
+
+def compare(
+    ours: tuple[Tensor, ...], weight: Tensor, u: Tensor, v: Tensor, iterations: int, dim: int, eps: float = 1e-12
+) -> None:
+    truth = torch_spectral_norm(weight.double(), u.double(), v.double(), iterations, eps, dim)
+    peer = torch_spectral_norm(weight, u, v, iterations, eps, dim)
+    y, sigma, new_u, new_v = ours
+    assert y.dtype == new_u.dtype == new_v.dtype == weight.dtype
+    assert sigma.dtype == (torch.float64 if weight.dtype == torch.float64 else torch.float32)
+    roundings = floor(weight, dim, truth[1])
+    # sigma is returned in the accumulation dtype; for half types u and v are rounded after it was taken.
+    assert_as_accurate(sigma, peer[1].to(sigma.dtype), truth[1], roundings=roundings)
+    for value, theirs, exact in ((y, peer[0], truth[0]), (new_u, peer[2], truth[2]), (new_v, peer[3], truth[3])):
+        assert_as_accurate(value, theirs, exact, roundings=roundings)
+
+
+@pytest.mark.usefixtures("poisoned_outputs")
+@pytest.mark.parametrize("iterations", [0, 1, 3])
+@pytest.mark.parametrize(("shape", "dim"), SHAPES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_native_forward(isa: str, dtype: torch.dtype, shape: tuple[int, ...], dim: int, iterations: int) -> None:
+    weight, u, v = draw(shape, dim, dtype)
+    before = [tensor.clone() for tensor in (weight, u, v)]
+    ours = spectral_norm(weight, u, v, iterations, dim=dim, backend="native")
+    compare(ours, weight, u, v, iterations, dim)
+    for tensor, copy in zip((weight, u, v), before, strict=True):
+        assert torch.equal(tensor, copy), "an input was changed"
+
+
+@pytest.mark.usefixtures("poisoned_outputs")
+@pytest.mark.parametrize("backend", ["reference", "triton"])
+@pytest.mark.parametrize("iterations", [0, 2])
+@pytest.mark.parametrize(("shape", "dim"), [SHAPES[2], SHAPES[6], SHAPES[10]])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_forward_of_other_backends(
+    backend: str, dtype: torch.dtype, shape: tuple[int, ...], dim: int, iterations: int
+) -> None:
+    weight, u, v = draw(shape, dim, dtype)
+    compare(spectral_norm(weight, u, v, iterations, dim=dim, backend=backend), weight, u, v, iterations, dim)
+
+
+@pytest.mark.usefixtures("poisoned_outputs")
+@pytest.mark.parametrize(("shape", "dim"), SHAPES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_native_backward(isa: str, dtype: torch.dtype, shape: tuple[int, ...], dim: int) -> None:
+    check_backward("native", dtype, shape, dim)
+
+
+@pytest.mark.usefixtures("poisoned_outputs")
+@pytest.mark.parametrize("backend", ["reference", "triton"])
+@pytest.mark.parametrize(("shape", "dim"), [SHAPES[2], SHAPES[6], SHAPES[10]])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_backward_of_other_backends(backend: str, dtype: torch.dtype, shape: tuple[int, ...], dim: int) -> None:
+    check_backward(backend, dtype, shape, dim)
+
+
+def check_backward(backend: str, dtype: torch.dtype, shape: tuple[int, ...], dim: int) -> None:
+    weight, u, v = draw(shape, dim, dtype)
+    grad_y = torch.randn(shape, dtype=torch.float64).to(dtype)
+    # The same u and v for all, so that only the backward differs.
+    _, _, u, v = torch_spectral_norm(weight.double(), u.double(), v.double(), 5, 1e-12, dim)
+    u, v = u.to(dtype), v.to(dtype)
+
+    def gradient(function: Callable[..., tuple[Tensor, ...]], wide: bool) -> Tensor:
+        tensors = [t.double() if wide else t for t in (weight, u, v, grad_y)]
+        w = tensors[0].clone().requires_grad_()
+        y = function(w, tensors[1], tensors[2])[0]
+        return torch.autograd.grad(y, w, tensors[3])[0]
+
+    def theirs(w: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+        return torch_spectral_norm(w, u, v, 0, 1e-12, dim)
+
+    def ours(w: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+        return spectral_norm(w, u, v, 0, dim=dim, backend=backend)
+
+    truth = gradient(theirs, wide=True)
+    sigma = torch_spectral_norm(weight.double(), u.double(), v.double(), 0, 1e-12, dim)[1]
+    # dY cancels against its part along u v^T, which is at most |dY|_F |Y|_F large; floor() holds |Y|_F.
+    scale = float(grad_y.double().norm() / sigma.abs())
+    mine, peer = gradient(ours, wide=False), gradient(theirs, wide=False)
+    assert_as_accurate(mine, peer, truth, roundings=floor(weight, dim, sigma), scale=scale)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("shape", "dim"), [((6, 9), 0), ((5, 3, 2), 1)])
+def test_converged_iteration_gives_scipys_largest_singular_value(
+    backend: str, shape: tuple[int, ...], dim: int
+) -> None:
+    weight, u, v = draw(shape, dim, torch.float64)
+    matrix = weight.movedim(dim, 0).flatten(1)
+    # Some hundred iterations; only the last two by a backend that is slow where there is no GPU.
+    _, _, u, v = spectral_norm(weight, u, v, 400, dim=dim, backend="reference" if backend == "triton" else backend)
+    y, sigma, _, _ = spectral_norm(weight, u, v, 2, dim=dim, backend=backend)
+    expected = scipy.linalg.svdvals(matrix.numpy())[0]
+    assert abs(float(sigma) - expected) <= 1e-12 * expected
+    assert abs(scipy.linalg.svdvals(y.movedim(dim, 0).flatten(1).numpy())[0] - 1) <= 1e-12
+
+
+@pytest.mark.parametrize("backend", ["reference", "native"])
+@pytest.mark.parametrize(("shape", "dim"), [((5, 7), 0), ((1, 5), 0), ((4, 6), 1), ((3, 4, 3, 2), 1), ((3, 4, 2), 2)])
+def test_first_and_second_order_gradients(backend: str, shape: tuple[int, ...], dim: int) -> None:
+    weight, u, v = draw(shape, dim, torch.float64)
+    _, _, u, v = spectral_norm(weight, u, v, 3, dim=dim)
+
+    def function(w: Tensor) -> tuple[Tensor, Tensor]:
+        y, sigma, _, _ = spectral_norm(w, u, v, 0, dim=dim, backend=backend)
+        return y, sigma
+
+    assert torch.autograd.gradcheck(function, weight.requires_grad_())
+    assert torch.autograd.gradgradcheck(function, weight)
+
+
+def test_gradient_of_sigma_alone_and_of_some_layers_of_a_group() -> None:
+    weights = [draw((4, 3), 0, torch.float64, seed)[0].requires_grad_() for seed in range(3)]
+    us = [draw((4, 3), 0, torch.float64, seed)[1] for seed in range(3)]
+    vs = [draw((4, 3), 0, torch.float64, seed)[2] for seed in range(3)]
+    ys, sigma, us, vs = spectral_norm_group(weights, us, vs, 1)
+    grads = torch.autograd.grad(sigma[1], weights, retain_graph=True)
+    assert torch.allclose(grads[1], torch.outer(us[1], vs[1]))
+    assert not grads[0].any()
+    assert not grads[2].any()
+    grads = torch.autograd.grad(ys[2].sum(), weights, allow_unused=True)
+    assert grads[0] is None
+    assert grads[1] is None
+    alone = spectral_norm(weights[2], us[2], vs[2], 0)[0]
+    assert torch.allclose(grads[2], torch.autograd.grad(alone.sum(), weights[2])[0])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_group_equals_its_layers_bit_by_bit(backend: str) -> None:
+    shapes = [(5, 3), (1, 40), (33, 65), (7, 2, 3, 3)]
+    layers = [draw(shape, 0, torch.float32, seed) for seed, shape in enumerate(shapes)]
+    weights, us, vs = (list(column) for column in zip(*layers, strict=True))
+    ys, sigma, new_us, new_vs = spectral_norm_group(weights, us, vs, 2, backend=backend)
+    for layer, (weight, u, v) in enumerate(layers):
+        y, s, new_u, new_v = spectral_norm(weight, u, v, 2, backend=backend)
+        for grouped, single in ((ys[layer], y), (sigma[layer], s), (new_us[layer], new_u), (new_vs[layer], new_v)):
+            assert torch.equal(grouped, single)
+
+
+@pytest.mark.parametrize("shape", [(300, 1000), (40, 64, 3, 3), (1000, 300), (2, 300_000)])
+@pytest.mark.parametrize("dim", [0, 1])
+def test_result_does_not_depend_on_the_number_of_threads(shape: tuple[int, ...], dim: int) -> None:
+    weight, u, v = draw(shape, dim, torch.float32)
+    weight.requires_grad_()
+    results = []
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3, 8):
+            torch.set_num_threads(threads)
+            y, sigma, new_u, new_v = spectral_norm(weight, u, v, 2, dim=dim, backend="native")
+            results.append((y, sigma, new_u, new_v, torch.autograd.grad(y.square().sum(), weight)[0]))
+    finally:
+        torch.set_num_threads(before)
+    for result in results[1:]:
+        for ours, first in zip(result, results[0], strict=True):
+            assert torch.equal(ours, first)
+    compare(results[0][:4], weight.detach(), u, v, 2, dim)
+
+
+@pytest.mark.parametrize("numel", [9_000_000])
+def test_large_outputs_that_bypass_the_caches(isa: str, numel: int) -> None:
+    # Beyond 8 MB the stores are streamed; an odd width puts rows across cache lines.
+    w = 3001
+    weight, u, v = draw((numel // w, w), 0, torch.float32)
+    weight.requires_grad_()
+    y, sigma, new_u, new_v = spectral_norm(weight, u, v, 1, backend="native")
+    assert torch.equal(y, weight.detach() * (1 / sigma.detach()))
+    grad_y = torch.randn_like(y)
+    grad = torch.autograd.grad(y, weight, grad_y)[0]
+    along = (grad_y.double() * y.detach().double()).sum()
+    truth = (grad_y.double() - along * torch.outer(new_u.double(), new_v.double())) / sigma.detach().double()
+    # |dY| / sigma at most 6, a part along u v^T of that size, and three roundings of each.
+    assert max_error(grad, truth) <= 8 * torch.finfo(torch.float32).eps * float(truth.abs().max())
+
+
+@given(
+    shape=st.lists(st.integers(1, 9), min_size=2, max_size=4).map(tuple),
+    data=st.data(),
+    dtype=st.sampled_from(DTYPES),
+)
+@settings(max_examples=60, deadline=None)
+def test_any_shape_strides_and_dim(shape: tuple[int, ...], data: st.DataObject, dtype: torch.dtype) -> None:
+    dim = data.draw(st.integers(-len(shape), len(shape) - 1))
+    order = data.draw(st.permutations(range(len(shape))))
+    step = data.draw(st.integers(1, 2))
+    weight, u, v = draw(shape, dim, dtype)
+    # The same values behind other strides: permuted storage, and every other element of a larger tensor.
+    storage = weight.permute(*order).contiguous().repeat_interleave(step, dim=0)[::step]
+    strided = storage.permute(*[order.index(k) for k in range(len(shape))])
+    assert torch.equal(strided, weight)
+    strided_u = u.repeat_interleave(2)[::2]
+    for ours, dense in zip(
+        spectral_norm(strided, strided_u, v, 1, dim=dim, backend="native"),
+        spectral_norm(weight, u, v, 1, dim=dim, backend="native"),
+        strict=True,
+    ):
+        assert torch.equal(ours, dense)
+    # A cancelled sigma makes the a priori bound useless; such draws only show that nothing depends on the strides.
+    sigma = torch_spectral_norm(weight.double(), u.double(), v.double(), 1, 1e-12, dim)[1]
+    if sigma.abs() > 0.1 * weight.double().norm():
+        compare(spectral_norm(strided, u, v, 1, dim=dim, backend="native"), weight, u, v, 1, dim)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dim", [0, 1])
+def test_zero_matrix_gives_zeros_and_finite_gradients(backend: str, dtype: torch.dtype, dim: int) -> None:
+    weight, u, v = draw((5, 12), dim, dtype)
+    weight = torch.zeros_like(weight, requires_grad=True)
+    for iterations in (0, 2):
+        y, sigma, new_u, new_v = spectral_norm(weight, u, v, iterations, dim=dim, backend=backend)
+        assert not y.any()
+        assert sigma.item() == 0
+        assert new_u.isfinite().all()
+        assert new_v.isfinite().all()
+        grad = torch.autograd.grad(y.sum() + sigma.to(y.dtype), weight)[0]
+        assert grad.isfinite().all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("scale", [1e-30, 1e-18, 1e18, 1e30])
+def test_scales_far_from_one(backend: str, scale: float) -> None:
+    weight, u, v = draw((19, 23), 0, torch.float32)
+    y, sigma, _, _ = spectral_norm(weight * scale, u, v, 3, eps=1e-38, backend=backend)
+    expected, expected_sigma, _, _ = spectral_norm(weight, u, v, 3, eps=1e-38, backend=backend)
+    # The scaling itself rounds each entry once, and moves nothing else but the last places.
+    assert max_error(y, expected) <= 32 * torch.finfo(torch.float32).eps
+    assert abs(float(sigma) / scale / float(expected_sigma) - 1) <= 32 * torch.finfo(torch.float32).eps
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("poison", [math.nan, math.inf])
+def test_nonfinite_weights_propagate_within_their_layer(backend: str, poison: float) -> None:
+    layers = [draw((6, 10), 0, torch.float32, seed) for seed in range(3)]
+    weights, us, vs = (list(column) for column in zip(*layers, strict=True))
+    clean, *_ = spectral_norm_group(weights, us, vs, 1, backend=backend)
+    weights[1] = weights[1].clone()
+    weights[1][2, 3] = poison
+    ys, sigma, _, _ = spectral_norm_group(weights, us, vs, 1, backend=backend)
+    theirs = torch_spectral_norm(weights[1], us[1], vs[1], 1, 1e-12, 0)
+    assert torch.equal(ys[1].isfinite(), theirs[0].isfinite())
+    assert not sigma[1].isfinite()
+    assert torch.equal(ys[0], clean[0])
+    assert torch.equal(ys[2], clean[2])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_eps_bounds_the_norm_from_below(backend: str) -> None:
+    weight, u, v = draw((7, 9), 0, torch.float64)
+    ours = spectral_norm(weight, u, v, 1, eps=100.0, backend=backend)
+    for value, theirs in zip(ours, torch_spectral_norm(weight, u, v, 1, 100.0, 0), strict=True):
+        assert torch.allclose(value, theirs, rtol=1e-12, atol=0)
+
+
+def test_function_transforms() -> None:
+    weight, u, v = draw((5, 7), 0, torch.float64)
+    gradient = torch.func.grad(lambda w: spectral_norm(w, u, v, 0)[0].pow(3).sum())(weight)
+    leaf = weight.clone().requires_grad_()
+    assert torch.allclose(gradient, torch.autograd.grad(spectral_norm(leaf, u, v, 0)[0].pow(3).sum(), leaf)[0])
+
+
+@pytest.mark.parametrize("backend", [None, "reference"])
+def test_opcheck(backend: str | None) -> None:
+    shapes = [((5, 7), 0), ((3, 4, 2), 1)]
+    layers = [draw(shape, dim, torch.float32) for shape, dim in shapes]
+    weights, us, vs = (list(column) for column in zip(*layers, strict=True))
+    dims = [dim for _, dim in shapes]
+    ys, sigma, us, vs = spectral_norm_group(weights, us, vs, 1, dims=dims)
+    uv = torch.cat([us[0], vs[0], us[1], vs[1]])
+    checks = ("test_schema", "test_faketensor", "test_autograd_registration", "test_aot_dispatch_dynamic")
+    torch.library.opcheck(
+        torch.ops.lipgan.spectral_norm_fwd.default, (weights, us, vs, 1, 1e-12, dims, backend), test_utils=checks
+    )
+    for grad_sigma in (None, torch.ones(2)):
+        torch.library.opcheck(
+            torch.ops.lipgan.spectral_norm_bwd.default,
+            (weights, grad_sigma, ys, sigma, uv, dims, backend),
+            test_utils=checks,
+        )
+
+
+def bad(**changes: object) -> Callable[[], object]:
+    weight, u, v = draw((4, 6), 0, torch.float32)
+    arguments: dict[str, object] = {"weight": weight, "u": u, "v": v, **changes}
+    return lambda: spectral_norm(**arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (bad(weight=torch.ones(3)), ValueError, r"weight must have at least 2 dimensions, got shape \(3,\)"),
+        (bad(weight=torch.tensor(1.0)), ValueError, "weight must have at least 2 dimensions"),
+        (bad(weight=torch.ones(0, 6)), ValueError, r"weight must not be empty, got shape \(0, 6\)"),
+        (bad(weight=torch.ones(4, 0)), ValueError, r"weight must not be empty, got shape \(4, 0\)"),
+        (bad(weight=torch.ones(4, 6, dtype=torch.int64)), TypeError, "got torch.int64"),
+        (bad(weight=torch.ones(4, 6, dtype=torch.complex64)), TypeError, "got torch.complex64"),
+        (bad(u=torch.ones(5)), ValueError, r"u must have shape \(4,\) .* got \(5,\)"),
+        (bad(v=torch.ones(6, 1)), ValueError, r"v must have shape \(6,\) .* got \(6, 1\)"),
+        (bad(u=torch.ones(4).double()), TypeError, "u must have the dtype of weight, torch.float32, got torch.float64"),
+        (bad(v=torch.ones(6, device="meta")), ValueError, "v must be on the device of weight, cpu, got meta"),
+        (bad(eps=0.0), ValueError, "eps must be positive, got 0.0"),
+        (bad(eps=-1e-3), ValueError, "eps must be positive, got -0.001"),
+        (bad(eps=math.nan), ValueError, "eps must be positive, got nan"),
+        (bad(n_power_iterations=-1), ValueError, "n_power_iterations must not be negative, got -1"),
+        (bad(dim=2), IndexError, r"dim must be in \[-2, 1\] .* got 2"),
+        (bad(backend="fast"), ValueError, "backend must be one of reference, native, triton, cuda, got 'fast'"),
+        (lambda: spectral_norm_group([], [], []), ValueError, "at least one tensor"),
+        (lambda: spectral_norm_group([torch.ones(2, 2)], [], []), ValueError, "the same length, got 1, 0, 0 and 1"),
+        (
+            lambda: spectral_norm_group(
+                [torch.ones(2, 2), torch.ones(2, 2).double()],
+                [torch.ones(2), torch.ones(2).double()],
+                [torch.ones(2), torch.ones(2).double()],
+            ),
+            ValueError,
+            "weights must share one dtype and device",
+        ),
+    ],
+)
+def test_bad_input(call: Callable[[], object], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_backend_that_cannot_serve_is_an_error_and_leaves_the_choice_unchanged() -> None:
+    weight, u, v = draw((4, 6), 0, torch.float32)
+    assert explain("spectral_norm", "cuda", "cpu") is not None
+    with pytest.raises(UnavailableError, match="backend 'cuda' cannot serve spectral_norm on cpu"):
+        spectral_norm(weight, u, v, backend="cuda")
+    with use_backend("reference"):
+        assert resolve("spectral_norm", None, "cpu") == "reference"
+        with pytest.raises(ValueError, match="got 'fast'"), use_backend("fast"):
+            pass
+        assert resolve("spectral_norm", None, "cpu") == "reference"
+    assert resolve("spectral_norm", None, "cpu") == "native"
+
+
+def test_native_module_refuses_what_a_kernel_could_not_survive() -> None:
+    weight, u, v = draw((4, 6), 0, torch.float32)
+    forward, backward = torch.ops.lipgan.spectral_norm_fwd.default, torch.ops.lipgan.spectral_norm_bwd.default
+    for bad_u, bad_v, message in (
+        (u[:3], v, "u must hold 4 elements, got 3"),
+        (u, v[:5], "v must hold 6 elements, got 5"),
+        (u.double(), v, "u has a dtype"),
+        (u, v.half(), "v has a dtype"),
+        (u.int(), v, "u must be float32"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            forward([weight], [bad_u], [bad_v], 1, 1e-12, [0], "native")
+    with pytest.raises(ValueError, match="dim is out of range"):
+        forward([weight], [u], [v], 1, 1e-12, [2], "native")
+    with pytest.raises(ValueError, match="differ in length"):
+        forward([weight, weight], [u], [v], 1, 1e-12, [0, 0], "native")
+    y, sigma, u, v = spectral_norm(weight, u, v)
+    for arguments, message in (
+        (([weight[:3]], None, [y], sigma[None], torch.cat([u, v]), [0]), "grad_y must hold 24 elements, got 18"),
+        (([weight], None, [y], sigma[None], u, [0]), "uv must hold 10 elements, got 4"),
+        (([weight], torch.ones(2), [y], sigma[None], torch.cat([u, v]), [0]), "grad_sigma must hold 1"),
+        (([weight], None, [y], sigma[None].double(), torch.cat([u, v]), [0]), "sigma has a dtype"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            backward(*arguments, "native")
+    for numbers in (1.5, [1.0], weight.numpy()):
+        with pytest.raises(TypeError, match="weight must be a tensor"):
+            _C.spectral_norm_fwd([numbers], [u], [v], 1, 1e-12, [0], 1)  # type: ignore[list-item]
+    with pytest.raises(ValueError, match="isa must be one of"):
+        _C.set_isa("quantum")
+
+
+def test_memory_of_outputs_is_reused_and_never_shared() -> None:
+    weight, u, v = draw((128, 256), 0, torch.float32)  # 128 KB
+    empty_cache()
+    ys = [spectral_norm(weight * (k + 1), u, v)[0] for k in range(4)]
+    assert len({y.data_ptr() for y in ys}) == 4
+    assert _C.cached_bytes() == 0
+    kept, address = ys[0].clone(), ys[3].data_ptr()
+    del ys[1:]
+    cached = _C.cached_bytes()
+    assert cached >= 3 * weight.nbytes
+    again = [spectral_norm(-weight, u, v)[0] for _ in range(3)]
+    assert address in {y.data_ptr() for y in again}
+    assert _C.cached_bytes() == 0
+    assert torch.equal(ys[0], kept), "memory in use was handed out again"
+    view = again[0][1:]
+    del again
+    assert _C.cached_bytes() < cached, "memory behind a view was given back"
+    assert view.isfinite().all()
+    del view, ys
+    assert empty_cache() >= 4 * weight.nbytes
+    assert _C.cached_bytes() == 0
+
+
+def test_calls_from_several_threads_at_once() -> None:
+    layers = [draw((130, 260), 0, torch.float32, seed) for seed in range(8)]
+    expected = [spectral_norm(*layer, 2) for layer in layers]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(20):
+            for ours, first in zip(pool.map(lambda layer: spectral_norm(*layer, 2), layers), expected, strict=True):
+                assert all(torch.equal(a, b) for a, b in zip(ours, first, strict=True))
+
+
+THREADS_SCRIPT = """
+import importlib.util, sys
+spec = importlib.util.spec_from_file_location("lipgan._C", sys.argv[1])
+module = sys.modules["lipgan._C"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+assert module.thread_pool() == "std::thread"  # there is no PyTorch yet whose threads could serve
+import torch
+from lipgan.ops import spectral_norm
+torch.set_num_threads(3)
+weight = torch.randn(400, 700)
+ours, theirs = (spectral_norm(weight, torch.ones(400), torch.ones(700), 2, backend=b) for b in ("native", "reference"))
+for a, b in zip(ours, theirs):
+    torch.testing.assert_close(a, b)
+print("served")
+"""
+
+
+def test_threads_are_pytorchs_and_plain_ones_serve_without() -> None:
+    if sys.platform == "linux":
+        assert _C.thread_pool() == "openmp"
+    result = subprocess.run([sys.executable, "-c", THREADS_SCRIPT, _C.__file__], capture_output=True, text=True)
+    assert result.stdout == "served\n", result.stderr
+
+
+def test_modes_and_the_profiler_see_the_op() -> None:
+    class Names(TorchDispatchMode):
+        def __init__(self) -> None:
+            super().__init__()
+            self.names: list[str] = []
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            self.names.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    weight, u, v = draw((4, 6), 0, torch.float32)
+    weight.requires_grad_()
+    with Names() as mode:
+        torch.autograd.grad(spectral_norm(weight, u, v)[0].sum(), weight)
+    assert "lipgan.spectral_norm_fwd.default" in mode.names
+    assert "lipgan.spectral_norm_bwd.default" in mode.names
+    with torch.profiler.profile() as profile:
+        spectral_norm(weight, u, v)
+    assert "lipgan::spectral_norm_fwd" in {event.key for event in profile.key_averages()}
+    with FakeTensorMode():
+        fake = spectral_norm(torch.empty(4, 6), torch.empty(4), torch.empty(6))
+    assert [tuple(t.shape) for t in fake] == [(4, 6), (), (4,), (6,)]
+
+
+def test_address_refuses_what_a_kernel_could_not_survive() -> None:
+    tensor = torch.ones(4, 6)
+    assert address(tensor, torch.float32, 24, "cpu") == tensor.data_ptr()
+    for wrong, dtype, numel, device in (
+        (tensor, torch.float64, 24, "cpu"),
+        (tensor, torch.float32, 25, "cpu"),
+        (tensor.T, torch.float32, 24, "cpu"),
+        (tensor, torch.float32, 24, "cuda"),
+    ):
+        with pytest.raises(RuntimeError, match=f"expected {numel} contiguous elements of {dtype} on {device}"):
+            address(wrong, dtype, numel, device)

@@ -1,0 +1,19 @@
+"""What holds for every test of the penalties."""
+
+import sys
+from collections.abc import Iterator
+
+import pytest
+import torch
+from penalty_critics import active_modes
+
+
+@pytest.fixture(autouse=True)
+def _leaves_nothing_behind() -> Iterator[None]:
+    """No dispatch mode, setting of attention or of torch.compile outlives a call, whether it fails or not."""
+    attention = torch.backends.cuda.flash_sdp_enabled()
+    yield
+    assert active_modes() == 0
+    assert torch.backends.cuda.flash_sdp_enabled() == attention
+    if "torch._dynamo" in sys.modules:
+        assert torch._dynamo.eval_frame._stance.stance == "default"
