@@ -39,12 +39,12 @@ class Recipe:
     Attributes:
         name: the key in the table.
         paper: the source.
-        system: the game, a name of `lipgan.systems.names`; "gan" is the ordinary one.
-        options: constants of that game, by name; what it lacks has the game's defaults.
+        system: the training scheme, a name of `lipgan.systems.names`; "gan" is the ordinary one.
+        options: constants of that scheme, by name; what it lacks has the scheme's defaults.
         architecture: a name of `lipgan.models.names`.
         latent_dim: length of one noise vector.
-        conditioning: how both players see labels: "none", "concat" (Mirza and Osindero 2014), "auxiliary" (a classifier
-            beside the scores, Odena et al. 2016), "projection" (Miyato and Koyama 2018).
+        conditioning: how both networks see labels: "none", "concat" (Mirza and Osindero 2014), "auxiliary" (a
+            classifier beside the scores, Odena et al. 2016), "projection" (Miyato and Koyama 2018).
         minibatch: a layer of the critic that compares the samples of a batch: "none", "discrimination" (Salimans et al.
             2016), "stddev" (Karras et al. 2017).
         batch_norm: the generator's: "batch", or "virtual" (Salimans et al. 2016).
@@ -52,22 +52,22 @@ class Recipe:
         label_smoothing: the label of real samples is 1 minus this, for losses that have labels.
         generator_objective: "loss", or "feature-matching" in its place (Salimans et al. 2016).
         historical_averaging: weight of the squared distance of the parameters to their own average over time, in
-            both players' losses (Salimans et al. 2016).
+            both networks' losses (Salimans et al. 2016).
         instance_noise: standard deviation of the noise on all that the critic sees; falls to 0 linearly over ``steps``
             (Sonderby et al. 2016, Arjovsky and Bottou 2017).
-        critic_norm, generator_norm: "spectral" normalizes every weight of the player, "gradient" (the critic only)
+        critic_norm, generator_norm: "spectral" normalizes every weight of the network, "gradient" (the critic only)
             its output by the gradient (Wu et al. 2021), "none" leaves it alone.
         weight_clip: every parameter of the critic is kept within plus or minus this after its update; 0 for none.
         penalty: a kind of `lipgan.gradient_penalty` that is added to the critic's loss, or "none".
         penalty_weight, penalty_target: its factor and the norm that it aims at.
         optimizer: "adam", "rmsprop" or "sgd".
-        generator_lr, critic_lr: step sizes; two of them are the two-timescale rule (Heusel et al. 2017).
+        generator_lr, critic_lr: learning rates; two of them are the two-timescale rule (Heusel et al. 2017).
         betas: Adam's decay rates; RMSProp takes the second, SGD the first as momentum.
-        lr_decay: "linear" takes the step sizes to 0 over ``steps``, "none" keeps them.
+        lr_decay: "linear" takes the learning rates to 0 over ``steps``, "none" keeps them.
         n_critic: critic updates per generator update, that is per step.
         batch_size: samples per update.
         accumulation: parts of the batch that go through the networks one after the other.
-        max_grad_norm: gradients of a player longer than this are shortened to it; 0 for no limit.
+        max_grad_norm: gradients of a network longer than this are shortened to it; 0 for no limit.
         precision: of the forward passes: "float32", or "bfloat16" or "float16" by `torch.autocast`.
         ema_decay: the generator that is sampled is ``ema_decay * average + (1 - ema_decay) * generator``.
         steps: a length after which samples are worth looking at.

@@ -51,13 +51,13 @@ def _table(*rows: Recipe) -> Mapping[str, Recipe]:
     return MappingProxyType({row.name: row for row in rows})
 
 
-# Step sizes and decay rates of DCGAN (Radford et al. 2015), which most systems without a Lipschitz constraint took.
+# Learning rates and decay rates of DCGAN (Radford et al. 2015), which most systems without a Lipschitz constraint took.
 _DCGAN: Mapping[str, Any] = {"generator_lr": 2e-4, "critic_lr": 2e-4, "betas": (0.5, 0.999)}
 _SALIMANS = "Salimans et al. 2016, Improved Techniques for Training GANs, 1606.03498"
 _NOWOZIN = "Nowozin et al. 2016, f-GAN, 1606.00709"
 
 RECIPES = _table(
-    # --- the game and its objectives
+    # --- the training scheme and its objectives
     Recipe(
         name="gan",
         paper="Goodfellow et al. 2014, Generative Adversarial Networks, 1406.2661",
@@ -236,7 +236,7 @@ RECIPES = _table(
         instance_noise=0.5,
         **_DCGAN,
     ),
-    # --- games with rules of their own
+    # --- training schemes with rules of their own
     Recipe(
         name="began",
         paper="Berthelot et al. 2017, BEGAN: Boundary Equilibrium Generative Adversarial Networks, 1703.10717",

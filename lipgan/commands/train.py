@@ -61,7 +61,7 @@ def _execute(args: argparse.Namespace, given: dict[str, Any], device: torch.devi
     if trainer.recipe.lr_decay != "none" and steps > trainer.recipe.steps:
         raise ValueError(
             f"--steps {steps} is past the {trainer.recipe.steps} over which --lr-decay {trainer.recipe.lr_decay} "
-            "took the step sizes to 0"
+            "took the learning rates to 0"
         )
     run = Run(trainer, out, steps=steps, save_every=values["save_every"], evaluate_every=values["evaluate_every"])
     # Nobody writes before everybody has looked at what is there.

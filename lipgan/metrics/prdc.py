@@ -98,7 +98,7 @@ def prdc(
     if protocol is not None:
         chosen = _left_to(protocol, nearest_k, compare)
         values = prdc(real, fake, *chosen.neighbours(), backend=backend)
-        return chosen.kept(values)
+        return chosen.select(values)
     _check_neighbours(nearest_k, compare)
     _backend.check(backend)
     x, y = as_pair("real", real, "fake", fake)
@@ -170,4 +170,4 @@ class PRDC(TwoSides):
         """What :func:`prdc` returns for all samples so far. ValueError unless both sides have enough."""
         real, fake = self._rows("real"), self._rows("generated")
         values = _prdc(("the real side", real), ("the generated side", fake), self.nearest_k, self.compare, None)
-        return values if self.protocol is None else self.protocol.kept(values)
+        return values if self.protocol is None else self.protocol.select(values)

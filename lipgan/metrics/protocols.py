@@ -72,7 +72,7 @@ class Protocol:
         assert self.nearest_k is not None
         return self.nearest_k, self.compare
 
-    def kept(self, values: dict[str, float]) -> dict[str, float]:
+    def select(self, values: dict[str, float]) -> dict[str, float]:
         """Those numbers of :func:`lipgan.metrics.prdc` that the package has."""
         return {key: value for key, value in values.items() if self.density or key not in ("density", "coverage")}
 

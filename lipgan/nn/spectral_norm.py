@@ -198,18 +198,18 @@ def spectral_norm(
         weight.detach(), n_power_iterations, default_dim(module) if dim is None else dim, eps
     )
     parametrize.register_parametrization(module, name, parametrization)
-    _equip(module, name)
+    _use_fast_list(module, name)
     return module
 
 
-def _equip(module: nn.Module, name: str) -> None:
+def _use_fast_list(module: nn.Module, name: str) -> None:
     """What a module has beside lipgan's parametrization: a short way, loading of torch's hook layout, pickling."""
     _parametrizations(module, name).__class__ = _Parametrizations
     module.register_load_state_dict_pre_hook(_load_hook_layout)  # type: ignore[no-untyped-call]
     make_picklable(module)
 
 
-def adopt(module: nn.Module, name: str) -> None:
+def convert_from_torch(module: nn.Module, name: str) -> None:
     """Put lipgan's parametrization in the place of torch's, of either form, with its settings, u and v.
 
     The parameter stays the same object, so an optimizer that holds it goes on working.
@@ -222,7 +222,7 @@ def adopt(module: nn.Module, name: str) -> None:
         vectors = (theirs._u, theirs._v) if original.ndim > 1 else None
         ours = SpectralNorm(original, iterations, theirs.dim, theirs.eps, vectors=vectors).train(theirs.training)
         parametrizations[list(parametrizations).index(theirs)] = ours
-        _equip(module, name)
+        _use_fast_list(module, name)
     elif hook is not None:
         original = getattr(module, f"{name}_orig")
         vectors = getattr(module, f"{name}_u"), getattr(module, f"{name}_v")
@@ -233,7 +233,7 @@ def adopt(module: nn.Module, name: str) -> None:
         parametrization = SpectralNorm(original, iterations, dim, eps, vectors=vectors).train(module.training)
         # unsafe only skips the trial forward, which would move u and v on.
         parametrize.register_parametrization(module, name, parametrization, unsafe=True)
-        _equip(module, name)
+        _use_fast_list(module, name)
 
 
 def is_normalized(module: nn.Module, name: str) -> bool:

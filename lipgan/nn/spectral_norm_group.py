@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from lipgan._checks import check_count
 from lipgan.nn.spectral_norm import (
     SpectralNorm,
-    adopt,
     check_settings,
     check_weight,
+    convert_from_torch,
     is_normalized,
     parametrization_of,
     spectral_norm,
@@ -193,7 +193,7 @@ def group_spectral_norm(model: nn.Module, *, n_power_iterations: int = 1, eps: f
     members = []
     for name, module in chosen.items():
         if is_normalized(module, "weight"):
-            adopt(module, "weight")
+            convert_from_torch(module, "weight")
         else:
             spectral_norm(module, "weight", n_power_iterations, eps)
         parametrization = parametrization_of(module, "weight")

@@ -69,7 +69,7 @@ def _check_smoothing(label_smoothing: float) -> None:
 
 @dataclass(frozen=True)
 class Minimax:
-    """The game of Goodfellow et al. (2014, arXiv:1406.2661, eq. 1), with ``D = sigmoid(score)``.
+    """The training scheme of Goodfellow et al. (2014, arXiv:1406.2661, eq. 1), with ``D = sigmoid(score)``.
 
     ``critic = -E log D(x) - E log(1 - D(G(z)))`` and ``generator = E log(1 - D(G(z)))``, which hardly has a gradient
     while the critic is sure. A critic that cannot tell the two apart (all scores 0) has loss log 4.

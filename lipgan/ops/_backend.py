@@ -171,7 +171,7 @@ def _resolve(op: str, backend: str | None, device: str) -> str:
 
 
 def resolve(op: str, backend: str | None, device: str) -> str:
-    """The backend that serves the forward of ``op`` on ``device``; :data:`FORMS` tells which serve its derivatives.
+    """The backend that serves the forward of ``op`` on ``device``; :data:`FORMS` reports which serve its derivatives.
 
     Args:
         op: a key of `FORMS`.

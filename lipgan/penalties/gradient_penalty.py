@@ -56,7 +56,7 @@ def gradient_penalty(
     flows to ``real``, ``fake`` or the networks that made them.
 
     With the engine "fused" the gradients of the critic's parameters are ready when this returns, and the backward only
-    scales them: it is first order, goes with gradient accumulation and ``torch.amp.GradScaler``, and cannot be
+    scales them: it is first order, works with gradient accumulation and ``torch.amp.GradScaler``, and cannot be
     differentiated again (``create_graph=True`` is refused). Parameters that the penalty does not depend on, such as
     biases, get zeros. Within ``torch.no_grad()`` and ``torch.inference_mode()`` only the value is computed.
 

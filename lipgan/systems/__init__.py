@@ -1,4 +1,4 @@
-"""The games that recipes name: what each player minimizes.
+"""The training schemes that recipes name: what each network minimizes.
 
 `lipgan.systems.gan` is the ordinary one, of one generator against one critic; each of the others is one file.
 """
@@ -10,7 +10,7 @@ from lipgan._registry import lookup
 from lipgan.systems.aae import AAE
 from lipgan.systems.adaptive_divergence import AdaptiveDivergence
 from lipgan.systems.ali import ALI
-from lipgan.systems.base import Batch, Outcome, System, latents
+from lipgan.systems.base import Batch, LossOutput, System, latents
 from lipgan.systems.began import BEGAN
 from lipgan.systems.cramer import Cramer
 from lipgan.systems.cyclegan import CycleGAN
@@ -24,7 +24,7 @@ from lipgan.systems.progressive import Progressive
 from lipgan.systems.unrolled import Unrolled
 from lipgan.systems.vae_gan import VAEGAN
 
-__all__ = ["SYSTEMS", "Batch", "Outcome", "System", "get", "latents", "names"]
+__all__ = ["SYSTEMS", "Batch", "LossOutput", "System", "get", "latents", "names"]
 
 SYSTEMS: Mapping[str, type[System]] = MappingProxyType(
     {

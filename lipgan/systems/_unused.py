@@ -1,4 +1,4 @@
-"""Fields of a recipe that a game has no use for."""
+"""Fields of a recipe that a training scheme has no use for."""
 
 from __future__ import annotations
 

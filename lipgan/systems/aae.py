@@ -13,7 +13,7 @@ from lipgan import models
 from lipgan.recipe import Recipe
 from lipgan.systems._encoder import Encoder, EncoderDecoder, coded
 from lipgan.systems._unused import refuse
-from lipgan.systems.base import Batch, Outcome
+from lipgan.systems.base import Batch, LossOutput
 from lipgan.systems.gan import GAN
 
 __all__ = ["AAE"]
@@ -58,7 +58,7 @@ class AAE(GAN):
         _, critic = models.build("mlp", (recipe.latent_dim,), minibatch=recipe.minibatch)
         return EncoderDecoder(encoder, decoder, recipe.latent_dim), critic
 
-    def critic_loss(self, batch: Batch) -> Outcome:
+    def critic_loss(self, batch: Batch) -> LossOutput:
         """The objective of telling noise from codes, and the recipe's penalty."""
         real, fake = self.seen(batch.z, batch), self.seen(self.codes(batch), batch)
         real_output, fake_output = self.judge_both(real, fake, batch)
@@ -68,9 +68,9 @@ class AAE(GAN):
         if self.recipe.penalty != "none":
             terms["penalty"] = self.penalty(real, fake, batch)
             loss = loss + terms["penalty"]
-        return Outcome(self.averaged(loss, "critic"), terms)
+        return LossOutput(self.averaged(loss, "critic"), terms)
 
-    def generator_loss(self, batch: Batch) -> Outcome:
+    def generator_loss(self, batch: Batch) -> LossOutput:
         """The reconstruction error, weighted, and the adversarial loss of the codes."""
         codes = self.codes(batch)
         error = (batch.real - self.generator(codes)).square().mean()
@@ -81,7 +81,7 @@ class AAE(GAN):
         else:
             adversarial = self.loss.generator_loss(self.judge(seen, None).scores)
         loss = self.option("reconstruction") * error + adversarial
-        return Outcome(self.averaged(loss, "generator"), {"generator_loss": adversarial, "reconstruction": error})
+        return LossOutput(self.averaged(loss, "generator"), {"generator_loss": adversarial, "reconstruction": error})
 
     def codes(self, batch: Batch) -> Tensor:
         """The codes of the real samples."""

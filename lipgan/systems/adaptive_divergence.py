@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lipgan.objectives import losses
 from lipgan.systems._unused import refuse
-from lipgan.systems.base import Batch, Outcome
+from lipgan.systems.base import Batch, LossOutput
 from lipgan.systems.gan import GAN
 
 __all__ = ["AdaptiveDivergence", "strength"]
@@ -59,14 +59,14 @@ class AdaptiveDivergence(GAN):
         self.entropy = torch.full((), math.log(2), dtype=torch.float64, device=device)
         self._measured: list[Tensor] = []
 
-    def critic_loss(self, batch: Batch) -> Outcome:
+    def critic_loss(self, batch: Batch) -> LossOutput:
         """The ordinary loss, and the penalty of the critic's strength."""
         outcome = super().critic_loss(batch)
         self._measured.append(outcome.terms["critic_loss"].detach().double() / 2)
         now = strength(self.entropy, self.option("weight")).to(outcome.loss)
         weights = [p.square().sum() for p in self.critic.parameters() if p.ndim > 1]
         penalty = 2 * now * torch.stack(weights).sum()
-        return Outcome(outcome.loss + penalty, {**outcome.terms, "capacity_penalty": penalty, "strength": now})
+        return LossOutput(outcome.loss + penalty, {**outcome.terms, "capacity_penalty": penalty, "strength": now})
 
     def after_critic_update(self) -> None:
         """Moves h on."""

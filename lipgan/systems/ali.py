@@ -14,7 +14,7 @@ from lipgan.recipe import Recipe
 from lipgan.systems._encoder import Encoder, EncoderDecoder, coded, critic_of
 from lipgan.systems._readout import body_of
 from lipgan.systems._unused import refuse
-from lipgan.systems.base import Batch, Outcome
+from lipgan.systems.base import Batch, LossOutput
 from lipgan.systems.gan import GAN
 
 __all__ = ["ALI", "JointCritic"]
@@ -42,7 +42,7 @@ class ALI(GAN):
     The encoder is Gaussian, as ALI's and VEEGAN's; BiGAN's is deterministic. Codes and noise of points of the plane
     have two numbers, whatever the recipe says: codes that lie on a surface are told from noise without effort.
 
-    What is simplified: VEEGAN's players here have ALI's losses for the scores, where the paper's generator minimizes
+    What is simplified: VEEGAN's networks here have ALI's losses for the scores, where the paper's generator minimizes
     the score itself; the error of the restored noise is that of the mean of the codes.
 
     Options:
@@ -66,15 +66,15 @@ class ALI(GAN):
         encoder = Encoder(recipe, shape)
         return EncoderDecoder(encoder, decoder, recipe.latent_dim), JointCritic(recipe, shape)
 
-    def critic_loss(self, batch: Batch) -> Outcome:
+    def critic_loss(self, batch: Batch) -> LossOutput:
         """The objective of telling data with their codes from samples with their noise."""
         real, fake = self.pairs(batch)
         real_scores, fake_scores = self.scores(real, fake)
         loss = self.loss.critic_loss(real_scores, fake_scores)
         estimate = self.loss.estimate(real_scores.detach(), fake_scores.detach())
-        return Outcome(self.averaged(loss, "critic"), {"critic_loss": loss, "estimate": estimate})
+        return LossOutput(self.averaged(loss, "critic"), {"critic_loss": loss, "estimate": estimate})
 
-    def generator_loss(self, batch: Batch) -> Outcome:
+    def generator_loss(self, batch: Batch) -> LossOutput:
         """The objectives of generator and encoder, which are on one side, and the error of the restored noise."""
         real, fake = self.pairs(batch)
         real_scores, fake_scores = self.scores(real, fake)
@@ -85,7 +85,7 @@ class ALI(GAN):
             samples, z = fake
             terms["reconstruction"] = (z - self.generator(samples, encode=True)).square().mean()
             loss = loss + weight * terms["reconstruction"]
-        return Outcome(self.averaged(loss, "generator"), terms)
+        return LossOutput(self.averaged(loss, "generator"), terms)
 
     def pairs(self, batch: Batch) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """Data with their codes, and samples with their noise."""

@@ -1,4 +1,4 @@
-"""What a training game is to the trainer: two losses, and the state that they keep between updates."""
+"""What a training scheme is to the trainer: two losses, and the state that they keep between updates."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from lipgan import models
 from lipgan.data import Dataset
 from lipgan.recipe import Recipe
 
-__all__ = ["Batch", "Outcome", "System", "latents"]
+__all__ = ["Batch", "LossOutput", "System", "latents"]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What one player is updated on: a part of the batch, or all of it.
+    """What one network is updated on: a part of the batch, or all of it.
 
     Attributes:
         real: ``[b, ...]``, on the device and of the type of the generator.
@@ -69,24 +69,24 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What a player minimizes, 0-dim, and the 0-dim quantities that are logged under their names."""
+class LossOutput:
+    """What a network minimizes, 0-dim, and the 0-dim quantities that are logged under their names."""
 
     loss: Tensor
     terms: dict[str, Tensor]
 
 
 class System:
-    """Two losses of two players. The trainer owns the loop, the optimizers and the random numbers.
+    """Two losses of two networks. The trainer owns the loop, the optimizers and the random numbers.
 
     A subclass defines `critic_loss` and `generator_loss`; what it keeps between updates goes through `state_dict`.
-    "Generator" and "critic" are the two players: the modules whose parameters each of the two optimizers gets. A player
-    may hold several networks (an encoder beside a decoder, one network per level of a pyramid), as long as
-    ``generator(z)`` gives samples.
+    "Generator" and "critic" are the two modules whose parameters each of the two optimizers gets. Either may hold
+    several networks (an encoder beside a decoder, one network per level of a pyramid), as long as ``generator(z)``
+    gives samples.
 
     Args:
         recipe: whose options it reads with `option`.
-        generator, critic: the players, on their device, normalized as the recipe says.
+        generator, critic: the networks, on their device, normalized as the recipe says.
         data: what they are trained on.
         penalty_engine: the ``engine`` of `lipgan.gradient_penalty`.
     """
@@ -108,7 +108,7 @@ class System:
 
     @classmethod
     def build(cls, recipe: Recipe, shape: tuple[int, ...], classes: int) -> tuple[nn.Module, nn.Module]:
-        """Fresh players for samples of ``shape`` with labels 0 to ``classes - 1``, from torch's global generator.
+        """Fresh networks for samples of ``shape`` with labels 0 to ``classes - 1``, from torch's global generator.
 
         Raises:
             ValueError: the architecture does not serve the shape, or the recipe needs labels and there are none.
@@ -127,11 +127,11 @@ class System:
         """The recipe's value of an option, or the default."""
         return self.recipe.options.get(name, self.OPTIONS[name])
 
-    def critic_loss(self, batch: Batch) -> Outcome:
+    def critic_loss(self, batch: Batch) -> LossOutput:
         """What the critic minimizes; the generator's parameters require no gradients meanwhile."""
         raise NotImplementedError
 
-    def generator_loss(self, batch: Batch) -> Outcome:
+    def generator_loss(self, batch: Batch) -> LossOutput:
         """What the generator minimizes; the critic's parameters require no gradients meanwhile."""
         raise NotImplementedError
 
@@ -145,7 +145,7 @@ class System:
         """Called after each update of the generator."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What the losses depend on beside the players: tensors, numbers, and dicts and lists of these."""
+        """What the losses depend on beside the networks: tensors, numbers, and dicts and lists of these."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from lipgan.models import AutoencoderCritic, Output
 from lipgan.recipe import Recipe
 from lipgan.systems._unused import refuse
-from lipgan.systems.base import Batch, Outcome
+from lipgan.systems.base import Batch, LossOutput
 from lipgan.systems.gan import GAN
 
 __all__ = ["BEGAN"]
 
 
 class BEGAN(GAN):
-    """An autoencoder as critic, and a weight that keeps the two players in balance.
+    """An autoencoder as critic, and a weight that keeps the two networks in balance.
 
     With ``L(v)`` the error of the critic's reconstruction of v, the paper's objective is::
 
@@ -35,12 +35,12 @@ class BEGAN(GAN):
     As in the paper, L is the mean absolute error (its eta = 1), codes have as many numbers as the noise, and the
     generator has the layers of the critic's decoder, without batch norm.
 
-    What is simplified: the layers are those of the architecture "autoencoder"; the step size does not fall when M
+    What is simplified: the layers are those of the architecture "autoencoder"; the learning rate does not fall when M
     stalls; k moves on the samples of the critic's update, where the paper takes the second term from the generator's.
 
     Options:
         gamma: the wanted ratio of the errors, 0 to 1; the paper has 0.3 to 0.7.
-        lambda_k: the step size of k.
+        lambda_k: the learning rate of k.
     """
 
     OPTIONS: ClassVar[Mapping[str, float]] = MappingProxyType({"gamma": 0.5, "lambda_k": 0.001})
@@ -79,7 +79,7 @@ class BEGAN(GAN):
         error = (samples - self.critic(samples, reconstruct=True)).abs().flatten(1).mean(1)
         return Output(-error, samples, None)
 
-    def critic_loss(self, batch: Batch) -> Outcome:
+    def critic_loss(self, batch: Batch) -> LossOutput:
         """L_D, with M and k among the terms."""
         outcome = super().critic_loss(batch)
         outcome.terms["balance"] = self.equilibrium.k.to(outcome.loss)

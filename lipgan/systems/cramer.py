@@ -15,7 +15,7 @@ from lipgan.objectives.divergences import widen
 from lipgan.recipe import Recipe
 from lipgan.systems._readout import Readout
 from lipgan.systems._unused import refuse
-from lipgan.systems.base import Batch, Outcome
+from lipgan.systems.base import Batch, LossOutput
 from lipgan.systems.gan import GAN
 
 __all__ = ["Cramer", "CramerCritic"]
@@ -53,7 +53,7 @@ class Cramer(GAN):
         generator, critic = super().build(recipe, shape, classes)
         return generator, CramerCritic(critic, int(count))
 
-    def critic_loss(self, batch: Batch) -> Outcome:
+    def critic_loss(self, batch: Batch) -> LossOutput:
         """Minus the surrogate, and the penalty of f."""
         real, fake = self.seen(batch.real, batch), self.seen(self.fake(batch), batch)
         other = self.seen(self.generator(batch.randn(batch.z)), batch)
@@ -63,14 +63,14 @@ class Cramer(GAN):
         if self.recipe.penalty != "none":
             terms["penalty"] = self.penalty(real, fake, batch, critic_args=(other,))
             loss = loss + terms["penalty"]
-        return Outcome(self.averaged(loss, "critic"), terms)
+        return LossOutput(self.averaged(loss, "critic"), terms)
 
-    def generator_loss(self, batch: Batch) -> Outcome:
+    def generator_loss(self, batch: Batch) -> LossOutput:
         """The energy distance of the features, but for its constant."""
         samples = [self.fake(batch), self.generator(batch.randn(batch.z))]
         x, g, other = (self.critic(self.seen(s, batch), full=True).features for s in (batch.real, *samples))
         loss = (norm(x - g) + norm(x - other) - norm(g - other)).mean()
-        return Outcome(self.averaged(loss, "generator"), {"generator_loss": loss})
+        return LossOutput(self.averaged(loss, "generator"), {"generator_loss": loss})
 
 
 class CramerCritic(nn.Module):

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from lipgan import models
 from lipgan.recipe import Recipe
 from lipgan.systems._unused import refuse
-from lipgan.systems.base import Batch, Outcome
+from lipgan.systems.base import Batch, LossOutput
 from lipgan.systems.gan import GAN
 
 __all__ = ["CycleGAN", "DomainCritics", "Translators", "transformed"]
@@ -29,8 +29,8 @@ class CycleGAN(GAN):
 
     Domain A is the data. Domain B is `transformed` data: for images the outlines of what they show, for vectors a
     rotation with a shift. The samples of a batch of B are other ones than those of A, drawn independently, so that
-    nothing tells which belongs to which. With G: A -> B and F: B -> A, and the adversarial losses of the recipe (in the
-    paper least squares), the translators minimize::
+    nothing tells which belongs to which. With G: A -> B and F: B -> A, and the adversarial losses of the recipe (in
+    the paper least squares), the translators minimize::
 
         generator_loss(D_B(G(a))) + generator_loss(D_A(F(b)))
             + cycle * (|F(G(a)) - a| + |G(F(b)) - b|) + identity * (|G(b) - b| + |F(a) - a|)
@@ -39,7 +39,7 @@ class CycleGAN(GAN):
     sum of their two losses. Samples are translations G(a) of data, of which the generator holds some as inputs.
 
     What is simplified: a critic scores the whole image, as the paper's patches of 70 pixels do for images up to that
-    size; the critics see the translations of the moment, not those of a history; the batch is not 1; the step sizes
+    size; the critics see the translations of the moment, not those of a history; the batch is not 1; the learning rates
     stay. Symmetric domains can be translated in more than one way that obeys the losses, the rings of 8 Gaussians in 16
     for example.
 
@@ -65,7 +65,7 @@ class CycleGAN(GAN):
         """As `System.build`."""
         return Translators(shape), DomainCritics(recipe, shape)
 
-    def critic_loss(self, batch: Batch) -> Outcome:
+    def critic_loss(self, batch: Batch) -> LossOutput:
         """The objectives of the two critics."""
         a, b = batch.real, self.others(batch)
         scores = [
@@ -75,9 +75,9 @@ class CycleGAN(GAN):
         loss = torch.stack([self.loss.critic_loss(*pair) for pair in scores]).sum()
         with torch.no_grad():
             estimate = torch.stack([self.loss.estimate(*pair) for pair in scores]).mean()
-        return Outcome(self.averaged(loss, "critic"), {"critic_loss": loss, "estimate": estimate})
+        return LossOutput(self.averaged(loss, "critic"), {"critic_loss": loss, "estimate": estimate})
 
-    def generator_loss(self, batch: Batch) -> Outcome:
+    def generator_loss(self, batch: Batch) -> LossOutput:
         """The adversarial objectives, cycle consistency, and identity if it has a weight."""
         a, b = batch.real, self.others(batch)
         made_a, made_b = self.generator(b, back=True), self.generator(a)
@@ -89,7 +89,7 @@ class CycleGAN(GAN):
         if self.identity:
             terms["identity"] = _distance(self.generator(b), b) + _distance(self.generator(a, back=True), a)
             loss = loss + self.identity * terms["identity"]
-        return Outcome(self.averaged(loss, "generator"), terms)
+        return LossOutput(self.averaged(loss, "generator"), terms)
 
     def others(self, batch: Batch) -> Tensor:
         """Samples of domain B, as many as those of A."""

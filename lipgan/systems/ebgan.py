@@ -10,7 +10,7 @@ from lipgan.models import AutoencoderCritic
 from lipgan.objectives import losses
 from lipgan.objectives.regularizers import pulling_away
 from lipgan.systems._unused import refuse
-from lipgan.systems.base import Batch, Outcome
+from lipgan.systems.base import Batch, LossOutput
 from lipgan.systems.gan import GAN
 
 __all__ = ["EBGAN"]
@@ -49,7 +49,7 @@ class EBGAN(GAN):
             raise ValueError(f"pulling_away must be at least 0, got {self.weight!r}")
         self.loss = losses.get("energy", margin=self.option("margin"))
 
-    def generator_loss(self, batch: Batch) -> Outcome:
+    def generator_loss(self, batch: Batch) -> LossOutput:
         """The energy of samples, and how much their codes are alike."""
         output = self.judge(self.seen(self.fake(batch), batch), batch.labels, full=True)
         loss = self.loss.generator_loss(output.scores)
@@ -58,4 +58,4 @@ class EBGAN(GAN):
         loss = loss + self.weight * repelling
         if self.recipe.conditioning == "auxiliary":
             loss = loss + self.classification(output, batch)
-        return Outcome(self.averaged(loss, "generator"), terms)
+        return LossOutput(self.averaged(loss, "generator"), terms)

@@ -1,5 +1,5 @@
-"""The game of Goodfellow et al. (2014, arXiv:1406.2661), with every objective, constraint and technique that leaves it
-a game of one generator against one critic."""
+"""The training scheme of Goodfellow et al. (2014, arXiv:1406.2661): one generator against one critic, with every
+objective, constraint and technique that leaves it so."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lipgan.models import Output
 from lipgan.objectives import losses
 from lipgan.objectives.regularizers import HistoricalAverage, clip_weights, feature_matching
 from lipgan.penalties import gradient_penalty
-from lipgan.systems.base import Batch, Outcome, System
+from lipgan.systems.base import Batch, LossOutput, System
 
 __all__ = ["GAN"]
 
@@ -42,7 +42,7 @@ class GAN(System):
             else {}
         )
 
-    def critic_loss(self, batch: Batch) -> Outcome:
+    def critic_loss(self, batch: Batch) -> LossOutput:
         """The objective, the penalty and whatever the recipe adds to them."""
         recipe = self.recipe
         real, fake = self.seen(batch.real, batch), self.seen(self.fake(batch), batch)
@@ -56,9 +56,9 @@ class GAN(System):
         if recipe.penalty != "none":
             terms["penalty"] = self.penalty(real, fake, batch)
             loss = loss + terms["penalty"]
-        return Outcome(self.averaged(loss, "critic"), terms)
+        return LossOutput(self.averaged(loss, "critic"), terms)
 
-    def generator_loss(self, batch: Batch) -> Outcome:
+    def generator_loss(self, batch: Batch) -> LossOutput:
         """The objective, or feature matching in its place, and the auxiliary classifier's loss."""
         recipe = self.recipe
         fake = self.seen(self.fake(batch), batch)
@@ -74,7 +74,7 @@ class GAN(System):
         terms = {"generator_loss": loss}
         if recipe.conditioning == "auxiliary":
             loss = loss + self.classification(fake_output, batch)
-        return Outcome(self.averaged(loss, "generator"), terms)
+        return LossOutput(self.averaged(loss, "generator"), terms)
 
     def after_critic_update(self) -> None:
         """Clips the weights, and moves the average over time on."""
@@ -163,11 +163,11 @@ class GAN(System):
                 critic_args=critic_args,
             )
 
-    def averaged(self, loss: Tensor, player: str) -> Tensor:
+    def averaged(self, loss: Tensor, network: str) -> Tensor:
         """The loss with the historical averaging of the recipe."""
         if not self.averages:
             return loss
-        return loss + self.recipe.historical_averaging * self.averages[player].penalty()
+        return loss + self.recipe.historical_averaging * self.averages[network].penalty()
 
 
 def mixes_samples(module: nn.Module) -> bool:

@@ -18,7 +18,7 @@ from lipgan.objectives.divergences import widen
 from lipgan.recipe import Recipe
 from lipgan.systems._readout import Readout
 from lipgan.systems._unused import refuse
-from lipgan.systems.base import Batch, Outcome
+from lipgan.systems.base import Batch, LossOutput
 from lipgan.systems.gan import GAN
 
 __all__ = ["CodedGenerator", "InfoGAN", "ReadingCritic"]
@@ -31,7 +31,7 @@ class InfoGAN(GAN):
     """A part of the noise is a code, and the critic has to read it from the samples.
 
     The noise is ``(z, c)`` with a categorical code of equally likely values and two codes that are uniform on [-1, 1].
-    Both players add to their objective ``-lambda L_I`` (the paper's eq. 5 and 6), where ::
+    Both networks add to their objective ``-lambda L_I`` (the paper's eq. 5 and 6), where ::
 
         L_I = E log Q(c | G(z, c)) + H(c) <= I(c; G(z, c))
 
@@ -64,7 +64,7 @@ class InfoGAN(GAN):
         generator, critic = super().build(entries, shape, classes)
         return CodedGenerator(generator, values), ReadingCritic(critic, values)
 
-    def critic_loss(self, batch: Batch) -> Outcome:
+    def critic_loss(self, batch: Batch) -> LossOutput:
         """The critic's objective, and what it misreads."""
         real, fake = self.seen(batch.real, batch), self.seen(self.fake(batch), batch)
         real_output, fake_output = self.judge_both(real, fake, batch, full=True)
@@ -76,15 +76,15 @@ class InfoGAN(GAN):
         if self.recipe.penalty != "none":
             terms["penalty"] = self.penalty(real, fake, batch)
             loss = loss + terms["penalty"]
-        return Outcome(self.averaged(loss, "critic"), terms)
+        return LossOutput(self.averaged(loss, "critic"), terms)
 
-    def generator_loss(self, batch: Batch) -> Outcome:
+    def generator_loss(self, batch: Batch) -> LossOutput:
         """The generator's objective, and what the critic misreads."""
         output = self.judge(self.seen(self.fake(batch), batch), None, full=True)
         real_scores = self.judge(self.seen(batch.real, batch), None).scores if self.loss.paired else None
         loss = self.loss.generator_loss(output.scores, real_scores)
         terms = {"generator_loss": loss}
-        return Outcome(self.averaged(loss + self.misread(output, batch)[0], "generator"), terms)
+        return LossOutput(self.averaged(loss + self.misread(output, batch)[0], "generator"), terms)
 
     def misread(self, output: Output, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """``-lambda L_I`` without its constants, and what is logged of it."""

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from lipgan import models
 from lipgan.recipe import Recipe
 from lipgan.systems._unused import refuse
-from lipgan.systems.base import Batch, Outcome
+from lipgan.systems.base import Batch, LossOutput
 from lipgan.systems.gan import GAN
 
 __all__ = ["LAPGAN", "Level", "PyramidCritic", "PyramidGenerator", "pyramid"]
@@ -57,7 +57,7 @@ class LAPGAN(GAN):
         """As `System.build`."""
         return PyramidGenerator(shape, recipe.latent_dim), PyramidCritic(shape)
 
-    def critic_loss(self, batch: Batch) -> Outcome:
+    def critic_loss(self, batch: Batch) -> LossOutput:
         """The sum of the levels' objectives."""
         levels = self.generator(batch.z, real=batch.real)
         real, fake = self.critic(batch.real, pyramid(batch.real, len(levels))), self.critic(levels[-1].images, levels)
@@ -67,16 +67,16 @@ class LAPGAN(GAN):
         loss = torch.stack(losses).sum()
         terms = {"critic_loss": loss, "estimate": torch.stack(estimates).mean()}
         terms |= {f"critic_loss_{k}": value for k, value in enumerate(losses) if len(losses) > 1}
-        return Outcome(self.averaged(loss, "critic"), terms)
+        return LossOutput(self.averaged(loss, "critic"), terms)
 
-    def generator_loss(self, batch: Batch) -> Outcome:
+    def generator_loss(self, batch: Batch) -> LossOutput:
         """The sum of the levels' objectives."""
         levels = self.generator(batch.z, real=batch.real)
         fake = self.critic(levels[-1].images, levels)
         real = self.critic(batch.real, pyramid(batch.real, len(levels))) if self.loss.paired else fake
         pairs = zip(fake, real, strict=True)
         loss = torch.stack([self.loss.generator_loss(*scores) for scores in pairs]).sum()
-        return Outcome(self.averaged(loss, "generator"), {"generator_loss": loss})
+        return LossOutput(self.averaged(loss, "generator"), {"generator_loss": loss})
 
 
 class Level(NamedTuple):

@@ -16,7 +16,7 @@ from lipgan.objectives.divergences import widen
 from lipgan.recipe import Recipe
 from lipgan.systems._readout import Readout
 from lipgan.systems._unused import refuse
-from lipgan.systems.base import Batch, Outcome
+from lipgan.systems.base import Batch, LossOutput
 from lipgan.systems.gan import GAN
 
 __all__ = ["MADGAN", "GeneratorMixture", "OriginCritic"]
@@ -31,9 +31,9 @@ class MADGAN(GAN):
     different modes; at the optimum the mixture of all is the data (theorem 1), and the critic's loss, where it has
     nothing to tell them apart by, ``2 log(k + 1)``.
 
-    The score is ``log(D_{k+1} / (1 - D_{k+1}))``, so that k = 1 is the ordinary game. A mean over the generators stands
-    in place of the paper's sum. What is simplified: the generators share no layers, where the paper's for images have
-    the first ones in common.
+    The score is ``log(D_{k+1} / (1 - D_{k+1}))``, so that k = 1 is the ordinary training scheme. A mean over the
+    generators stands in place of the paper's sum. What is simplified: the generators share no layers, where the paper's
+    for images have the first ones in common.
 
     Options:
         generators: k. Samples are made by the generators in turn.
@@ -53,7 +53,7 @@ class MADGAN(GAN):
         pairs = [super(MADGAN, cls).build(recipe, shape, classes) for _ in range(k)]
         return GeneratorMixture([generator for generator, _ in pairs]), OriginCritic(pairs[0][1], int(k))
 
-    def critic_loss(self, batch: Batch) -> Outcome:
+    def critic_loss(self, batch: Batch) -> LossOutput:
         """Cross entropies of the origins of real and of fake samples."""
         real, fake = self.seen(batch.real, batch), self.seen(self.fake(batch), batch)
         real_output, fake_output = self.judge_both(real, fake, batch, full=True)
@@ -63,13 +63,13 @@ class MADGAN(GAN):
         reality = torch.full_like(origins, fake_output.logits.shape[1] - 1)
         loss = F.cross_entropy(widen(real_output.logits), reality)
         loss = loss + F.cross_entropy(widen(fake_output.logits), origins)
-        told = (fake_output.logits[:, :-1].argmax(1) == origins).float().mean()
+        accuracy = (fake_output.logits[:, :-1].argmax(1) == origins).float().mean()
         estimate = self.loss.estimate(real_output.scores.detach(), fake_output.scores.detach())
-        terms = {"critic_loss": loss, "estimate": estimate, "told_apart": told}
+        terms = {"critic_loss": loss, "estimate": estimate, "origin_accuracy": accuracy}
         if self.recipe.penalty != "none":
             terms["penalty"] = self.penalty(real, fake, batch)
             loss = loss + terms["penalty"]
-        return Outcome(self.averaged(loss, "critic"), terms)
+        return LossOutput(self.averaged(loss, "critic"), terms)
 
 
 class GeneratorMixture(nn.Module):

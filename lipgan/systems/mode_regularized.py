@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lipgan.recipe import Recipe
 from lipgan.systems._readout import Readout
 from lipgan.systems._unused import refuse
-from lipgan.systems.base import Batch, Outcome
+from lipgan.systems.base import Batch, LossOutput
 from lipgan.systems.gan import GAN
 
 __all__ = ["EncodedGenerator", "ModeRegularized"]
@@ -49,7 +49,7 @@ class ModeRegularized(GAN):
         _, encoder = super().build(recipe, shape, classes)
         return EncodedGenerator(generator, Readout(encoder, recipe.latent_dim)), critic
 
-    def generator_loss(self, batch: Batch) -> Outcome:
+    def generator_loss(self, batch: Batch) -> LossOutput:
         """The objective on samples, the distance of reconstructions, the objective on them."""
         fake, restored = self.generator(batch.z, batch.real)
         real_scores = self.judge(self.seen(batch.real, batch), None).scores if self.loss.paired else None
@@ -60,7 +60,7 @@ class ModeRegularized(GAN):
         reconstruction = (restored - batch.real).square().mean()
         terms = {"generator_loss": loss, "reconstruction": reconstruction, "realism": realism}
         loss = loss + self.option("reconstruction_weight") * reconstruction + self.option("realism_weight") * realism
-        return Outcome(self.averaged(loss, "generator"), terms)
+        return LossOutput(self.averaged(loss, "generator"), terms)
 
 
 class EncodedGenerator(nn.Module):

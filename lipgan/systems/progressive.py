@@ -18,7 +18,7 @@ from lipgan.nn import MinibatchStdDev
 from lipgan.objectives.losses import Loss
 from lipgan.recipe import Recipe
 from lipgan.systems._unused import refuse
-from lipgan.systems.base import Batch, Outcome
+from lipgan.systems.base import Batch, LossOutput
 from lipgan.systems.gan import GAN
 
 __all__ = ["GrowingCritic", "GrowingGenerator", "Progressive"]
@@ -67,18 +67,18 @@ class Progressive(GAN):
 
     def begin_step(self) -> None:
         """Lets both networks grow to what the progress of the run asks for."""
-        for player in (self.generator, self.critic):
-            if isinstance(player, _Growing):
-                player.grow(growth(self.progress, len(player.sides)))
+        for network in (self.generator, self.critic):
+            if isinstance(network, _Growing):
+                network.grow(growth(self.progress, len(network.sides)))
 
-    def critic_loss(self, batch: Batch) -> Outcome:
+    def critic_loss(self, batch: Batch) -> LossOutput:
         """As `GAN`, on real samples as far as the networks have grown; "growth" among the terms says how far."""
         outcome = super().critic_loss(self.faded(batch))
         if isinstance(self.critic, GrowingCritic):
             outcome.terms["growth"] = self.critic.growth.to(outcome.loss) / _PARTS
         return outcome
 
-    def generator_loss(self, batch: Batch) -> Outcome:
+    def generator_loss(self, batch: Batch) -> LossOutput:
         """As `GAN`."""
         return super().generator_loss(self.faded(batch))
 

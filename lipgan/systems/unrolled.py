@@ -12,7 +12,7 @@ from torch.func import functional_call
 
 from lipgan._checks import as_whole
 from lipgan.systems._unused import refuse
-from lipgan.systems.base import Batch, Outcome
+from lipgan.systems.base import Batch, LossOutput
 from lipgan.systems.gan import GAN
 
 __all__ = ["Unrolled"]
@@ -34,13 +34,13 @@ class Unrolled(GAN):
     recipe's loss gives it as minus ``critic_loss``, which with "minimax" is the paper's f. "critic_gain" is what the
     critic gains by the look-ahead.
 
-    The step size eta of a weight is that of the critic's optimizer: its learning rate, divided, but for "sgd", by the
-    root of a running mean of the weight's squared gradients, which is a constant for the gradient and goes on through
-    the look-ahead. What is simplified: the steps have no momentum; penalties and the loss of an auxiliary classifier
-    are left out of f; with accumulation, or in several processes, each part of a batch looks ahead on its own samples.
+    The learning rate eta of a weight is that of the critic's optimizer: its learning rate, divided, but for "sgd", by
+    the root of a running mean of the weight's squared gradients, which is a constant for the gradient and goes on
+    through the look-ahead. What is simplified: the steps have no momentum; penalties and the loss of an auxiliary
+    classifier are left out of f; with accumulation, or in several processes, each part of a batch looks ahead on its own samples.
 
     Options:
-        unrolled_steps: k; 0 is the ordinary game, with the generator's loss of the recipe.
+        unrolled_steps: k; 0 is the ordinary training scheme, with the generator's loss of the recipe.
         unrolled_rate: a factor of eta.
     """
 
@@ -59,8 +59,8 @@ class Unrolled(GAN):
         self.updates = 0
         self._measured: list[list[Tensor]] = []
 
-    def generator_loss(self, batch: Batch) -> Outcome:
-        """The value of the game with the critic of ``unrolled_steps`` steps ahead."""
+    def generator_loss(self, batch: Batch) -> LossOutput:
+        """The value of the objective with the critic of ``unrolled_steps`` steps ahead."""
         if self.steps == 0:
             return super().generator_loss(batch)
         real, fake = self.seen(batch.real, batch), self.seen(self.fake(batch), batch)
@@ -82,7 +82,7 @@ class Unrolled(GAN):
             }
             loss = self.objective(weights, buffers, real, fake, batch)
         terms = {"generator_loss": -loss, "critic_gain": (now - loss).detach()}
-        return Outcome(self.averaged(-loss, "generator"), terms)
+        return LossOutput(self.averaged(-loss, "generator"), terms)
 
     def objective(
         self, weights: dict[str, Tensor], buffers: dict[str, Tensor], real: Tensor, fake: Tensor, batch: Batch
@@ -102,7 +102,7 @@ class Unrolled(GAN):
         return [torch.lerp(new, old, kept) for old, new in zip(means, squares, strict=True)]
 
     def rates(self, means: Sequence[Tensor], age: int) -> list[Tensor | float]:
-        """The step size of each weight, for running means of so many updates."""
+        """The learning rate of each weight, for running means of so many updates."""
         recipe = self.recipe
         rate = self.rate * recipe.critic_lr * (1 - self.progress if recipe.lr_decay == "linear" else 1)
         if recipe.optimizer == "sgd":

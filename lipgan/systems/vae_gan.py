@@ -13,7 +13,7 @@ from lipgan.objectives.divergences import widen
 from lipgan.recipe import Recipe
 from lipgan.systems._readout import Readout
 from lipgan.systems._unused import refuse
-from lipgan.systems.base import Batch, Outcome
+from lipgan.systems.base import Batch, LossOutput
 from lipgan.systems.gan import GAN
 
 __all__ = ["VAEGAN", "Parts", "VariationalGenerator"]
@@ -55,7 +55,7 @@ class VAEGAN(GAN):
         _, encoder = super().build(recipe, shape, classes)
         return VariationalGenerator(generator, Readout(encoder, 2 * recipe.latent_dim)), critic
 
-    def critic_loss(self, batch: Batch) -> Outcome:
+    def critic_loss(self, batch: Batch) -> LossOutput:
         """L_GAN, of samples and of reconstructions."""
         parts = self.generator(batch.z, batch.real, batch.randn(batch.z))
         real = self.seen(batch.real, batch)
@@ -71,9 +71,9 @@ class VAEGAN(GAN):
         if self.recipe.penalty != "none":
             terms["penalty"] = self.penalty(real, fake, batch)
             loss = loss + terms["penalty"]
-        return Outcome(self.averaged(loss, "critic"), terms)
+        return LossOutput(self.averaged(loss, "critic"), terms)
 
-    def generator_loss(self, batch: Batch) -> Outcome:
+    def generator_loss(self, batch: Batch) -> LossOutput:
         """L_prior and L_like of the encoder, gamma L_like and the objective of the decoder."""
         parts = self.generator(batch.z, batch.real, batch.randn(batch.z), encoder_share=1 / self.gamma)
         mean, log_variance = widen(parts.mean), widen(parts.log_variance)
@@ -89,7 +89,7 @@ class VAEGAN(GAN):
         objective = (objectives[0] + objectives[1]) / 2
         loss = prior + self.gamma * likelihood + objective
         terms = {"generator_loss": objective, "prior": prior, "likelihood": likelihood}
-        return Outcome(self.averaged(loss, "generator"), terms)
+        return LossOutput(self.averaged(loss, "generator"), terms)
 
 
 class Parts(NamedTuple):

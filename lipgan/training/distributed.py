@@ -1,7 +1,7 @@
 """Data parallelism: every process trains on its part of each batch and they average gradients.
 
 Works with whatever `torch.distributed` group is initialized; without one, everything here is the identity. The losses
-and gradients are averaged directly, in place of DistributedDataParallel, since a step has two players and a penalty
+and gradients are averaged directly, in place of DistributedDataParallel, since a step has two networks and a penalty
 whose parameter gradients are computed outside of the backward pass.
 """
 

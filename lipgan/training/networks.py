@@ -36,7 +36,7 @@ def _in_channels_last(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, 
 
 
 def normalized(module: nn.Module, norm: str) -> tuple[nn.Module, SpectralNormGroup | None]:
-    """The player normalized as the recipe says, and the group of its weights where there is one."""
+    """The network normalized as the recipe says, and the group of its weights where there is one."""
     if norm == "spectral":
         return module, group_spectral_norm(module)
     if norm == "gradient":

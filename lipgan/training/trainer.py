@@ -1,4 +1,4 @@
-"""The training loop of a two-player game, and nothing else: no files but the checkpoint, no printing, no
+"""The training loop of a generator against a critic, and nothing else: no files but the checkpoint, no printing, no
 signals."""
 
 import copy
@@ -21,9 +21,9 @@ from lipgan.training import checkpoint, distributed
 from lipgan.training.average import MovingAverage
 from lipgan.training.checkpoint import explaining
 from lipgan.training.networks import build_networks, normalized, placed
-from lipgan.training.player import Player
 from lipgan.training.random import PrivateRandom
 from lipgan.training.sampling import draw
+from lipgan.training.updater import NetworkUpdater
 
 __all__ = ["Trainer", "TrainingDiverged"]
 
@@ -118,8 +118,8 @@ class Trainer:
             self.system.average = distributed.average
         self.ema = copy.deepcopy(self.generator).eval().requires_grad_(False)
         self._average = MovingAverage(self.ema, self.generator)
-        self._generator_player = Player(self.generator, self.recipe, self.recipe.generator_lr)
-        self._critic_player = Player(self.critic, self.recipe, self.recipe.critic_lr)
+        self._generator_updater = NetworkUpdater(self.generator, self.recipe, self.recipe.generator_lr)
+        self._critic_updater = NetworkUpdater(self.critic, self.recipe, self.recipe.critic_lr)
 
         self._dtype = next(generator.parameters()).dtype
         self._samples = self.data.samples.to(self.device, self._dtype)
@@ -169,12 +169,12 @@ class Trainer:
     @property
     def generator_optimizer(self) -> torch.optim.Optimizer:
         """The optimizer of the generator."""
-        return self._generator_player.optimizer
+        return self._generator_updater.optimizer
 
     @property
     def critic_optimizer(self) -> torch.optim.Optimizer:
         """The optimizer of the critic."""
-        return self._critic_player.optimizer
+        return self._critic_updater.optimizer
 
     def fit(self, steps: int, *, callbacks: Sequence[Callable[["Trainer"], None]] = ()) -> "Trainer":
         """Train for ``steps`` more steps, or until `stop` is called.
@@ -286,8 +286,8 @@ class Trainer:
             "generator": self.generator.state_dict(),
             "critic": self.critic.state_dict(),
             "ema": self.ema.state_dict(),
-            "generator_player": self._generator_player.state_dict(),
-            "critic_player": self._critic_player.state_dict(),
+            "generator_player": self._generator_updater.state_dict(),
+            "critic_player": self._critic_updater.state_dict(),
             "system": self.system.state_dict(),
             "order": self._order.state_dict(),
             "noise": self._noise.get_state(),
@@ -301,8 +301,8 @@ class Trainer:
         self.generator.load_state_dict(state["generator"])
         self.critic.load_state_dict(state["critic"])
         self.ema.load_state_dict(state["ema"])
-        self._generator_player.load_state_dict(state["generator_player"])
-        self._critic_player.load_state_dict(state["critic_player"])
+        self._generator_updater.load_state_dict(state["generator_player"])
+        self._critic_updater.load_state_dict(state["critic_player"])
         self.system.load_state_dict(state["system"])
         self._order.load_state_dict(state["order"])
         self._noise.set_state(state["noise"])
@@ -315,25 +315,25 @@ class Trainer:
         recipe, system = self.recipe, self.system
         system.progress = min(1.0, self.step / recipe.steps)
         if recipe.lr_decay == "linear":
-            for player in (self._critic_player, self._generator_player):
-                player.set_lr(1 - system.progress)
+            for updater in (self._critic_updater, self._generator_updater):
+                updater.set_lr(1 - system.progress)
         system.begin_step()
         for _ in range(recipe.n_critic):
-            with self._generator_player.frozen():
-                critic_terms = self._update(self._critic_player, "critic", self._order.next(recipe.batch_size))
+            with self._generator_updater.frozen():
+                critic_terms = self._update(self._critic_updater, "critic", self._order.next(recipe.batch_size))
             system.after_critic_update()
         # Real samples that only the generator's objective compares with; the critic's are one pass over the data.
         compared = torch.randint(len(self.data), (recipe.batch_size,), generator=self._noise)
-        with self._critic_player.frozen():
-            generator_terms = self._update(self._generator_player, "generator", compared)
+        with self._critic_updater.frozen():
+            generator_terms = self._update(self._generator_updater, "generator", compared)
         system.after_generator_update()
         self.step += 1
         # Early on the average would be mostly the random start, so it begins short and grows.
         self._average.update(min(recipe.ema_decay, (1 + self.step) / (10 + self.step)))
         self._unlogged.append(critic_terms | generator_terms)
 
-    def _update(self, player: Player, name: str, indices: Tensor) -> dict[str, Tensor]:
-        """One update of a player on the samples at ``indices``: what is logged of it."""
+    def _update(self, updater: NetworkUpdater, name: str, indices: Tensor) -> dict[str, Tensor]:
+        """One update of a network on the samples at ``indices``: what is logged of it."""
         loss_of = self.system.critic_loss if name == "critic" else self.system.generator_loss
         z = latents(self.generator, len(indices), self._noise)
         state = self._noise.get_state() if self.recipe.accumulation > 1 else None
@@ -344,9 +344,9 @@ class Trainer:
                 self._noise.set_state(state)
             with self._autocast():
                 outcome = loss_of(self._part(indices, z, distributed.rank() * self.recipe.accumulation + part))
-            player.backward(outcome.loss / self.recipe.accumulation)
+            updater.backward(outcome.loss / self.recipe.accumulation)
             rows.append({key: term.detach() for key, term in outcome.terms.items()})
-        norm = player.update(measure=(self.step + 1) % self.log_every == 0)
+        norm = updater.update(measure=(self.step + 1) % self.log_every == 0)
         if norm is not None:
             self._norms[f"{name}_gradient_norm"] = norm
         if len(rows) == 1:

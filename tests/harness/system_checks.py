@@ -1,4 +1,4 @@
-"""What every game of `lipgan.systems` is asked, whatever it minimizes."""
+"""What every system of `lipgan.systems` is asked, whatever it minimizes."""
 
 import dataclasses
 from pathlib import Path
@@ -30,7 +30,7 @@ def pictures(channels: int = 1, n: int = 24) -> Dataset:
     return Dataset(f"pictures-{channels}", torch.rand(n, channels, 16, 16, generator=random) * 2 - 1)
 
 
-def game(row: Recipe, data: Dataset, seed: int = 0) -> System:
+def system_of(row: Recipe, data: Dataset, seed: int = 0) -> System:
     """The system of a recipe with fresh networks, outside of a trainer."""
     return Trainer.from_recipe(row, data, seed=seed).system
 
@@ -69,7 +69,7 @@ def assert_parts_add_up(row: Recipe) -> None:
     for parts in (1, 2):
         trainer = Trainer.from_recipe(dataclasses.replace(row, accumulation=parts), points(), seed=3).fit(2)
         ends.append(torch.cat([p.detach().flatten() for p in trainer.generator.parameters()]))
-    moved = ends[0] - torch.cat([p.detach().flatten() for p in game(row, points(), seed=3).generator.parameters()])
+    moved = ends[0] - torch.cat([p.detach().flatten() for p in system_of(row, points(), seed=3).generator.parameters()])
     # Adam's first steps are signs of gradients, so that the few that are 0 but for rounding may differ.
     assert float((ends[0] - ends[1]).norm()) < 0.02 * float(moved.norm())
 

@@ -154,7 +154,7 @@ def test_the_distance_grows_with_noise(name: str) -> None:
 
 
 @pytest.mark.parametrize("size", [8, 12, 16, 28, 32])
-def test_digits_not_trained_on_are_told_apart(size: int) -> None:
+def test_digits_not_trained_on_are_origin_accuracy(size: int) -> None:
     extractor = get("digits")
     assert isinstance(extractor, digits_module.DigitFeatures)
     probabilities = extractor.probabilities(unit_digits(size)[HELD_OUT])

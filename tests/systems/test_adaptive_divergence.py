@@ -20,7 +20,7 @@ def test_the_strength_by_the_formula() -> None:
 
 
 def test_the_loss_of_a_critic_that_tells_the_two_apart() -> None:
-    system = checks.game(checks.recipe("adaptive-divergence", options={"weight": 0.2}), checks.points())
+    system = checks.system_of(checks.recipe("adaptive-divergence", options={"weight": 0.2}), checks.points())
     assert isinstance(system, AdaptiveDivergence)
     batch = checks.batch(system)
     real, fake = system.critic(batch.real), system.critic(system.generator(batch.z))
@@ -91,7 +91,7 @@ def test_thirty_steps_lower_the_cross_entropy() -> None:
 )
 def test_what_it_refuses(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        checks.game(checks.recipe("adaptive-divergence", **changes), checks.points())
+        checks.system_of(checks.recipe("adaptive-divergence", **changes), checks.points())
 
 
 def test_it_serves_all_shapes_resumes_and_accumulates(tmp_path: checks.Path) -> None:

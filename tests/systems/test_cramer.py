@@ -22,7 +22,7 @@ def others(system: System, batch: checks.Batch) -> torch.Tensor:
 
 
 def test_the_losses_are_those_of_the_algorithm() -> None:
-    system = checks.game(checks.recipe("cramer", penalty="none"), checks.points())
+    system = checks.system_of(checks.recipe("cramer", penalty="none"), checks.points())
     batch = checks.batch(system)
     h = [system.critic(x, full=True).features for x in (batch.real, system.generator(batch.z), others(system, batch))]
     real, fake, other = h
@@ -35,7 +35,7 @@ def test_the_losses_are_those_of_the_algorithm() -> None:
 
 
 def test_the_penalty_is_of_the_whole_surrogate() -> None:
-    system = checks.game(checks.recipe("cramer", penalty="r1", penalty_weight=2.0), checks.points())
+    system = checks.system_of(checks.recipe("cramer", penalty="r1", penalty_weight=2.0), checks.points())
     batch = checks.batch(system)
     other = others(system, batch).detach()
     x = batch.real.clone().requires_grad_()
@@ -68,7 +68,7 @@ def test_the_generators_gradient_is_that_of_the_energy_distance() -> None:
 
 
 def test_a_generator_that_makes_the_data_has_the_surrogate_zero() -> None:
-    system = checks.game(checks.recipe("cramer", penalty="none"), checks.points())
+    system = checks.system_of(checks.recipe("cramer", penalty="none"), checks.points())
     batch = checks.batch(system)
     real = system.generator(batch.z)
     outcome = system.critic_loss(dataclasses.replace(batch, real=real))
@@ -86,7 +86,7 @@ def test_thirty_steps_bring_the_samples_nearer() -> None:
 
 def test_features_must_be_a_whole_number() -> None:
     with pytest.raises(ValueError, match="features must be a whole number"):
-        checks.game(checks.recipe("cramer", options={"features": 0.5}), checks.points())
+        checks.system_of(checks.recipe("cramer", options={"features": 0.5}), checks.points())
 
 
 def test_it_serves_all_shapes_resumes_and_accumulates(tmp_path: checks.Path) -> None:

@@ -17,7 +17,7 @@ def energies(system: checks.System, x: Tensor) -> Tensor:
 
 def test_the_losses_are_those_of_the_paper() -> None:
     row = checks.recipe("ebgan", options={"margin": 0.7, "pulling_away": 0.3})
-    system = checks.game(row, checks.pictures())
+    system = checks.system_of(row, checks.pictures())
     batch = checks.batch(system, 6)
     fake = system.generator(batch.z)
     wanted = energies(system, batch.real).mean() + (0.7 - energies(system, fake)).clamp_min(0).mean()
@@ -58,7 +58,7 @@ def test_thirty_steps_restore_the_data_better_than_grey() -> None:
 )
 def test_what_it_refuses(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        checks.game(checks.recipe("ebgan", **changes), checks.pictures())
+        checks.system_of(checks.recipe("ebgan", **changes), checks.pictures())
 
 
 def test_it_serves_all_shapes_and_resumes(tmp_path: checks.Path) -> None:

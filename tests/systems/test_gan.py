@@ -1,4 +1,4 @@
-"""lipgan.systems.gan: every technique of the ordinary game, against a closed form or numbers computed by hand."""
+"""lipgan.systems.gan: every technique, against a closed form or numbers computed by hand."""
 
 import dataclasses
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from system_checks import assert_resumes, batch, game, points, recipe
+from system_checks import assert_resumes, batch, points, recipe, system_of
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -99,14 +99,14 @@ def test_a_wgan_gp_critic_measures_the_distance_of_two_point_masses(distance: fl
 
 def test_gradient_normalization_is_refused_where_samples_mix() -> None:
     with pytest.raises(ValueError, match="critic_norm must not be 'gradient' for a critic whose layers mix"):
-        game(recipe("gan", critic_norm="gradient", minibatch="stddev"), points())
+        system_of(recipe("gan", critic_norm="gradient", minibatch="stddev"), points())
 
 
 # --- techniques
 
 
 def test_label_smoothing_is_the_cross_entropy_with_a_smaller_label() -> None:
-    system = game(recipe("label-smoothing", label_smoothing=0.2), points())
+    system = system_of(recipe("label-smoothing", label_smoothing=0.2), points())
     step = batch(system)
     real, fake = system.critic(step.real), system.critic(system.generator(step.z))
     expected = F.binary_cross_entropy_with_logits(real, torch.full_like(real, 0.8))
@@ -173,7 +173,9 @@ def test_historical_averages_are_part_of_the_state(tmp_path: Path) -> None:
 
 
 def test_feature_matching_is_another_objective_of_the_generator_alone() -> None:
-    plain, matching = (game(recipe("gan", generator_objective=kind), points()) for kind in ("loss", "feature-matching"))
+    plain, matching = (
+        system_of(recipe("gan", generator_objective=kind), points()) for kind in ("loss", "feature-matching")
+    )
     assert torch.equal(plain.critic_loss(batch(plain)).loss, matching.critic_loss(batch(matching)).loss)
     step = batch(matching)
     real, fake = full(matching.critic, step.real), full(matching.critic, matching.generator(step.z))
@@ -184,7 +186,7 @@ def test_feature_matching_is_another_objective_of_the_generator_alone() -> None:
 
 
 def test_paired_losses_compare_with_real_samples() -> None:
-    system = game(recipe("rgan"), points())
+    system = system_of(recipe("rgan"), points())
     step = batch(system)
     real, fake = system.critic(step.real), system.critic(system.generator(step.z))
     assert torch.allclose(system.generator_loss(batch(system)).loss, F.softplus(real - fake).mean())
@@ -195,7 +197,7 @@ def test_paired_losses_compare_with_real_samples() -> None:
 
 
 def test_the_auxiliary_classifier_is_in_both_losses() -> None:
-    system = game(recipe("acgan"), labelled())
+    system = system_of(recipe("acgan"), labelled())
     step = batch(system)
     real, fake = full(system.critic, step.real), full(system.critic, system.generator(step.z, step.labels))
     assert real.logits is not None
@@ -213,7 +215,7 @@ def test_the_auxiliary_classifier_is_in_both_losses() -> None:
 @pytest.mark.parametrize("conditioning", ["concat", "projection"])
 def test_real_and_fake_samples_are_judged_with_their_labels(conditioning: str) -> None:
     row = recipe("cgan", architecture="mlp", conditioning=conditioning)
-    system = game(row, labelled())
+    system = system_of(row, labelled())
     step = batch(system)
     real, fake = (
         system.critic(step.real, step.labels),
@@ -263,7 +265,7 @@ def test_a_condition_needs_labels() -> None:
     ],
 )
 def test_samples_that_a_critic_would_mix_come_apart(changes: dict[str, Any], sizes: list[int]) -> None:
-    system = game(recipe("gan", **{"architecture": "conv", **changes}), data.load("digits", 8))
+    system = system_of(recipe("gan", **{"architecture": "conv", **changes}), data.load("digits", 8))
     seen: list[int] = []
     system.critic.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
     system.critic_loss(batch(system))
@@ -307,7 +309,7 @@ def test_four_parts_of_a_batch_train_as_the_whole(name: str) -> None:
             assert torch.allclose(ours, theirs, rtol=1e-8, atol=1e-10)
 
 
-# --- every recipe of the ordinary game
+# --- every recipe of the ordinary training scheme
 
 
 def after_thirty_updates(row: Recipe, dataset: Dataset) -> tuple[float, float]:

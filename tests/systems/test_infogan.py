@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("single_thread")
 
 
 def test_the_noise_ends_in_codes() -> None:
-    system = checks.game(checks.recipe("infogan", options={"code": 4}, latent_dim=5), checks.points())
+    system = checks.system_of(checks.recipe("infogan", options={"code": 4}, latent_dim=5), checks.points())
     z = latents(system.generator, 4000, torch.Generator().manual_seed(0))
     assert z.shape == (4000, 5 + 4 + 2)
     value, continuous = z[:, 5:9], z[:, 9:]
@@ -29,7 +29,7 @@ def test_the_noise_ends_in_codes() -> None:
 
 def test_the_losses_are_those_of_the_paper() -> None:
     weights = {"code": 4, "categorical_weight": 0.7, "continuous_weight": 0.3}
-    system = checks.game(checks.recipe("infogan", options=weights), checks.points())
+    system = checks.system_of(checks.recipe("infogan", options=weights), checks.points())
     batch = checks.batch(system)
     fake = system.generator(batch.z)
     output = system.critic(fake, full=True)
@@ -70,7 +70,7 @@ def test_thirty_steps_raise_the_bound_above_that_of_guessing() -> None:
 @pytest.mark.parametrize("code", [1.0, 2.5])
 def test_a_code_of_no_values(code: float) -> None:
     with pytest.raises(ValueError, match="code must be a whole number"):
-        checks.game(checks.recipe("infogan", options={"code": code}), checks.points())
+        checks.system_of(checks.recipe("infogan", options={"code": code}), checks.points())
 
 
 def test_it_serves_all_shapes_resumes_and_accumulates(tmp_path: checks.Path) -> None:

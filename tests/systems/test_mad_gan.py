@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("single_thread")
 
 
 def test_the_losses_are_those_of_the_paper() -> None:
-    system = checks.game(checks.recipe("mad-gan", options={"generators": 3}), checks.points())
+    system = checks.system_of(checks.recipe("mad-gan", options={"generators": 3}), checks.points())
     batch = checks.batch(system, 9)
     fake = system.generator(batch.z).detach()
     real_shares = system.critic(batch.real, full=True).logits.softmax(1)
@@ -28,7 +28,7 @@ def test_the_losses_are_those_of_the_paper() -> None:
 
 
 def test_a_critic_that_knows_nothing_has_the_loss_of_guessing() -> None:
-    system = checks.game(checks.recipe("mad-gan", options={"generators": 4}), checks.points())
+    system = checks.system_of(checks.recipe("mad-gan", options={"generators": 4}), checks.points())
     for p in system.critic.parameters():
         torch.nn.init.zeros_(p)
     outcome = system.critic_loss(checks.batch(system))
@@ -36,14 +36,14 @@ def test_a_critic_that_knows_nothing_has_the_loss_of_guessing() -> None:
 
 
 def test_one_generator_is_the_ordinary_game() -> None:
-    system = checks.game(checks.recipe("mad-gan", options={"generators": 1}), checks.points())
+    system = checks.system_of(checks.recipe("mad-gan", options={"generators": 1}), checks.points())
     batch = checks.batch(system)
     ordinary = GAN(system.recipe, system.generator, system.critic, system.data)
     torch.testing.assert_close(system.critic_loss(batch).loss, ordinary.critic_loss(batch).loss)
 
 
 def test_each_row_of_noise_goes_to_its_generator() -> None:
-    system = checks.game(checks.recipe("mad-gan", options={"generators": 3}), checks.points())
+    system = checks.system_of(checks.recipe("mad-gan", options={"generators": 3}), checks.points())
     mixture = system.generator
     assert isinstance(mixture, GeneratorMixture)
     z = latents(mixture, 7, torch.Generator().manual_seed(0))
@@ -70,7 +70,7 @@ def test_the_critic_drives_the_generators_apart() -> None:
 
 
 def test_thirty_steps_of_the_critic_tell_origins_better_than_guessing() -> None:
-    system = checks.game(checks.recipe("mad-gan", options={"generators": 2}), checks.points())
+    system = checks.system_of(checks.recipe("mad-gan", options={"generators": 2}), checks.points())
     batch = checks.batch(system, 32)
     optimizer = torch.optim.Adam(system.critic.parameters(), lr=1e-3)
     for _ in range(30):
@@ -83,13 +83,13 @@ def test_thirty_steps_of_the_critic_tell_origins_better_than_guessing() -> None:
 @pytest.mark.parametrize("generators", [0.0, 1.5])
 def test_a_number_of_generators_that_is_none(generators: float) -> None:
     with pytest.raises(ValueError, match="generators must be a whole number"):
-        checks.game(checks.recipe("mad-gan", options={"generators": generators}), checks.points())
+        checks.system_of(checks.recipe("mad-gan", options={"generators": generators}), checks.points())
 
 
 def test_labels_are_refused() -> None:
     data = checks.Dataset("points", checks.points().samples, torch.arange(64) % 2)
     with pytest.raises(ValueError, match="conditioning must be 'none'"):
-        checks.game(checks.recipe("mad-gan", conditioning="concat"), data)
+        checks.system_of(checks.recipe("mad-gan", conditioning="concat"), data)
 
 
 def test_it_serves_all_shapes_resumes_and_accumulates(tmp_path: checks.Path) -> None:
@@ -100,7 +100,7 @@ def test_it_serves_all_shapes_resumes_and_accumulates(tmp_path: checks.Path) -> 
 
 
 def test_the_score_is_the_log_odds_of_being_real() -> None:
-    system = checks.game(checks.recipe("mad-gan"), checks.points())
+    system = checks.system_of(checks.recipe("mad-gan"), checks.points())
     output = system.critic(checks.points().samples, full=True)
     real = output.logits.softmax(1)[:, -1]
     torch.testing.assert_close(output.scores, (real / (1 - real)).log())

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("single_thread")
 
 def test_the_losses_are_those_of_the_paper() -> None:
     weights = {"reconstruction_weight": 0.3, "realism_weight": 0.7}
-    system = checks.game(checks.recipe("mode-regularized", options=weights), checks.points())
+    system = checks.system_of(checks.recipe("mode-regularized", options=weights), checks.points())
     batch = checks.batch(system)
     samples, restored = system.generator(batch.z, batch.real)
     torch.testing.assert_close(samples, system.generator(batch.z))
@@ -26,7 +26,7 @@ def test_the_losses_are_those_of_the_paper() -> None:
 
 def test_without_the_terms_it_is_the_ordinary_game() -> None:
     row = checks.recipe("mode-regularized", options={"reconstruction_weight": 0.0, "realism_weight": 0.0})
-    system = checks.game(row, checks.points())
+    system = checks.system_of(row, checks.points())
     batch = checks.batch(system)
     loss = system.generator_loss(batch).loss
     torch.testing.assert_close(loss, -F.logsigmoid(system.critic(system.generator(batch.z))).mean())
@@ -46,7 +46,7 @@ def test_thirty_steps_restore_better_than_the_mean_of_the_data() -> None:
 
 
 def test_it_covers_modes_that_the_ordinary_game_misses() -> None:
-    """With a generator ten times as fast as the critic, the ordinary game moves from mode to mode."""
+    """With a generator ten times as fast as the critic, the ordinary training scheme moves from mode to mode."""
     covered = []
     for weight in (0.0, 1.0):
         options = {"reconstruction_weight": weight * 0.2, "realism_weight": weight * 0.4}
@@ -64,7 +64,7 @@ def test_it_covers_modes_that_the_ordinary_game_misses() -> None:
 def test_labels_are_refused() -> None:
     data = checks.Dataset("points", checks.points().samples, torch.arange(64) % 2)
     with pytest.raises(ValueError, match="conditioning must be 'none'"):
-        checks.game(checks.recipe("mode-regularized", conditioning="concat"), data)
+        checks.system_of(checks.recipe("mode-regularized", conditioning="concat"), data)
 
 
 def test_it_serves_all_shapes_resumes_and_accumulates(tmp_path: checks.Path) -> None:

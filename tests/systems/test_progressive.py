@@ -63,8 +63,8 @@ def test_neither_network_jumps_when_a_resolution_is_added(size: int) -> None:
     generator, critic = networks(size, growth=0.0)
     z, images = torch.randn(4, 8), torch.rand(4, 1, size, size) * 2 - 1
     sampled, faded, judged = generator(z, full=False), critic.faded(images), critic(images)
-    for player in (generator, critic):
-        player.grow(1e-4)
+    for network in (generator, critic):
+        network.grow(1e-4)
     following = (generator.sides[1],) * 2
     assert torch.allclose(generator(z, full=False), F.interpolate(sampled, size=following), atol=1e-3)
     assert torch.allclose(critic.faded(images), F.interpolate(faded, size=following), atol=1e-3)
@@ -77,8 +77,8 @@ def test_fading_mixes_generator_and_real_images_alike() -> None:
     coarse = F.interpolate(generator(z, full=False), scale_factor=2)
     generator.grow(2.0)
     fine = generator(z, full=False)
-    for player in (generator, critic):
-        player.grow(1.25)
+    for network in (generator, critic):
+        network.grow(1.25)
     assert torch.allclose(generator(z), 0.75 * coarse + 0.25 * fine, atol=1e-5)
     copy = F.interpolate(F.avg_pool2d(images, 2), scale_factor=2)
     assert torch.allclose(critic.faded(images), 0.75 * copy + 0.25 * images, atol=1e-6)

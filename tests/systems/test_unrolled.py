@@ -103,7 +103,7 @@ def test_no_steps_are_the_ordinary_game() -> None:
 @pytest.mark.parametrize("critic_norm", ["none", "spectral"])
 def test_the_look_ahead_leaves_no_trace_in_the_critic(critic_norm: str) -> None:
     row = checks.recipe("unrolled", critic_norm=critic_norm)
-    system = checks.game(row, checks.pictures())
+    system = checks.system_of(row, checks.pictures())
     before = {name: value.clone() for name, value in system.critic.state_dict().items()}
     system.generator_loss(checks.batch(system)).loss.backward()
     checks.assert_same(dict(system.critic.state_dict()), before)
@@ -121,7 +121,7 @@ def covered(steps_ahead: float) -> int:
 
 
 def test_it_covers_modes_that_the_ordinary_game_misses() -> None:
-    """As in the paper's figure 2, where the ordinary game moves from mode to mode, at the same step sizes."""
+    """As in the paper's figure 2, where ordinary training moves from mode to mode, at the same learning rates."""
     assert covered(0) <= 3
     assert covered(5) >= 7
 

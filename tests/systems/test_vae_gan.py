@@ -35,8 +35,8 @@ def system() -> System:
     """In float64: a feature at the kink of its unit makes all the difference for a gradient."""
     row = checks.recipe("vae-gan", options={"gamma": 0.1}, latent_dim=3)
     torch.manual_seed(0)
-    players = [player.double() for player in VAEGAN.build(row, (2,), 0)]
-    system = Trainer(*players, row, checks.points()).system
+    networks = [network.double() for network in VAEGAN.build(row, (2,), 0)]
+    system = Trainer(*networks, row, checks.points()).system
     for p in system.critic.parameters():
         p.requires_grad_(False)
     return system
@@ -89,7 +89,7 @@ def test_thirty_steps_restore_better_than_a_shuffle_of_the_data() -> None:
 
 def test_gamma_must_be_positive() -> None:
     with pytest.raises(ValueError, match="gamma must be positive"):
-        checks.game(checks.recipe("vae-gan", options={"gamma": 0.0}), checks.points())
+        checks.system_of(checks.recipe("vae-gan", options={"gamma": 0.0}), checks.points())
 
 
 def test_it_serves_all_shapes_resumes_and_accumulates(tmp_path: checks.Path) -> None:

@@ -156,7 +156,7 @@ def test_a_decayed_run_ends_where_its_step_sizes_do(tmp_path: Path, capsys: pyte
     assert train(out, *QUICK, "--steps", "2", "--lr-decay", "linear") == 0
     capsys.readouterr()
     assert train(out, "--resume", "--steps", "3") == 2
-    assert "--steps 3 is past the 2 over which --lr-decay linear took the step sizes to 0" in error_of(capsys)
+    assert "--steps 3 is past the 2 over which --lr-decay linear took the learning rates to 0" in error_of(capsys)
 
 
 @given(

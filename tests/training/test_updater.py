@@ -1,4 +1,4 @@
-"""lipgan.training.player: optimizers, clipping, schedules and precision of one player's updates."""
+"""lipgan.training.updater: optimizers, clipping, schedules and precision of one network's updates."""
 
 import dataclasses
 import json
@@ -15,7 +15,7 @@ from lipgan.recipes import Recipe
 from lipgan.systems.gan import GAN
 from lipgan.training import Trainer
 from lipgan.training.average import MovingAverage
-from lipgan.training.player import Player
+from lipgan.training.updater import NetworkUpdater
 
 pytestmark = pytest.mark.usefixtures("single_thread")
 
@@ -36,12 +36,12 @@ def flat(module: nn.Module) -> Tensor:
     return torch.cat([p.detach().flatten().clone() for p in module.parameters()])
 
 
-def updated(player: Player, x: Tensor, *, measure: bool = False) -> tuple[Tensor, Tensor | None]:
+def updated(network: NetworkUpdater, x: Tensor, *, measure: bool = False) -> tuple[Tensor, Tensor | None]:
     """The change of the parameters by one update of ``mean(module(x))``, and the norm that it returns."""
-    before = flat(player.module)
-    player.backward(player.module(x).mean())
-    norm = player.update(measure=measure)
-    return flat(player.module) - before, norm
+    before = flat(network.module)
+    network.backward(network.module(x).mean())
+    norm = network.update(measure=measure)
+    return flat(network.module) - before, norm
 
 
 # --- optimizers
@@ -70,8 +70,8 @@ def test_the_first_update_by_hand(name: str, first: float | None) -> None:
     """Adam moves each weight by lr, RMSProp by lr / sqrt(1 - alpha), gradient descent by lr times the gradient."""
     x = torch.tensor([[1.0, -2.0], [3.0, -4.0]], dtype=torch.float64)
     gradient = torch.tensor([2.0, -3.0, 1.0], dtype=torch.float64)  # mean x, and that of the bias
-    player = Player(Plane(), recipe("gan", optimizer=name, betas=(0.3, 0.8)), 0.01)
-    change, _ = updated(player, x)
+    network = NetworkUpdater(Plane(), recipe("gan", optimizer=name, betas=(0.3, 0.8)), 0.01)
+    change, _ = updated(network, x)
     expected = -0.01 * (gradient if first is None else first * gradient.sign())
     assert torch.allclose(change, expected, rtol=1e-6)
 
@@ -83,7 +83,7 @@ def test_long_gradients_are_shortened_and_short_ones_are_not() -> None:
     x = torch.tensor([[3.0, 4.0]], dtype=torch.float64)  # the gradient is (3, 4, 1)
     for limit, length in ((0.5, 0.5), (100.0, math.sqrt(26)), (0.0, math.sqrt(26))):
         row = recipe("gan", optimizer="sgd", betas=(0.0, 0.0), max_grad_norm=limit)
-        change, norm = updated(Player(Plane(), row, 1.0), x, measure=True)
+        change, norm = updated(NetworkUpdater(Plane(), row, 1.0), x, measure=True)
         assert float(change.norm()) == pytest.approx(length, rel=1e-5)
         assert norm is not None
         assert float(norm) == pytest.approx(math.sqrt(26)), "the log tells the length before"
@@ -91,7 +91,7 @@ def test_long_gradients_are_shortened_and_short_ones_are_not() -> None:
 
 
 def test_logged_norms_are_those_of_the_last_updates() -> None:
-    """With plain gradient descent an update is the gradient times the step size."""
+    """With plain gradient descent an update is the gradient times the learning rate."""
     row = recipe("gan", optimizer="sgd", betas=(0.0, 0.0), critic_lr=0.01, generator_lr=0.01, batch_size=8)
     generator, critic = GAN.build(row, (2,), 0)
     trainer = Trainer(generator.double(), critic.double(), row, points(), log_every=2)
@@ -107,11 +107,11 @@ def test_logged_norms_are_those_of_the_last_updates() -> None:
 
 
 def test_a_frozen_player_gets_its_gradients_back() -> None:
-    player = Player(Plane(), recipe("gan"), 0.1)
-    player.module.layer.bias.requires_grad_(False)  # type: ignore[union-attr]
-    with player.frozen():
-        assert not any(p.requires_grad for p in player.parameters)
-    assert [p.requires_grad for p in player.parameters] == [True, False]
+    network = NetworkUpdater(Plane(), recipe("gan"), 0.1)
+    network.module.layer.bias.requires_grad_(False)  # type: ignore[union-attr]
+    with network.frozen():
+        assert not any(p.requires_grad for p in network.parameters)
+    assert [p.requires_grad for p in network.parameters] == [True, False]
 
 
 # --- schedules
@@ -154,9 +154,9 @@ def test_half_precision_follows_float32(
     def history(row: Recipe) -> list[dict[str, Any]]:
         trainer = Trainer.from_recipe(row, samples, log_every=1)
         # float16 begins with the factor 65536, and leaves out the updates that overflow until it has a smaller one.
-        for player in (trainer._critic_player, trainer._generator_player):
-            if player.scaler.is_enabled():
-                player.scaler.load_state_dict({**player.scaler.state_dict(), "scale": 256.0})
+        for network in (trainer._critic_updater, trainer._generator_updater):
+            if network.scaler.is_enabled():
+                network.scaler.load_state_dict({**network.scaler.state_dict(), "scale": 256.0})
         assert {p.dtype for p in trainer.generator.parameters()} == {torch.float32}
         return trainer.fit(20).history
 
@@ -171,14 +171,14 @@ def test_float16_leaves_out_updates_that_overflow_and_goes_on() -> None:
     """The scale halves after each of them; a norm that overflowed is not a number that JSON has."""
     row = recipe("gan", precision="float16", batch_size=8)
     trainer = Trainer.from_recipe(row, points(), log_every=1)
-    player = trainer._critic_player
-    player.scaler.load_state_dict({**player.scaler.state_dict(), "scale": 2.0**40})
+    network = trainer._critic_updater
+    network.scaler.load_state_dict({**network.scaler.state_dict(), "scale": 2.0**40})
     before = flat(trainer.critic)
     trainer.fit(1)
     assert torch.equal(flat(trainer.critic), before)
     assert trainer.history[0]["critic_gradient_norm"] is None
     json.loads(json.dumps(trainer.history, allow_nan=False))
-    assert player.scaler.get_scale() == 2.0**39
+    assert network.scaler.get_scale() == 2.0**39
     trainer.fit(40)
     assert not torch.equal(flat(trainer.critic), before)
     assert trainer.history[-1]["critic_gradient_norm"] > 0
@@ -187,10 +187,10 @@ def test_float16_leaves_out_updates_that_overflow_and_goes_on() -> None:
 def test_the_scale_of_float16_is_part_of_the_state(tmp_path: Any) -> None:
     row = recipe("gan", precision="float16", batch_size=8)
     trainer = Trainer.from_recipe(row, points())
-    trainer._critic_player.scaler.load_state_dict({**trainer._critic_player.scaler.state_dict(), "scale": 8.0})
+    trainer._critic_updater.scaler.load_state_dict({**trainer._critic_updater.scaler.state_dict(), "scale": 8.0})
     trainer.fit(2).save(tmp_path / "checkpoint.pt")
     resumed = Trainer.load(tmp_path / "checkpoint.pt", data=points())
-    assert resumed._critic_player.scaler.get_scale() == 8.0
+    assert resumed._critic_updater.scaler.get_scale() == 8.0
 
 
 # --- the average

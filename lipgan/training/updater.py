@@ -1,4 +1,4 @@
-"""One player's side of an update: its optimizer, and what happens to gradients before it."""
+"""One network's side of an update: its optimizer, and what happens to gradients before it."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from torch import Tensor, nn
 from lipgan.recipes import Recipe
 from lipgan.training import distributed
 
-__all__ = ["Player"]
+__all__ = ["NetworkUpdater"]
 
 
-class Player:
+class NetworkUpdater:
     """Updates the parameters of one module as a recipe says.
 
     Args:
-        module: the player.
+        module: the network.
         recipe: of optimizer, precision, clipping.
-        lr: the step size before decay.
+        lr: the learning rate before decay.
     """
 
     def __init__(self, module: nn.Module, recipe: Recipe, lr: float) -> None:
@@ -36,7 +36,7 @@ class Player:
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        """No gradients of this player's weights meanwhile, which saves a third of its backward pass."""
+        """No gradients of this network's weights meanwhile, which saves a third of its backward pass."""
         trainable = [p for p in self.parameters if p.requires_grad]
         for p in trainable:
             p.requires_grad_(False)
@@ -71,7 +71,7 @@ class Player:
         return torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
 
     def set_lr(self, factor: float) -> None:
-        """The step size is now ``factor`` times the one at the start."""
+        """The learning rate is now ``factor`` times the one at the start."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * factor
 
