@@ -37,7 +37,8 @@ class Unrolled(GAN):
     The learning rate eta of a weight is that of the critic's optimizer: its learning rate, divided, but for "sgd", by
     the root of a running mean of the weight's squared gradients, which is a constant for the gradient and goes on
     through the look-ahead. What is simplified: the steps have no momentum; penalties and the loss of an auxiliary
-    classifier are left out of f; with accumulation, or in several processes, each part of a batch looks ahead on its own samples.
+    classifier are left out of f; with accumulation, or in several processes, each part of a batch looks ahead on its
+    own samples.
 
     Options:
         unrolled_steps: k; 0 is the ordinary training scheme, with the generator's loss of the recipe.
