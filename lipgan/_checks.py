@@ -35,10 +35,9 @@ def as_number(name: str, value: Any, *, minimum: float = -math.inf) -> float:
         converted = float(value)
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"{name} must be a number, got {value!r}") from None
-    if not math.isfinite(converted):
-        raise ValueError(f"{name} must be finite, got {converted}")
-    if converted < minimum:
-        raise ValueError(f"{name} must be at least {minimum:g}, got {converted}")
+    if not math.isfinite(converted) or converted < minimum:
+        bound = {-math.inf: "", 0.0: " and not negative"}.get(minimum, f" and at least {minimum:g}")
+        raise ValueError(f"{name} must be finite{bound}, got {converted}")
     return converted
 
 

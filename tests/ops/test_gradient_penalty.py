@@ -524,7 +524,7 @@ def penalizing(**changes: object) -> Callable[[], object]:
         (mixing(real=torch.ones(0, 6)), ValueError, r"real must hold at least one sample, .* got shape \(0, 6\)"),
         (mixing(real=torch.tensor(1.0)), ValueError, r"real must hold at least one sample, .* got shape \(\)"),
         (mixing(backend="fast"), ValueError, "backend must be one of reference, native, triton, cuda, got 'fast'"),
-        (mixing(backend="cuda"), UnavailableError, "backend 'cuda' cannot serve here"),
+        (mixing(backend="cuda"), UnavailableError, "backend 'cuda' cannot serve interpolate on cpu"),
         (penalizing(kind="r1"), ValueError, "kind must be one of two-sided, one-sided, squared, max, got 'r1'"),
         (penalizing(norm="image"), ValueError, "norm must be one of sample, pixel, got 'image'"),
         (penalizing(weight=math.inf), ValueError, "weight must be finite, got inf"),

@@ -217,10 +217,9 @@ def test_native(isa: str, dtype: torch.dtype, widths: list[int], batch: int, kin
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("widths", "batch"), SHAPES[:6])
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("backend", ["reference", "triton"])
-def test_other_backends(backend: str, dtype: torch.dtype, widths: list[int], batch: int, kind: str) -> None:
+def test_reference(dtype: torch.dtype, widths: list[int], batch: int, kind: str) -> None:
     critic = draw(widths, batch, dtype, scaled=[layer % 2 == 1 for layer in range(len(widths))])
-    compare(critic, kind, critic.penalize(kind, backend))
+    compare(critic, kind, critic.penalize(kind, "reference"))
 
 
 @pytest.mark.parametrize(("widths", "batch", "scaled"), [([2, 128, 128, 128], 256, False), ([640, 256, 256], 50, True)])
@@ -499,7 +498,7 @@ def test_native_module_refuses_what_a_kernel_could_not_survive() -> None:
             penalize(x.half(), w, b, [0.0], s, "max", 1.0, 1.0, backend=backend)
     with pytest.raises(TypeError, match="weight must be a tensor"):
         _C.mlp_gradient_penalty_fwd(x, [1.0, w[1]], b, [0.0], s, "max", 1.0, 1.0, 1)  # type: ignore[list-item]
-    with pytest.raises(UnavailableError, match="backend 'cuda' cannot serve here"):
+    with pytest.raises(UnavailableError, match="backend 'cuda' cannot serve mlp_gradient_penalty on cpu"):
         critic.penalize("max", "cuda")
 
 
