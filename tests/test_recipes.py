@@ -13,12 +13,16 @@ from lipgan import models, recipes
 from lipgan.objectives import losses
 
 
-def test_sngan_has_the_constants_of_its_paper() -> None:
+def test_sngan_has_constants_of_its_paper() -> None:
+    """Table 1: the learning rate and betas of the residual networks; one critic update, as settings B and C have."""
     recipe = recipes.get("sngan")
     assert "sngan" in recipes.names()
     assert (recipe.loss, recipe.critic_norm) == ("hinge", "spectral")
     assert (recipe.generator_lr, recipe.critic_lr, recipe.betas) == (2e-4, 2e-4, (0.0, 0.9))
-    assert recipe.batch_size == 64
+    assert (recipe.batch_size, recipe.n_critic) == (64, 1)
+    residual = recipes.get("sngan-resnet")
+    assert (residual.generator_lr, residual.critic_lr, residual.betas) == (2e-4, 2e-4, (0.0, 0.9))
+    assert residual.n_critic == 5
 
 
 def test_wgan_gp_has_the_constants_of_its_paper() -> None:
@@ -77,7 +81,7 @@ def test_a_recipe_is_frozen() -> None:
 )
 def test_a_field_out_of_range_is_named(field: str, value: object) -> None:
     with pytest.raises(ValueError, match=field):
-        dataclasses.replace(recipes.get("sngan"), **{field: value})
+        recipes.check(dataclasses.replace(recipes.get("sngan"), **{field: value}))
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -97,7 +97,6 @@ def test_run_writes_tables_json_and_a_picture(tmp_path: Path, capsys: pytest.Cap
     assert saved["machine"]["threads"] == "1"
     speed, memory, growth = saved["results"]["spectral-norm"]
     assert [row["model"] for row in speed["rows"]] == ["small", "large"]
-    assert all(row["ratio"] > 0 and row["ratio grouped"] > 0 for row in speed["rows"])
     assert [row["variant"] for row in memory["rows"]] in (["torch", "per layer", "grouped"], [])
     assert [row["n"] for row in growth["rows"]] == [1, 2]
     assert (tmp_path / "plots" / "spectral-norm.png").read_bytes().startswith(b"\x89PNG")
@@ -118,10 +117,8 @@ def test_frechet_tables_and_picture(tmp_path: Path, capsys: pytest.CaptureFixtur
     args = argparse.Namespace(which="frechet", json=path, plot=tmp_path, threads=None, seed=None, seconds=0.0)
     bench.main(args)
     assert "Frechet distance from statistics" in capsys.readouterr().out
-    distances, few, updates, roots, memory = json.loads(path.read_text())["results"]["frechet"]
+    distances, _, updates, roots, memory = json.loads(path.read_text())["results"]["frechet"]
     assert [row["d"] for row in distances["rows"]] == [4, 8]
-    assert all(row["to sqrtm"] == pytest.approx(row["sqrtm ms"] / row["lipgan ms"]) for row in distances["rows"])
-    assert few["rows"][0]["backward over forward"] > 0
     assert [row["variant"] for row in updates["rows"]][-2:] == ["FeatureStats.update", "FeatureStats.update, float32"]
     assert [row["dtype"] for row in roots["rows"]] == ["float32", "float64"]
     assert len(memory["rows"]) == 4
@@ -160,8 +157,6 @@ def test_gradient_penalty_tables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     monkeypatch.setattr(penalties, "in_fresh_process", lambda function, *args: function(*args))
     speed, engines, memory = penalties.run(seconds=0.0)
     assert [row["critic"] for row in speed.rows] == list(SMALL_CASES)
-    assert all(row["ratio"] > 0 and row["times the bound"] > 0 for row in speed.rows)
-    assert all(row[key] > 0 for row in engines.rows for key in penalties.ENGINES)
     assert [row["critic"] for row in memory.rows] in (["images"], [])
     bench._plot(penalties, [speed, engines, memory], tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
@@ -185,7 +180,6 @@ def test_prdc_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert [(row["n"], row["dtype"]) for row in table.rows] == [
         (n, dtype) for n in (30, 40) for dtype in ("float32", "float64")
     ]
-    assert all(row["ratio"] > 0 for row in table.rows)
     bench._plot(prdc, [table], tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 

@@ -86,7 +86,6 @@ def test_train_fills_the_folder(run: Path) -> None:
     assert summary["step"] == 6
     assert summary["last"] == rows[-1]
     assert max(summary["sigmas"].values()) == pytest.approx(rows[-1]["sigma"])
-    assert summary["seconds"] > 0
     for name in ("samples.png", "curves.png"):
         with Image.open(run / name) as picture:
             picture.load()
