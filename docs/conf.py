@@ -7,13 +7,14 @@ import posixpath
 import re
 from pathlib import Path
 
-import lipgan
 from docutils import nodes
 from docutils.utils.math import MathError
 from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
 from sphinx.errors import SphinxError
 from sphinx.writers.html5 import HTML5Translator
+
+import lipgan
 
 ROOT = Path(__file__).parents[1]
 
