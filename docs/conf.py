@@ -1,10 +1,11 @@
 """Sphinx configuration of the documentation: ``make docs`` builds it into build/docs, with warnings as errors.
 
-The site needs no network, neither to be built nor to be read: formulas become MathML, fonts are the system's.
+The site needs no network, neither to be built nor to be read: formulas become MathML, and their font comes with the site.
 """
 
 import posixpath
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 from docutils import nodes
@@ -35,7 +36,9 @@ highlight_language = "none"
 html_math_renderer = "mathml"
 html_theme = "furo"
 html_title = f"lipgan {release}"
-html_static_path = ["_static"]
+# Formulas want a font with a table for mathematics, which few systems have: ziamath brings STIX Two Math.
+FONT = Path(find_spec("ziamath").origin).parent / "fonts" / "STIXTwoMath-Regular.ttf"
+html_static_path = ["_static", str(FONT)]
 html_css_files = ["lipgan.css"]
 html_show_sphinx = False
 html_copy_source = False
@@ -82,9 +85,17 @@ def show_root_page(app: Sphinx, page: str, source: list[str]) -> None:
     source[0] = re.sub(r"\]\(([^)\s]+)\)", relink, file.read_text(encoding="utf-8")) + navigation
 
 
+BRACKET = 'lspace="0" rspace="0" stretchy="false"'
+
+
 def mathml(node: nodes.Element, block: bool) -> str:
     try:
-        return tex2mathml(node.astext(), as_block=block)
+        markup = tex2mathml(node.astext(), as_block=block)
+        # Browsers take a bar for an infix operator, with space around it, unless it says that it is a bracket; and they
+        # stretch brackets to the height of the line.
+        markup = re.sub(r'<mo class="mathopen">([|‖])</mo>', rf'<mo form="prefix" {BRACKET}>\1</mo>', markup)
+        markup = re.sub(r"<mo>([|‖])</mo>", rf'<mo form="postfix" {BRACKET}>\1</mo>', markup)
+        return re.sub("<mo>([⟨⟩])</mo>", r'<mo stretchy="false">\1</mo>', markup)
     except (MathError, IndexError, SyntaxError) as error:
         raise SphinxError(f"{node.source}:{node.line}: no MathML of {node.astext()!r}: {error}") from error
 
