@@ -1,6 +1,6 @@
 """Sphinx configuration of the documentation: ``make docs`` builds it into build/docs, with warnings as errors.
 
-The site needs no network, neither to be built nor to be read: formulas become MathML, and their font comes with the site.
+The site needs no network, neither to be built nor to be read: formulas become MathML, in a font that comes with it.
 """
 
 import posixpath
@@ -18,10 +18,6 @@ from sphinx.writers.html5 import HTML5Translator
 import lipgan
 
 ROOT = Path(__file__).parents[1]
-
-# Names that lipgan imports on first use are attributes from here on, which autodoc can list.
-for name in lipgan.__all__:
-    setattr(lipgan, name, getattr(lipgan, name))
 
 project = "lipgan"
 author = "the lipgan maintainers"

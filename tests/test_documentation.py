@@ -10,6 +10,7 @@ import io
 import math
 import re
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -89,11 +90,21 @@ def test_doctests(name):
     assert failed == 0, report.getvalue()
 
 
-def test_pages_name_files_that_exist():
-    """Relative links of the Markdown pages, which the site's build checks only for the pages of docs/."""
-    missing = []
-    for page in PAGES:
-        for target in re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8")):
-            if not re.match(r"[a-z]+:", target) and not (page.parent / target).exists():
-                missing.append(f"{page.relative_to(ROOT)}: {target}")
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_pages_name_files_that_exist(page):
+    """Relative links, and paths of the repository in code spans."""
+    text = page.read_text(encoding="utf-8")
+    links = [page.parent / link for link in re.findall(r"\]\(([^)#\s]+)", text) if not re.match(r"[a-z]+:", link)]
+    paths = [ROOT / path for path in re.findall(r"`((?:csrc|docs|kernels|lipgan|scripts|tests)/[\w./]*)`", text)]
+    missing = [str(path) for path in links + paths if not path.exists()]
     assert not missing, missing
+
+
+def test_the_reference_has_every_public_name():
+    """The page of ``lipgan`` lists its names one by one, the table of the reference its modules."""
+    names = [name for name in lipgan.__all__ if not name.startswith("__")]
+    modules = [name for name in names if isinstance(getattr(lipgan, name), ModuleType)]
+    page = (ROOT / "docs" / "api" / "lipgan.md").read_text(encoding="utf-8")
+    table = (ROOT / "docs" / "api" / "index.md").read_text(encoding="utf-8")
+    assert [name for name in names if name not in modules and f":: lipgan.{name}\n" not in page] == []
+    assert [name for name in modules if f"| [lipgan.{name}]({name}.md) |" not in table] == []
