@@ -8,7 +8,7 @@ OUT := runs/demo
 # A short run: larger steps than those of the recipe, and an average over fewer of them.
 STEPS := 1400
 
-.PHONY: demo test bench lint clean
+.PHONY: demo test bench lint docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/lipgan train --recipe sngan --data digits --steps $(STEPS) \
@@ -25,6 +25,11 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Warnings are errors. Everything is read again (-E): a page that was read before keeps names that have moved since.
+docs: $(VENV)/.installed
+	$(BIN)/python -m sphinx -q -W --keep-going -E -b html docs build/docs
+	@echo "Open build/docs/index.html."
 
 # An editable install: the Python sources are used where they lie, the C++ module is built into lipgan/.
 $(VENV)/.installed: pyproject.toml setup.py CMakeLists.txt constraints.txt $(shell find csrc -type f)

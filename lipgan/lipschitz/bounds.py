@@ -138,7 +138,9 @@ def bounds(
             scores of another shape, empty or not finite data, or a number out of its range.
 
     Example:
-        >>> bounds(critic, images).upper  # 1.0000001 for the critic of lipgan.models.build("lipschitz", (1, 16, 16))
+        >>> _, critic = lipgan.models.build("lipschitz", (1, 16, 16))
+        >>> 1 <= bounds(critic, torch.rand(4, 1, 16, 16)).upper <= 1.00001
+        True
 
     Source: Szegedy et al. 2013, "Intriguing properties of neural networks", Section 4.3, for the product; the norms
     are those of :func:`lipgan.linalg.spectral_norm_bound` and :func:`lipgan.linalg.conv_spectral_norm_bound`.

@@ -272,7 +272,7 @@ _SIDES = ("real", "generated")
 
 
 class FrechetDistance(Metric):
-    """The Frechet distance of features that come in batches, with the interface of torchmetrics.
+    """The Frechet distance of features that come in batches, with ``update``, ``compute`` and ``reset``.
 
     Args:
         features: takes a batch of images to features ``[n, d]``, without gradient and as it is: put a network into eval

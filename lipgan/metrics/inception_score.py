@@ -100,7 +100,7 @@ def _package(protocol: str, splits: int) -> Protocol:
 
 
 class InceptionScore(Collection):
-    """The Inception Score of images that come in batches, with the interface of torchmetrics.
+    """The Inception Score of images that come in batches, with ``update``, ``compute`` and ``reset``.
 
     It keeps the probabilities, ``[n, classes]``, because the splits depend on how many there will be.
 

@@ -188,7 +188,7 @@ def kernel_distance(
 
 
 class KernelDistance(TwoSides):
-    """The kernel distance of features that come in batches, with the interface of torchmetrics.
+    """The kernel distance of features that come in batches, with ``update``, ``compute`` and ``reset``.
 
     It keeps the features of both sides.
 

@@ -128,7 +128,7 @@ def _prdc(
 
 
 class PRDC(TwoSides):
-    """Precision, recall, density and coverage of features that come in batches, with the interface of torchmetrics.
+    """Precision, recall, density and coverage of features in batches, with ``update``, ``compute`` and ``reset``.
 
     It keeps the features of both sides.
 

@@ -13,7 +13,7 @@ class SNLinear(nn.Linear):
     """:class:`torch.nn.Linear` with a spectrally normalized weight.
 
     Args:
-        *args, **kwargs: those of the torch layer.
+        args, kwargs: those of the torch layer.
         n_power_iterations, eps: as in :func:`lipgan.spectral_norm`.
     """
 

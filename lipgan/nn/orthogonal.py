@@ -98,7 +98,8 @@ def orthogonal(module: nn.Module, name: str = "weight") -> nn.Module:
 
     Example:
         >>> layer = orthogonal(torch.nn.Linear(20, 40))
-        >>> torch.linalg.matrix_norm(layer.weight, 2)  # 1
+        >>> torch.linalg.svdvals(layer.weight)[[0, -1]]  # the largest and the smallest singular value
+        tensor([1.0000, 1.0000], grad_fn=...)
 
     Source: Anil, Lucas, Grosse 2019, "Sorting out Lipschitz function approximation", for orthogonal weights; Higham,
     "Functions of Matrices" (2008), Theorem 8.4, for the nearest one; Tsuzuku, Sato, Sugiyama 2018, "Lipschitz-Margin

@@ -183,7 +183,8 @@ def spectral_norm(
 
     Example:
         >>> layer = lipgan.spectral_norm(torch.nn.Linear(20, 40))
-        >>> torch.linalg.matrix_norm(layer.weight, 2)  # close to 1
+        >>> torch.linalg.matrix_norm(layer.weight, 2)  # close to 1, from above
+        tensor(1.0..., grad_fn=...)
 
     Source: Miyato et al. 2018, "Spectral Normalization for Generative Adversarial Networks", Algorithm 1.
     """

@@ -176,7 +176,8 @@ def group_spectral_norm(model: nn.Module, *, n_power_iterations: int = 1, eps: f
         >>> critic = torch.nn.Sequential(torch.nn.Linear(2, 64), torch.nn.ReLU(), torch.nn.Linear(64, 1))
         >>> group = lipgan.group_spectral_norm(critic)
         >>> critic(torch.randn(8, 2)).sum().backward()
-        >>> group.sigmas()  # {"0": ..., "2": ...}
+        >>> group.sigmas()
+        {'0': ..., '2': ...}
     """
     check_settings(n_power_iterations, eps)
     for hook in model._forward_pre_hooks.values():

@@ -397,7 +397,7 @@ def get(name: str, **options: Any) -> Loss:
 
     Example::
 
-        >>> losses.get("non-saturating", label_smoothing=0.1)
+        >>> get("non-saturating", label_smoothing=0.1)
         NonSaturating(label_smoothing=0.1)
     """
     loss: Any = lookup(LOSSES, name, "loss")
