@@ -26,7 +26,8 @@ def main(args: argparse.Namespace) -> None:
     if format is None or format not in Image.SAVE:
         raise ValueError(f"{args.output} must end in the name of an image format, such as .png")
     path: Path = args.checkpoint / CHECKPOINT if args.checkpoint.is_dir() else args.checkpoint
-    samples = draw(load_generator(path, device=find_device(args.device)), args.number, args.seed or 0)
-    shown = Image.open(io.BytesIO(picture(samples, None, str(path))))
+    generator = load_generator(path, device=find_device(args.device))
+    samples = draw(generator, args.number, args.seed or 0)
+    shown = Image.open(io.BytesIO(picture(samples, None, str(path), getattr(generator, "classes", 0))))
     # Matplotlib writes transparency, which is none here and which JPEG does not know.
     write_atomically(args.output, image_bytes(shown.convert("RGB") if shown.mode == "RGBA" else shown, format))

@@ -13,6 +13,8 @@ import torch
 from lipgan import data, recipes
 from lipgan.commands.console import find_device
 from lipgan.training import Trainer, config, distributed
+from lipgan.training.evaluation import SAMPLES
+from lipgan.training.pictures import LABELS
 from lipgan.training.run import CHECKPOINT, CONFIG, Run
 
 __all__ = ["main"]
@@ -73,6 +75,10 @@ def _execute(args: argparse.Namespace, given: dict[str, Any], device: torch.devi
         again = f"lipgan train --resume --steps {steps} --out {shlex.quote(str(out))}"
         print(f"lipgan: stopped at step {trainer.step} and saved; continue with: {again}", file=sys.stderr)
         return 130
+    if run.evaluated is not None:
+        step, metrics = run.evaluated
+        words = ", ".join(f"{LABELS.get(name, name)}: {value:.4g}" for name, value in metrics.items())
+        print(f"{SAMPLES} samples of step {step}: {words}")
     print(f"step {trainer.step}: see {out / 'samples.png'}, {out / 'curves.png'}, {out / 'metrics.json'}")
     return 0
 

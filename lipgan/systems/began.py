@@ -143,7 +143,7 @@ class Equilibrium:
         real, fake = -real_scores.mean(), -fake_scores.mean()
         return real + (self.gamma * real - fake).abs()
 
-    def move(self, average: Callable[[Tensor], Tensor]) -> None:
+    def move(self, average: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> None:
         """One step of k, by the errors of all parts of the batch since the last; ``average`` is over processes."""
         difference = average(torch.stack(self._differences).mean())
         self._differences.clear()

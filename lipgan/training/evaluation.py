@@ -9,12 +9,15 @@ from torch import Tensor
 
 from lipgan.data import Dataset
 from lipgan.metrics import FeatureStats, frechet_distance, mode_coverage, sliced_wasserstein_distance
-from lipgan.metrics.features import get
+from lipgan.metrics.features import DigitFeatures, get
 from lipgan.training.trainer import Trainer
 
-__all__ = ["Evaluation"]
+__all__ = ["SAMPLES", "Evaluation"]
 
-_SAMPLES = 2000
+#: How many samples are drawn.
+SAMPLES = 2000
+# A sample counts as classified with confidence if one class is more probable than this.
+_CONFIDENCE = 0.9
 _BATCH = 250
 
 
@@ -23,8 +26,11 @@ class Evaluation:
 
     Images: ``fid``, the Frechet distance of features, those of the classifier of digits for the data set "digits" and
     random convolutional ones for all others; good for comparing the steps of one run, not for publication (`lipgan
-    eval` has the inception features). Vectors: ``sliced_wasserstein``, and for mixtures ``modes``, the number of modes
-    covered, and ``high_quality``, the share of samples near one.
+    eval` has the inception features). For "digits" also ``confident``, the share of the samples to which the classifier
+    gives one digit with a probability above 0.9, and ``classes``, how many of the ten digits it finds so.
+
+    Vectors: ``sliced_wasserstein``, and for mixtures ``modes``, the number of modes covered, and ``high_quality``, the
+    share of samples near one.
 
     Args:
         data: what the samples are compared with.
@@ -35,15 +41,16 @@ class Evaluation:
         self._features: Callable[[Tensor], Tensor] | None = None
         if data.is_image:
             self._features = get("digits" if data.name == "digits" else "random")
-            self._real = self._statistics(data.samples[: 10 * _SAMPLES])
+            self._real = self._statistics(data.samples[: 10 * SAMPLES])
 
     def __call__(self, trainer: Trainer) -> dict[str, float]:
         """The metrics by name."""
-        samples = trainer.sample(_SAMPLES)
+        samples = trainer.sample(SAMPLES)
         if self._features is not None:
             fake = self._statistics(samples)
-            return {"fid": float(frechet_distance(self._real.mean, self._real.cov, fake.mean, fake.cov))}
-        real = self._data.samples[:_SAMPLES]
+            distance = float(frechet_distance(self._real.mean, self._real.cov, fake.mean, fake.cov))
+            return {"fid": distance, **self._classified(samples)}
+        real = self._data.samples[:SAMPLES]
         random = torch.Generator().manual_seed(trainer.seed)
         metrics = {"sliced_wasserstein": float(sliced_wasserstein_distance(samples, real, generator=random))}
         if self._data.modes is not None and self._data.mode_std is not None:
@@ -51,13 +58,28 @@ class Evaluation:
             metrics |= {"modes": float(coverage.covered), "high_quality": coverage.high_quality}
         return metrics
 
+    def _classified(self, images: Tensor) -> dict[str, float]:
+        if not isinstance(self._features, DigitFeatures):
+            return {}
+        probabilities = torch.cat([self._features.probabilities(_unit(batch)) for batch in torch.split(images, _BATCH)])
+        highest, digit = probabilities.max(1)
+        confident = highest > _CONFIDENCE
+        return {
+            "confident": float(confident.double().mean()),
+            "classes": float(digit[confident].bincount().count_nonzero()),
+        }
+
     def _statistics(self, images: Tensor) -> FeatureStats:
         assert self._features is not None
         stats: FeatureStats | None = None
         for batch in torch.split(images, _BATCH):
-            # Samples lie in [-1, 1], and the extractors take [0, 1].
-            features = self._features(((batch + 1) / 2).clamp(0, 1))
+            features = self._features(_unit(batch))
             stats = stats or FeatureStats(features.shape[1])
             stats.update(features)
         assert stats is not None
         return stats
+
+
+def _unit(samples: Tensor) -> Tensor:
+    """Samples in [-1, 1] as the extractors take them, in [0, 1]."""
+    return ((samples + 1) / 2).clamp(0, 1)

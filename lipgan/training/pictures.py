@@ -3,42 +3,52 @@
 import io
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
+import matplotlib
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from PIL import Image
+from matplotlib.ticker import MaxNLocator
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional as F
 
 from lipgan.data import Dataset
 
-__all__ = ["curves", "evaluation_page", "image_bytes", "picture", "sample_grid", "samples_shown"]
+__all__ = ["LABELS", "curves", "evaluation_page", "image_bytes", "picture", "sample_grid", "samples_shown"]
 
-GRID_PIXELS = 640
+GRID_PIXELS = 960
 GAP_LEVEL = 96
+# With more classes than this, columns of classes would be too narrow to look at.
+_MOST_COLUMNS = 16
+_ROWS_OF_CLASSES = 8
 
 # Of the real points behind a scatter plot: more only hide each other.
 _REAL_POINTS = 5000
 _DPI = 110
 
 
-def sample_grid(samples: Tensor) -> Image.Image:
-    """Lay images out in a near-square grid, in reading order, magnified by a whole factor.
+def sample_grid(samples: Tensor, columns: int | None = None) -> Image.Image:
+    """Lay images out in a grid, in reading order, magnified by a whole factor (nearest neighbours).
 
     Args:
         samples: ``[n, channels, h, w]`` with 1 or 3 channels, floating point, -1 black to 1 white; values
             outside are clipped.
+        columns: of the grid; None for a near-square one.
 
     Raises:
-        ValueError: not a non-empty batch of such images.
+        ValueError: not a non-empty batch of such images, or ``columns`` below 1.
     """
     if samples.ndim != 4 or len(samples) == 0 or samples.shape[1] not in (1, 3):
         raise ValueError(f"samples must be [n, 1 or 3, h, w] with n >= 1, got shape {tuple(samples.shape)}")
+    if columns is not None and columns < 1:
+        raise ValueError(f"columns must be at least 1, got {columns}")
     n, channels, h, w = samples.shape
-    columns = math.ceil(math.sqrt(n))
+    columns = math.ceil(math.sqrt(n)) if columns is None else columns
     rows = math.ceil(n / columns)
     levels = ((samples.detach().float().cpu() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
     levels = F.pad(levels, (0, 0, 0, 0, 0, 0, 0, rows * columns - n), value=GAP_LEVEL)
@@ -58,13 +68,32 @@ def image_bytes(image: Image.Image, format: str = "PNG") -> bytes:
     return buffer.getvalue()
 
 
-def samples_shown(shape: tuple[int, ...]) -> int:
-    """How many samples of that shape make a good `picture`: 64 images, or 2,000 points."""
-    return 64 if len(shape) == 3 else 2000
+def _class_columns(samples: Tensor, classes: int) -> Image.Image:
+    """A column for each class, its number above; the samples are of class 0, 1, ... in turn."""
+    grid = sample_grid(samples, classes)
+    cell = grid.width // classes
+    strip = cell // 2
+    page = Image.new(grid.mode, (grid.width, strip + grid.height), "white")
+    page.paste(grid, (0, strip))
+    # Pillow has a font of its own that can be scaled from 10.1 on only.
+    font = ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", strip * 3 // 5)
+    draw = ImageDraw.Draw(page)
+    for k in range(classes):
+        draw.text(((k + 0.5) * cell, strip / 2), str(k), fill="black", font=font, anchor="mm")
+    return page
 
 
-def picture(samples: Tensor, data: Dataset | None, title: str) -> bytes:
+def samples_shown(shape: tuple[int, ...], classes: int = 0) -> int:
+    """How many samples of that shape make a good `picture`: 64 images, 8 of each class, or 2,000 points."""
+    if len(shape) != 3:
+        return 2000
+    return _ROWS_OF_CLASSES * classes if 2 <= classes <= _MOST_COLUMNS else 64
+
+
+def picture(samples: Tensor, data: Dataset | None, title: str, classes: int = 0) -> bytes:
     """Samples of a generator as PNG: a grid of images, or points of the plane over those of the data.
+
+    Images of 2 to 16 classes are in columns, one for each class, under its number.
 
     Points keep the frame of the data, so that pictures of one run can be laid side by side; the title tells how many
     samples lie outside. Of vectors with more than two coordinates the first two are shown, and the title says so; of
@@ -74,12 +103,14 @@ def picture(samples: Tensor, data: Dataset | None, title: str) -> bytes:
         samples: ``[n, 1 or 3, h, w]`` as of `sample_grid`, or ``[n, d]``, floating point.
         data: what the samples should look like; None: points alone, in a frame of their own. Not used for images.
         title: printed above points; images have none.
+        classes: of a generator that was asked for them in turn, as by `Trainer.sample`; 0 without. Not used for points.
 
     Raises:
         ValueError: other samples, or none; data of another shape.
     """
     if samples.ndim != 2:
-        return image_bytes(sample_grid(samples))
+        in_columns = 2 <= classes <= _MOST_COLUMNS
+        return image_bytes(_class_columns(samples, classes) if in_columns else sample_grid(samples))
     n, d = samples.shape
     if n == 0 or d == 0:
         raise ValueError(f"samples must be [n, d] with n >= 1 and d >= 1, got shape {tuple(samples.shape)}")
@@ -152,53 +183,91 @@ def _png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-# What the legends call the quantities of a history; others go by their keys.
-_LABELS = {
-    "sigma": "largest sigma of the critic's weights, before division",
-    "penalty": "gradient penalty",
-    "critic_gradient_norm": "gradient norm of the critic",
-    "generator_gradient_norm": "gradient norm of the generator",
-}
+#: What a legend or a line of text calls the quantities of a history; others go by their keys.
+LABELS: Mapping[str, str] = MappingProxyType(
+    {
+        "sigma": "largest sigma of the critic's weights, before division",
+        "penalty": "gradient penalty",
+        "classification": "cross entropy of the critic's classifier",
+        "critic_gradient_norm": "gradient norm of the critic",
+        "generator_gradient_norm": "gradient norm of the generator",
+        "fid": "FID",
+        "sliced_wasserstein": "sliced Wasserstein distance",
+        "confident": "classified with confidence above 0.9",
+        "high_quality": "near a mode",
+        "classes": "classes found with that confidence",
+        "modes": "modes found",
+    }
+)
+
+_LOSS = "loss (mean since the last point)"
+
+# The panels of the curves, from above, and the keys in them; the last one takes all that is left.
+_PANELS = (
+    (_LOSS, lambda key: key.endswith("_loss")),
+    ("estimate of the critic", lambda key: key == "estimate"),
+    ("distance to data", lambda key: key in ("fid", "sliced_wasserstein")),
+    ("share of samples", lambda key: key in ("confident", "high_quality")),
+    ("number", lambda key: key in ("classes", "modes")),
+    ("control", lambda key: True),
+)
+_SCALED = ("distance to data", "control")
+
+# Told apart by readers who see fewer colours, and by their dashes where there are none (Okabe and Ito 2008).
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))
 
 
 def curves(history: Sequence[dict[str, Any]], title: str) -> bytes:
     """What a history says over the steps, as PNG: losses above, what keeps the critic in check below.
 
-    The quantity that the critic estimates has a panel of its own between them, where there is one.
+    Between them, where there are such numbers, a panel each for the quantity that the critic estimates and for the
+    distances, the shares and the numbers of an evaluation.
 
     Args:
         history: rows with the key step; may be empty. Keys that end in "_loss" are losses, "estimate" is the estimate,
-            and every other number goes below, on a logarithmic scale where all together span more than two decades and
-            none is negative. A row may lack a key that others have; what is None, not a number or not finite is left
-            out.
+            those of an evaluation are its own, and every other number goes below. Distances and what is below have a
+            logarithmic scale where all in the panel span more than two decades and none is negative. A row may lack a
+            key that others have; what is None, not a number or not finite is left out.
         title: printed above.
     """
     keys = list(dict.fromkeys(key for row in history for key in row if key != "step"))
     series = {key: points for key in keys if (points := _points(history, key))}
-    losses = [key for key in series if key.endswith("_loss")]
-    estimates = [key for key in series if key == "estimate"]
-    control = [key for key in series if key not in losses + estimates]
-    panels = [("loss (mean since the last point)", losses)]
-    panels += [("estimate of the critic", estimates)] if estimates else []
-    panels += [("control", control)] if control else []
+    panels: dict[str, list[str]] = {name: [] for name, _ in _PANELS}
+    for key in series:
+        panels[next(name for name, belongs in _PANELS if belongs(key))].append(key)
+    shown = {name: names for name, names in panels.items() if names or name == _LOSS}
 
     # Figure without pyplot: no global state, no window system.
-    figure = Figure(figsize=(8, 3 * max(2, len(panels))), layout="constrained")
-    every = list(figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0])
-    for axes, (ylabel, names) in zip(every, panels, strict=True):
+    heights = [3 if name in (_LOSS, "control") else 1.8 for name in shown]
+    figure = Figure(figsize=(8, max(6, sum(heights))), layout="constrained")
+    every = list(figure.subplots(len(shown), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0])
+    for axes, (ylabel, names) in zip(every, shown.items(), strict=True):
         for index, key in enumerate(names):
             steps, values = zip(*series[key], strict=True)
-            label = _LABELS.get(key, key.replace("_", " "))
-            # One point makes no line.
-            axes.plot(steps, values, f"C{index % 10}", label=label, marker="o" if len(steps) == 1 else None)
+            axes.plot(
+                steps,
+                values,
+                color=_COLOURS[index % len(_COLOURS)],
+                linestyle=_DASHES[index % len(_DASHES)],
+                label=LABELS.get(key, key.replace("_", " ")),
+                # One point makes no line.
+                marker="o" if len(steps) == 1 else None,
+            )
         axes.set_ylabel(ylabel)
         axes.grid(alpha=0.3)
+        if ylabel == "number":
+            # From nothing found, in whole numbers: one that does not change has no scale of its own.
+            axes.set_ylim(0, 1.1 * max(value for key in names for _, value in series[key]) + 0.1)
+            axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         if names:
-            axes.legend(loc="best", fontsize="small", framealpha=0.6)
-    every[0].set_title("\n".join(textwrap.wrap(title, 80)))
+            # Above the panel, where it hides no curve.
+            axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, fontsize="small", frameon=False)
+        if ylabel in _SCALED and _spans_decades([value for key in names for _, value in series[key]]):
+            axes.set_yscale("log")
+    figure.suptitle("\n".join(textwrap.wrap(title, 80)))
+    figure.align_ylabels()
     every[-1].set_xlabel("step (generator updates)")
-    if _spans_decades([value for key in control for _, value in series[key]]):
-        every[-1].set_yscale("log")
     return _png(figure)
 
 

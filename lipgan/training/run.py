@@ -47,6 +47,9 @@ class Run:
         evaluate_every: steps between two evaluations (`lipgan.training.evaluation`), whose metrics join the row of the
             history; None for none.
 
+    Attributes:
+        evaluated: step and metrics of the last evaluation; None before the first one.
+
     Raises:
         ValueError: ``save_every`` below 1, ``evaluate_every`` that is not a multiple of the trainer's ``log_every``, or
             a trainer that is past ``steps``.
@@ -64,6 +67,7 @@ class Run:
             raise ValueError(f"{out} is at step {trainer.step} already, which is past --steps {steps}")
         self.trainer, self.out, self.steps, self.save_every = trainer, out, steps, save_every
         self.evaluate_every = evaluate_every
+        self.evaluated: tuple[int, dict[str, float]] | None = None
         self._leads = distributed.rank() == 0
         self._evaluation = Evaluation(trainer.data) if evaluate_every is not None and self._leads else None
         self._started_at = trainer.step
@@ -92,7 +96,8 @@ class Run:
                 def after_step(trainer: Trainer) -> None:
                     bar.update()
                     if self._evaluation is not None and trainer.step % (self.evaluate_every or 1) == 0:
-                        trainer.history[-1] |= self._evaluation(trainer)
+                        self.evaluated = trainer.step, self._evaluation(trainer)
+                        trainer.history[-1] |= self.evaluated[1]
                     if trainer.step % trainer.log_every == 0:
                         bar.set_postfix_str(_postfix(trainer.history[-1]), refresh=False)
                         board(trainer.history[-1])
@@ -152,8 +157,9 @@ class Run:
         write_atomically(self.out / "metrics.jsonl", lines.encode())
         self._write_json("metrics.json", self._summary())
         title = f"{trainer.recipe.name} on {trainer.data.name}, step {trainer.step}"
-        samples = trainer.sample(samples_shown(trainer.data.shape))
-        write_atomically(self.out / "samples.png", picture(samples, trainer.data, title))
+        classes = getattr(trainer.ema, "classes", 0)
+        samples = trainer.sample(samples_shown(trainer.data.shape, classes))
+        write_atomically(self.out / "samples.png", picture(samples, trainer.data, title, classes))
         write_atomically(self.out / "curves.png", curves(trainer.history, title))
 
     def _write_json(self, name: str, value: dict[str, Any]) -> None:

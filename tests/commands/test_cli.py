@@ -452,6 +452,16 @@ def test_sample_draws_a_grid(run: Path, tmp_path: Path) -> None:
     assert first.read_bytes() != other.read_bytes()
 
 
+def test_classes_have_columns_in_the_pictures_of_a_run_and_of_sample(tmp_path: Path) -> None:
+    out, drawn = tmp_path / "run", tmp_path / "drawn.png"
+    assert train(out, "--conditioning", "auxiliary", "--steps", "1") == 0
+    assert main(["sample", str(out), "-n", "80", "-o", str(drawn)]) == 0
+    with Image.open(drawn) as grid, Image.open(out / "samples.png") as samples:
+        assert grid.tobytes() == samples.tobytes()
+        # Ten columns of eight digits, and a strip of half a cell above.
+        assert samples.height / samples.width == pytest.approx(8.5 / 10, rel=0.01)
+
+
 def test_sample_refuses_bad_input(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "foreign.pt").write_bytes(b"PK\x03\x04 and so on")
     for arguments, message in (

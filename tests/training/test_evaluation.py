@@ -27,8 +27,28 @@ def test_images_by_the_distance_of_their_features(name: str, extractor: str) -> 
         x = torch.cat([extract((part + 1) / 2) for part in samples.clamp(-1, 1).split(500)]).double()
         statistics.append((x.mean(0), x.T.cov()))
     expected = float(frechet_distance(*statistics[0], *statistics[1]))
-    assert metrics == {"fid": pytest.approx(expected, rel=1e-4)}
+    assert metrics.pop("fid") == pytest.approx(expected, rel=1e-4)
     assert expected > 1
+    assert set(metrics) == ({"confident", "classes"} if name == "digits" else set())
+
+
+def test_digits_are_classified() -> None:
+    """The share with a probability above 0.9, and the digits among those, of samples that are known."""
+    dataset = data.load("digits", 16)
+    trainer = Trainer.from_recipe("sngan", dataset)
+    threes = dataset.samples[dataset.labels == 3][:100]
+    sevens = dataset.samples[dataset.labels == 7][:50]
+    # Not a digit: the classifier is in doubt.
+    blank = torch.full((50, *dataset.shape), -0.5)
+    samples = torch.cat([threes, sevens, blank])
+    trainer.sample = lambda n, **_: samples  # type: ignore[method-assign]
+    metrics = Evaluation(dataset)(trainer)
+    extract = features.DigitFeatures()
+    probabilities = extract.probabilities((samples + 1) / 2)
+    assert float(probabilities[150:].max()) < 0.9
+    assert float(probabilities[:150].amax(1).min()) > 0.9
+    assert metrics["confident"] == 0.75
+    assert metrics["classes"] == 2
 
 
 def test_points_by_distance_and_modes() -> None:
@@ -61,7 +81,13 @@ def test_the_metrics_join_the_history(tmp_path: Path, capsys: pytest.CaptureFixt
     assert main([*command, str(tmp_path / "run"), "--evaluate-every", "4"]) == 0
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert ["modes" in row for row in rows] == [False, True, False]
-    capsys.readouterr()
+    last = rows[1]
+    assert (
+        f"2000 samples of step 4: sliced Wasserstein distance: {last['sliced_wasserstein']:.4g}, modes found: "
+        f"{last['modes']:g}, near a mode: {last['high_quality']:.4g}\n"
+    ) in capsys.readouterr().out
+    assert main([*command, str(tmp_path / "none")]) == 0
+    assert "samples of step" not in capsys.readouterr().out
     assert main([*command, str(tmp_path / "other"), "--evaluate-every", "3"]) == 2
     assert "evaluate_every must be a multiple of log_every, 2, got 3" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()

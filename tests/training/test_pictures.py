@@ -5,6 +5,7 @@ import math
 from typing import Any
 
 import matplotlib.axes
+import matplotlib.figure
 import numpy as np
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from lipgan import data
 from lipgan.data import Dataset
+from lipgan.training import pictures
 from lipgan.training.pictures import curves, image_bytes, picture, sample_grid, samples_shown
 
 
@@ -40,6 +42,43 @@ def test_grid_of_colours_and_bad_shapes() -> None:
     for shape in ((0, 1, 8, 8), (4, 2, 8, 8), (4, 8, 8)):
         with pytest.raises(ValueError, match="samples must be"):
             sample_grid(torch.zeros(shape))
+    with pytest.raises(ValueError, match="columns must be at least 1, got 0"):
+        sample_grid(torch.zeros(4, 1, 8, 8), columns=0)
+
+
+def test_pixels_stay_crisp() -> None:
+    """Magnified by nearest neighbours: a picture has no level but those of its samples and of the gaps."""
+    samples = torch.tensor([-1.0, 1.0]).repeat(32).view(1, 1, 8, 8).expand(64, 1, 8, 8)
+    picture = sample_grid(samples)
+    assert min(picture.size) >= 900
+    assert set(np.unique(np.asarray(picture)).tolist()) == {0, 96, 255}
+
+
+def test_classes_have_a_column_each_under_their_number() -> None:
+    # Of ten classes in turn, of which each has a level of its own.
+    samples = torch.linspace(-1, 1, 10).repeat(8).view(80, 1, 1, 1).expand(80, 1, 16, 16)
+    shown = decoded(picture(samples, None, "unused", classes=10))
+    grid = np.asarray(sample_grid(samples, columns=10))
+    strip = shown.shape[0] - grid.shape[0]
+    assert (shown[strip:] == grid[..., None]).all()
+    cells = grid.reshape(8, grid.shape[0] // 8, 10, -1)
+    centres = cells[:, cells.shape[1] // 2, :, cells.shape[3] // 2]
+    assert centres.tolist() == [np.linspace(0, 255, 10).round().tolist()] * 8
+    # Every column has its own dark letters in the middle of the white strip, and none touches the border.
+    letters = shown[:strip, :, 0].reshape(strip, 10, -1)
+    assert (letters[0] == 255).all()
+    assert (letters[-1] == 255).all()
+    assert all((letters[:, k] < 64).any() for k in range(10))
+    assert len({letters[:, k].tobytes() for k in range(10)}) == 10
+    dark = np.argwhere(letters[:, 0] < 128)
+    centre = (dark.max(0) + dark.min(0)) / 2
+    assert abs(centre - (np.array(letters[:, 0].shape) - 1) / 2).max() <= 2
+
+
+@pytest.mark.parametrize("classes", [0, 1, 17])
+def test_no_class_and_too_many_make_a_plain_grid(classes: int) -> None:
+    samples = torch.rand(20, 3, 8, 8) * 2 - 1
+    assert picture(samples, None, "unused", classes) == image_bytes(sample_grid(samples))
 
 
 # --- points
@@ -60,8 +99,8 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What matplotlib is told: titles, the points of every label, the limits, the scale."""
     told: dict[str, Any] = {}
 
-    def record(name: str, note: Any) -> None:
-        original = getattr(matplotlib.axes.Axes, name)
+    def record(name: str, note: Any, owner: Any = matplotlib.axes.Axes) -> None:
+        original = getattr(owner, name)
 
         def call(self: Any, *args: Any, **kwargs: Any) -> Any:
             result = original(self, *args, **kwargs)
@@ -69,9 +108,10 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             note(args, kwargs)
             return result
 
-        monkeypatch.setattr(matplotlib.axes.Axes, name, call)
+        monkeypatch.setattr(owner, name, call)
 
     record("set_title", lambda args, kwargs: told.update(title=args[0]))
+    record("suptitle", lambda args, kwargs: told.update(title=args[0]), matplotlib.figure.Figure)
     record("set_xlim", lambda args, kwargs: told.update(x=args[:2]))
     record("set_ylim", lambda args, kwargs: told.update(y=args[:2]))
     record("set_yscale", lambda args, kwargs: told.update(scale=args[0]))
@@ -175,8 +215,9 @@ def test_what_cannot_be_drawn_is_refused(samples: Tensor, dataset: Dataset | Non
 
 
 def test_how_many_samples_make_a_picture() -> None:
-    assert samples_shown((3, 16, 16)) == 64
-    assert samples_shown((2,)) == 2000
+    assert samples_shown((3, 16, 16)) == samples_shown((3, 16, 16), 1) == samples_shown((3, 16, 16), 17) == 64
+    assert samples_shown((1, 16, 16), 10) == 80
+    assert samples_shown((2,)) == samples_shown((2,), 8) == 2000
 
 
 # --- curves
@@ -201,7 +242,7 @@ def test_every_quantity_has_its_panel(drawn: dict[str, Any]) -> None:
     assert drawn["gradient norm of the generator"] == [(40, 1.5)]
     assert drawn["noise"] == [(20, 0.5)]
     assert "scale" not in drawn
-    assert decoded(content).shape == (990, 880, 3)
+    assert decoded(content).shape == (858, 880, 3)
 
 
 def test_what_is_missing_or_no_number_is_left_out(drawn: dict[str, Any]) -> None:
@@ -211,6 +252,49 @@ def test_what_is_missing_or_no_number_is_left_out(drawn: dict[str, Any]) -> None
     assert drawn["critic loss"] == [(20, -0.05)]
     assert set(drawn) - {"x", "y"} == {"panels", "title", "critic loss", "generator loss"}
     assert decoded(content).shape == (660, 880, 3)
+
+
+def test_an_evaluation_has_panels_of_its_own(drawn: dict[str, Any]) -> None:
+    digits = {"fid": 7.5, "confident": 0.75, "classes": 10.0}
+    ring = {"sliced_wasserstein": 0.5, "modes": 8.0, "high_quality": 0.25}
+    curves([row(20, noise=0.5, **digits, **ring)], "a")
+    panels = ["loss (mean since the last point)", "distance to data", "share of samples", "number", "control"]
+    assert drawn["panels"] == panels
+    assert drawn["FID"] == [(20, 7.5)]
+    assert drawn["classified with confidence above 0.9"] == [(20, 0.75)]
+    assert drawn["near a mode"] == [(20, 0.25)]
+
+
+def test_numbers_are_counted_from_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A number that stays as it is has no scale of its own, and none has fractions."""
+    figures: list[matplotlib.figure.Figure] = []
+    monkeypatch.setattr(pictures, "_png", lambda figure: figures.append(figure) or b"")
+    curves([row(20, classes=10.0), row(40, classes=10.0)], "a")
+    (axes,) = [axes for axes in figures[0].axes if axes.get_ylabel() == "number"]
+    assert axes.get_ylim() == pytest.approx((0, 11.1))
+    assert all(float(tick).is_integer() for tick in axes.get_yticks())
+
+
+def test_distances_over_decades_are_logarithmic_too(drawn: dict[str, Any]) -> None:
+    curves([row(20, fid=500.0), row(40, fid=4.0)], "a")
+    assert drawn["scale"] == "log"
+
+
+def test_lines_differ_in_colour_and_in_dashes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By lightness alone, too, for readers who see no colours."""
+    styles: list[tuple[str, str]] = []
+    plot = matplotlib.axes.Axes.plot
+
+    def record(self: Any, *args: Any, **kwargs: Any) -> Any:
+        styles.append((kwargs["color"], str(kwargs["linestyle"])))
+        return plot(self, *args, **kwargs)
+
+    monkeypatch.setattr(matplotlib.axes.Axes, "plot", record)
+    curves([row(20, a=1.0, b=2.0, c=3.0, d=4.0), row(40)], "a")
+    losses, control = styles[:2], styles[2:]
+    for lines in (losses, control):
+        colours, dashes = zip(*lines, strict=True)
+        assert len(set(colours)) == len(set(dashes)) == len(lines)
 
 
 @pytest.mark.parametrize(
