@@ -1,5 +1,6 @@
 """The state of metrics summed over two processes: every one computes what one process does of all samples."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -78,7 +79,11 @@ def process(rank: int, folder: Path) -> None:
 
 def test_two_processes(tmp_path: Path) -> None:
     command = [sys.executable, __file__]
-    children = [subprocess.Popen([*command, str(rank), str(tmp_path)], stderr=subprocess.PIPE) for rank in (0, 1)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "harness")}
+    children = [
+        subprocess.Popen([*command, str(rank), str(tmp_path)], stderr=subprocess.PIPE, env=environment)
+        for rank in (0, 1)
+    ]
     try:
         errors = [child.communicate(timeout=120)[1].decode() for child in children]
     finally:

@@ -16,9 +16,6 @@ from lipgan.penalties import explain
 BAD = [
     refuses("shapes", mlp, FLAT, FLAT[:, :4], match=r"fake must have the shape of real, \(4, 5\), got \(4, 4\)"),
     refuses("batches", mlp, FLAT, FLAT[:3], match=r"fake must have the shape of real, \(4, 5\), got \(3, 5\)"),
-    refuses(
-        "dtypes", mlp, FLAT, FLAT.float(), error=TypeError, match=r"fake .* real, torch.float64, got torch.float32"
-    ),
     refuses("devices", mlp, FLAT, FLAT.to("meta"), match=r"fake must be on the device of real, cpu, got meta"),
     refuses("no fake", mlp, FLAT, match=r"fake must be given for kind 'wgan-gp', got None"),
     refuses("no fake for r1+r2", mlp, FLAT, kind="r1+r2", match=r"fake must be given for kind 'r1\+r2'"),
@@ -32,9 +29,9 @@ BAD = [
     refuses(
         "sparse", mlp, FLAT.to_sparse(), kind="r1", error=TypeError, match="real must be a dense.* torch.sparse_coo"
     ),
-    refuses("batch of 0", mlp, FLAT[:0], FLAT[:0], match=r"real must hold at least one sample, got shape \(0, 5\)"),
+    refuses("batch of 0", mlp, FLAT[:0], FLAT[:0], match=r"real must hold at least one sample, .* got shape \(0, 5\)"),
     refuses("empty samples", mlp, FLAT[:, :0], FLAT[:, :0], match=r"real must hold .* got shape \(4, 0\)"),
-    refuses("no batch", mlp, FLAT[0, 0], FLAT[0, 0], match=r"real must hold at least one sample, got shape \(\)"),
+    refuses("no batch", mlp, FLAT[0, 0], FLAT[0, 0], match=r"real must hold at least one sample, .* got shape \(\)"),
     refuses("no channels", lambda x: x, FLAT[:, 0], kind="r1", norm="pixel", match=r"channels .* got shape \(4,\)"),
     refuses("negative target", mlp, FLAT, FLAT, target=-0.5, match="target must be finite and not negative, got -0.5"),
     refuses(

@@ -68,7 +68,11 @@ def process(rank: int, folder: Path) -> None:
 
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
     command = [sys.executable, __file__]
-    children = [subprocess.Popen([*command, str(rank), str(tmp_path)], stderr=subprocess.PIPE) for rank in (0, 1)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "harness")}
+    children = [
+        subprocess.Popen([*command, str(rank), str(tmp_path)], stderr=subprocess.PIPE, env=environment)
+        for rank in (0, 1)
+    ]
     try:
         errors = [child.communicate(timeout=200)[1].decode() for child in children]
     finally:
