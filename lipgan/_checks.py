@@ -71,8 +71,9 @@ def check_samples(name: str, samples: object) -> None:
 
 # ---- matrices ----
 
-# Statistics in float64 have often been summed in float32, and so are symmetric and definite only as far.
-_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}
+# Statistics in float64 have often been summed in float32, and so are symmetric and definite only as far. Derived in
+# docs/numerics/matrix_sqrt.md.
+_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 8e-2}
 
 _TILE = 256
 
@@ -135,9 +136,19 @@ def refuse_asymmetry(name: str, difference: Tensor, largest: Tensor, dtype: torc
         raise ValueError(f"{name} must be symmetric, got max|a - a^T| = {worst:.1e} max|a|")
 
 
-def refuse_indefinite(name: str, smallest: Tensor, largest: Tensor, dtype: torch.dtype) -> None:
-    """ValueError where the smallest eigenvalue is negative, and not only by rounding."""
-    bad = smallest < -tolerance(dtype) * largest.abs().maximum(smallest.abs())
+# Where a negative eigenvalue reaches this share of the largest, not even that one is known.
+_LOST = 0.25
+
+
+def refuse_indefinite(
+    name: str, smallest: Tensor, largest: Tensor, dtype: torch.dtype, subtracted: float = 0.0
+) -> None:
+    """ValueError where the smallest eigenvalue is negative, and not only by rounding in ``dtype``.
+
+    ``subtracted`` is the size of what may have been subtracted, after rounding, for the entries of the matrix.
+    """
+    size = largest.abs().maximum(smallest.abs())
+    bad = smallest < -(tolerance(dtype) * size).maximum((tolerance(dtype) * (size + subtracted)).minimum(_LOST * size))
     if bool(bad.any()):
         worst = int((smallest / largest.abs().maximum(smallest.abs())).where(bad, 0.0).argmin())
         raise ValueError(

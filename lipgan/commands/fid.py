@@ -9,7 +9,8 @@ from lipgan._files import write_atomically
 from lipgan.commands.console import check_folder, find_device, progress_bar, say
 from lipgan.commands.sources import Reader, Side, find_extractor, find_source
 from lipgan.data.images import default_workers
-from lipgan.metrics import frechet_distance, protocols
+from lipgan.metrics import protocols
+from lipgan.metrics.frechet import distance_of_statistics
 
 __all__ = ["main"]
 
@@ -50,9 +51,7 @@ def main(args: argparse.Namespace) -> None:
             f"{second.source.name} has {second.stats.dim} features a sample, {first.source.name} {first.stats.dim}: "
             "bring both to the same features and size"
         )
-    distance, info = frechet_distance(
-        first.stats.mean, first.stats.cov, second.stats.mean, second.stats.cov, return_info=True
-    )
+    distance, info = distance_of_statistics(first.stats, second.stats)
     protocol = {"a": _protocol(first), "b": _protocol(second)}
     for name, side_protocol in protocol.items():
         say(f"{name.upper()}: {_in_words(side_protocol, package.name)}")

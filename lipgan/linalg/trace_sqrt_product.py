@@ -28,6 +28,14 @@ _LOW_RANK = 0.9  # share of d from which on a factor of that rank is no cheaper 
 
 
 @dataclass(frozen=True)
+class Rounding:
+    """What negative eigenvalues of a covariance in float64 may come from."""
+
+    dtype: torch.dtype  # that its entries had, or were summed in
+    subtracted: float = 0.0  # size of what may have been subtracted for them, such as squares of means
+
+
+@dataclass(frozen=True)
 class Factor:
     """``S = L L^T`` up to rounding; made by :func:`factorize`, or of a known L by :meth:`of`."""
 
@@ -61,7 +69,7 @@ class TraceInfo:
     clipped: float  # as in Factor, of both
 
 
-def factorize(s: Tensor, *, name: str = "s", method: str = "cholesky") -> Factor:
+def factorize(s: Tensor, *, name: str = "s", method: str = "cholesky", rounding: Rounding | None = None) -> Factor:
     """A factor of a covariance ``s [d, d]``, in float64.
 
     Args:
@@ -69,21 +77,24 @@ def factorize(s: Tensor, *, name: str = "s", method: str = "cholesky") -> Factor
         name: what the errors call it.
         method: "cholesky": Cholesky's; where a pivot is not resolved, one with pivoting, or eigenvalues. "eigh":
             eigenvalues at once.
+        rounding: what passes for rounding, if it is not told by the dtype of s.
 
     Raises:
         TypeError: not a real floating-point tensor.
         ValueError: not square, not finite, not symmetric, or clearly indefinite.
     """
     check_square(name, s)
-    return _factorize(_covariance(name, s), name, method)
+    return _factorize(_covariance(name, s), name, method, rounding or Rounding(s.dtype))
 
 
 def _covariance(name: str, s: Tensor) -> Tensor:
+    # Asymmetry is judged in the dtype that was given.
+    exact = check_symmetric(name, s.detach())
     s = s.detach().double()
-    return s if check_symmetric(name, s) else 0.5 * (s + s.mT)
+    return s if exact else 0.5 * (s + s.mT)
 
 
-def _factorize(s: Tensor, name: str, method: str) -> Factor:
+def _factorize(s: Tensor, name: str, method: str, rounding: Rounding) -> Factor:
     d = s.shape[0]
     if d == 0:
         return Factor(s, True)
@@ -98,7 +109,7 @@ def _factorize(s: Tensor, name: str, method: str) -> Factor:
         if pivoted is not None:
             return pivoted
     values, vectors = torch.linalg.eigh(s)
-    refuse_indefinite(name, values[0], values[-1], s.dtype)
+    refuse_indefinite(name, values[0], values[-1], rounding.dtype, rounding.subtracted)
     keep = values > unit * float(values[-1].clamp_min(0))
     matrix, clipped = vectors[:, keep] * values[keep].sqrt(), float(values[~keep].abs().sum())
     return Factor(matrix, False, clipped, unit * norm, 2 / float(values[0]) if bool(keep.all()) else math.inf)
@@ -138,8 +149,14 @@ def _pivoted_cholesky(s: Tensor, smallest: float) -> Factor | None:
 class _Pair:
     """The two covariances of a call, and their factors once they are asked for."""
 
-    def __init__(self, sides: tuple[Tensor | Factor, Tensor | Factor], names: tuple[str, str], method: str) -> None:
-        self.names = names
+    def __init__(
+        self,
+        sides: tuple[Tensor | Factor, Tensor | Factor],
+        names: tuple[str, str],
+        method: str,
+        roundings: tuple[Rounding, Rounding],
+    ) -> None:
+        self.names, self.roundings = names, roundings
         self.how = "eigh" if method == "eigh" else "cholesky"
         self.factors = [side if isinstance(side, Factor) else None for side in sides]
         self.given = [None if isinstance(s, Factor) else _covariance(n, s) for n, s in zip(names, sides, strict=True)]
@@ -148,7 +165,7 @@ class _Pair:
     def factor(self, k: int) -> Factor:
         factor = self.factors[k]
         if factor is None:
-            factor = self.factors[k] = _factorize(self.covariance(k), self.names[k], self.how)
+            factor = self.factors[k] = _factorize(self.covariance(k), self.names[k], self.how, self.roundings[k])
         return factor
 
     def covariance(self, k: int) -> Tensor:
@@ -310,10 +327,11 @@ class _TraceSqrtProduct(torch.autograd.Function):
         sides: tuple[Tensor | Factor, Tensor | Factor],
         names: tuple[str, str],
         method: str,
+        roundings: tuple[Rounding, Rounding],
         told: list[TraceInfo],
         *tensors: Tensor,
     ) -> Tensor:
-        pair = _Pair(sides, names, method)
+        pair = _Pair(sides, names, method, roundings)
         outcome = _solve(pair, method)
         bound = outcome.bound
         for k in (0, 1):
@@ -332,7 +350,7 @@ class _TraceSqrtProduct(torch.autograd.Function):
         # once_differentiable sees only whether grad depends on something, and the halves depend on the arguments too.
         if torch.is_grad_enabled():
             raise RuntimeError("trace_sqrt_product is differentiable once, and create_graph=True asks for twice")
-        result: list[Tensor | None] = [None, None, None, None]
+        result: list[Tensor | None] = [None, None, None, None, None]
         for half, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True):
             result.append(None if half is None else (0.5 * grad * (half @ half.mT)).to(dtype))
         return tuple(result)
@@ -344,6 +362,7 @@ def trace_sqrt_product_info(
     *,
     method: str = "auto",
     names: tuple[str, str] = ("s1", "s2"),
+    roundings: tuple[Rounding, Rounding] | None = None,
 ) -> tuple[Tensor, TraceInfo]:
     """:func:`trace_sqrt_product` of one pair, with what is known of its error; a side may be a :class:`Factor`.
 
@@ -351,6 +370,7 @@ def trace_sqrt_product_info(
         first, second: covariances ``[d, d]`` of any real dtype, or factors of them, which saves their factorization.
         method: as in :func:`trace_sqrt_product`.
         names: what the errors call the two.
+        roundings: what passes for rounding in each, if it is not told by their dtypes.
 
     Returns:
         The trace, 0-dim float64, differentiable once in those arguments that are tensors; and a :class:`TraceInfo`.
@@ -371,7 +391,10 @@ def trace_sqrt_product_info(
         raise ValueError(f"{names[1]} must have the size of {names[0]}, {sizes[0]}, got {sizes[1]}")
     told: list[TraceInfo] = []
     tensors = [side for side in sides if isinstance(side, Tensor)]
-    trace = _TraceSqrtProduct.apply(sides, names, method, told, *tensors)  # type: ignore[no-untyped-call]
+    if roundings is None:
+        first_rounding, second_rounding = (Rounding((s.matrix if isinstance(s, Factor) else s).dtype) for s in sides)
+        roundings = first_rounding, second_rounding
+    trace = _TraceSqrtProduct.apply(sides, names, method, roundings, told, *tensors)  # type: ignore[no-untyped-call]
     return trace, told[0]
 
 

@@ -12,7 +12,7 @@ from lipgan.metrics.inception_score import InceptionScore, inception_score
 from lipgan.metrics.kernel_distance import KernelDistance, kernel_distance
 from lipgan.metrics.modes import ModeCoverage, mode_coverage
 from lipgan.metrics.prdc import PRDC, f1_score, prdc
-from lipgan.metrics.wasserstein import sliced_wasserstein_distance, wasserstein_distance
+from lipgan.metrics.wasserstein import WassersteinInfo, sliced_wasserstein_distance, wasserstein_distance
 
 __all__ = [
     "PRDC",
@@ -22,6 +22,7 @@ __all__ = [
     "InceptionScore",
     "KernelDistance",
     "ModeCoverage",
+    "WassersteinInfo",
     "f1_score",
     "frechet_distance",
     "frechet_distance_from_features",

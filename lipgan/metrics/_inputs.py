@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lipgan._checks import check_finite, check_floating, check_symmetric
+from lipgan._checks import check_finite, check_floating, check_symmetric, tolerance
 
 Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]] | Tensor"
 
@@ -89,8 +89,8 @@ def as_mean(name: str, value: object) -> Tensor:
     return mean.double()
 
 
-def as_covariance(name: str, value: object, dim: int) -> Tensor:
-    """``value [dim, dim]`` in float64 and exactly symmetric.
+def as_covariance(name: str, value: object, dim: int) -> tuple[Tensor, torch.dtype]:
+    """``value [dim, dim]`` in float64 and exactly symmetric, and the dtype that it had.
 
     Raises:
         TypeError: as :func:`as_real_tensor`.
@@ -99,19 +99,13 @@ def as_covariance(name: str, value: object, dim: int) -> Tensor:
     cov = as_real_tensor(name, value)
     if cov.shape != (dim, dim):
         raise ValueError(f"{name} must have shape ({dim}, {dim}), got {tuple(cov.shape)}")
-    if cov.dtype != torch.float64:
-        cov = cov.float()
-    exact = check_symmetric(name, cov.detach())
+    exact, dtype = check_symmetric(name, cov.detach()), cov.dtype
     cov = cov.double()
-    return cov if exact else 0.5 * (cov + cov.T)
+    return cov if exact else 0.5 * (cov + cov.T), dtype
 
 
-# A factor of the right covariance misses it by rounding and by what was clipped; a stale one by far more.
-_FACTOR_TOLERANCE = 1e-6
-
-
-def as_factor(name: str, value: object, cov: Tensor) -> Tensor:
-    """``value [dim, r]`` in float64, a factor of ``cov``.
+def as_factor(name: str, value: object, cov: Tensor, dtype: torch.dtype) -> Tensor:
+    """``value [dim, r]`` in float64, a factor of ``cov``, whose numbers had ``dtype``.
 
     Raises:
         TypeError: as :func:`as_real_tensor`.
@@ -127,7 +121,8 @@ def as_factor(name: str, value: object, cov: Tensor) -> Tensor:
     expected = cov.detach() @ probe
     difference = torch.linalg.vector_norm(factor @ (factor.T @ probe) - expected)
     size = torch.linalg.matrix_norm(cov.detach()) * torch.linalg.vector_norm(probe)
-    if not difference <= _FACTOR_TOLERANCE * size:
+    # A factor of the right covariance misses it by rounding and by what was clipped; a stale one by far more.
+    if not difference <= tolerance(dtype) * size:
         raise ValueError(f"{name} must be a factor L of its covariance L L^T, but differs by {difference / size:.1e}")
     return factor
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lipgan._checks import check_count, check_finite
-from lipgan.linalg.trace_sqrt_product import factorize
+from lipgan.linalg.trace_sqrt_product import Rounding, factorize
 from lipgan.metrics._inputs import Array, as_covariance, as_factor, as_mean, as_real_tensor
 
 __all__ = ["FeatureStats"]
@@ -82,6 +82,7 @@ class FeatureStats:
         # Sum of (x - mean) (x - mean)^T over all samples; only the blocks up to the diagonal are kept.
         self._scatter = torch.zeros(dim, dim, dtype=torch.float64, device=device)
         self._factor: Tensor | None = None
+        self._dtype = torch.float64
 
     def __repr__(self) -> str:
         count = "unknown" if self._count is None else self._count
@@ -124,13 +125,19 @@ class FeatureStats:
         return cov
 
     @property
+    def dtype(self) -> torch.dtype:
+        """What the covariance was rounded to at some time: float64, or that of a file it was read from."""
+        return self._dtype
+
+    @property
     def factor(self) -> Tensor:
         """``L [dim, r]`` with ``cov = L L^T`` up to rounding, ``r`` the rank; computed once, kept until samples come.
 
         :func:`lipgan.frechet_distance` takes it as ``factor1`` or ``factor2``, and need not factorize this side then.
         """
         if self._factor is None:
-            self._factor = factorize(self.cov, name="the covariance").matrix
+            rounding = Rounding(self._dtype, float(self._mean.square().amax()))
+            self._factor = factorize(self.cov, name="the covariance", rounding=rounding).matrix
         return self._factor.clone()
 
     def update(self, features: Array) -> FeatureStats:
@@ -187,6 +194,7 @@ class FeatureStats:
             self._scatter += scatter
             _add_gram(self._scatter, difference[None] * (count / (count + size) * size) ** 0.5)
             self._count, self._factor = count + size, None
+            self._dtype = max(self._dtype, other._dtype, key=lambda dtype: torch.finfo(dtype).eps)
         return self
 
     def _known_count(self) -> int:
@@ -293,14 +301,14 @@ def _whole_number(arrays: dict[str, np.ndarray[Any, Any]], key: str) -> int | No
 
 def _from_arrays(arrays: dict[str, np.ndarray[Any, Any]], device: torch.device | str) -> FeatureStats:
     mean = as_mean("mu", arrays["mu"])
-    cov = as_covariance("sigma", arrays["sigma"], len(mean))
+    cov, dtype = as_covariance("sigma", arrays["sigma"], len(mean))
     count, ddof = _whole_number(arrays, "count"), _whole_number(arrays, "ddof")
     if count is not None and count < 2:
         raise ValueError(f"count must be at least 2, got {count}")
     stats = FeatureStats(len(mean), ddof=1 if ddof is None else ddof, device=device)
     stats._mean = mean.to(stats._mean)
     stats._scatter = cov.to(stats._mean) * (1 if count is None else count - stats.ddof)
-    stats._count = count
+    stats._count, stats._dtype = count, dtype
     if "factor" in arrays:
-        stats._factor = as_factor("factor", arrays["factor"], cov).to(stats._mean)
+        stats._factor = as_factor("factor", arrays["factor"], cov, dtype).to(stats._mean)
     return stats

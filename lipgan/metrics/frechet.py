@@ -21,7 +21,7 @@ from torch import Tensor
 
 from lipgan._checks import check_choice, check_finite
 from lipgan.linalg import nuclear_norm
-from lipgan.linalg.trace_sqrt_product import Factor, trace_sqrt_product_info
+from lipgan.linalg.trace_sqrt_product import Factor, Rounding, trace_sqrt_product_info
 from lipgan.metrics._inputs import Array, as_covariance, as_factor, as_mean, as_real_tensor
 from lipgan.metrics.feature_stats import FeatureStats
 from lipgan.metrics.metric import Metric
@@ -53,6 +53,13 @@ class _Side:
     cov: Tensor  # [d, d]
     factor: Tensor | None  # [d, r]
     name: str  # of the covariance
+    dtype: torch.dtype = torch.float64  # that the numbers of the covariance had
+
+    def rounding(self, scale: float) -> Rounding:
+        """What negative eigenvalues of the covariance, multiplied by ``scale``, may come from."""
+        # E[x x^T] - mean mean^T has the rounding of its first term. In half types too little of the difference is left.
+        half = self.dtype in (torch.float16, torch.bfloat16)
+        return Rounding(self.dtype, 0.0 if half else float((self.mean.detach() * math.sqrt(scale)).square().amax()))
 
     def term(self, scale: float) -> Tensor | Factor:
         """What the trace is taken of, with the covariance multiplied by ``scale``."""
@@ -65,8 +72,9 @@ class _Side:
 def _side(number: int, mean: Array, cov: Array, factor: Array | None) -> _Side:
     mu = as_mean(f"mu{number}", mean)
     name = f"sigma{number}"
-    sigma = as_covariance(name, cov, len(mu))
-    return _Side(mu, sigma, None if factor is None else as_factor(f"factor{number}", factor, sigma), name)
+    sigma, dtype = as_covariance(name, cov, len(mu))
+    matrix = None if factor is None else as_factor(f"factor{number}", factor, sigma, dtype)
+    return _Side(mu, sigma, matrix, name, dtype)
 
 
 def _in_order(first: _Side, second: _Side) -> tuple[_Side, _Side]:
@@ -84,11 +92,15 @@ def _distance(first: _Side, second: _Side, method: str) -> tuple[Tensor, Frechet
     difference = first.mean - second.mean
     scale = _scale(_exponent(first.cov.diagonal(), second.cov.diagonal()), _exponent(difference))
     trace, info = trace_sqrt_product_info(
-        first.term(scale), second.term(scale), method=method, names=(first.name, second.name)
+        first.term(scale),
+        second.term(scale),
+        method=method,
+        names=(first.name, second.name),
+        roundings=(first.rounding(scale), second.rounding(scale)),
     )
     terms = _terms(difference, first.cov.diagonal(), second.cov.diagonal(), scale)
     # Sums of d terms, each rounded.
-    error = 2 * info.error_bound + 4 * math.sqrt(len(difference)) * EPS * float(terms.detach())
+    error = 2 * info.error_bound + 4 * math.sqrt(len(difference)) * EPS * abs(float(terms.detach()))
     return _join(terms, trace, scale), FrechetInfo(
         info.route, info.iterations, error / scale, info.rank, info.clipped / scale
     )
@@ -137,12 +149,13 @@ def frechet_distance(
     r"""The squared Frechet distance of two Gaussians, the "FID" of two sets of features.
 
     ``|mu1 - mu2|^2 + tr S1 + tr S2 - 2 tr (S1 S2)^(1/2)``, in float64 whatever the dtype. It is never negative, complex
-    or NaN; singular covariances need no ``eps``; swapping the sides changes no bit. A bound on the error is given on
-    request.
+    or NaN; negative eigenvalues that are rounding in the dtype of a covariance count as 0, and singular covariances
+    need no ``eps``; swapping the sides changes no bit. A bound on the error is given on request.
 
     Args:
         mu1, mu2: means, ``[d]``; NumPy arrays or tensors, like the covariances.
-        sigma1, sigma2: covariances, ``[d, d]``, symmetric positive semi-definite up to rounding.
+        sigma1, sigma2: covariances, ``[d, d]``, symmetric positive semi-definite up to rounding in their dtype, of
+            themselves or of the squares of the means: ``E[x x^T] - m m^T`` of float32 will do.
         method: route to the trace, as in :func:`lipgan.linalg.trace_sqrt_product`: "auto", "cholesky", "eigh", "svd" or
             "polar".
         return_info: return a :class:`FrechetInfo` too: the route, its iterations, a bound on the error, the ranks, and
@@ -181,6 +194,17 @@ def frechet_distance(
     distance, info = _distance(first, second, method)
     result = distance if tensors else np.float64(distance.item())
     return (result, info) if return_info else result
+
+
+def distance_of_statistics(first: FeatureStats, second: FeatureStats) -> tuple[Tensor, FrechetInfo]:
+    """:func:`frechet_distance` of statistics that may have been read from files, with its info.
+
+    The rounding of a covariance is that of the dtype in the file.
+    """
+    sides = [
+        _Side(stats.mean, stats.cov, None, name, stats.dtype) for stats, name in ((first, "sigma1"), (second, "sigma2"))
+    ]
+    return _distance(sides[0], sides[1], "auto")
 
 
 # ---- features ----

@@ -5,6 +5,7 @@ The scale of an error is ``tr S1 + tr S2``, the terms that cancel in the distanc
 
 import itertools
 import math
+import pathlib
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -301,6 +302,128 @@ def test_narrow_dtypes_are_widened(dtype: torch.dtype) -> None:
     value = frechet_distance_from_features(x, y)
     assert value.dtype == torch.float64
     torch.testing.assert_close(value, frechet_distance_from_features(x.double(), y.double()), rtol=1e-12, atol=0)
+
+
+# ---- statistics that rounding made indefinite ----
+
+
+def moments(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Mean and ``E[x x^T] - m m^T``, all in one dtype."""
+    x = x.to(dtype)
+    mean = x.mean(0)
+    return mean, x.T @ x / len(x) - torch.outer(mean, mean)
+
+
+def rectified(offset: float, n: int, d: int) -> tuple[Tensor, Tensor]:
+    """Two sets of features, exact in float32."""
+    x, y = randn(n, d), 1.2 * randn(n, d, seed=1) + 0.1
+    return tuple((z.clamp_min(0) + offset).float().double() for z in (x, y))
+
+
+def clipped_at_most(given: list[Tensor], truth: list[Tensor]) -> float:
+    """Negative eigenvalues of a definite matrix plus E add up to the nuclear norm of E at most (Lidskii)."""
+    errors = (s.double() - t for s, t in zip(given, truth, strict=True))
+    # Unresolved eigenvalues are left out too, and each is a rounding in float64.
+    return sum(float(torch.linalg.matrix_norm(0.5 * (e + e.T), "nuc")) for e in errors) * (1 + 1e-6) + 1e-9
+
+
+@pytest.mark.parametrize("offset", [0.0, 1.0, 3.0, 10.0])
+@pytest.mark.parametrize(("n", "d"), [(256, 400), (50, 100), (600, 64)])
+@pytest.mark.parametrize("method", ["auto", "svd"])
+def test_second_moments_in_float32(n: int, d: int, offset: float, method: str) -> None:
+    x, y = rectified(offset, n, d)
+    truth = float(frechet_distance_from_features(x, y, ddof=0))
+    (mu1, s1), (mu2, s2) = moments(x, torch.float32), moments(y, torch.float32)
+    value, info = frechet_distance(mu1, s1, mu2, s2, method=method, return_info=True)
+    # Seen: 0.8e-3 at the largest offset, by what rounding adds to eigenvalues that are 0.
+    assert float(value) == pytest.approx(truth, rel=2e-3)
+    exact = [torch.cov(z.T, correction=0) for z in (x, y)]
+    assert info.clipped <= clipped_at_most([s1, s2], exact)
+    assert info.clipped > 0 or n > d
+    arrays = frechet_distance(*(z.numpy() for z in (mu1, s1, mu2, s2)), method=method)
+    assert arrays == float(value)
+
+
+@pytest.mark.parametrize(("dtype", "accuracy"), [(torch.float16, 4e-3), (torch.bfloat16, 3e-2)])
+@pytest.mark.parametrize(("n", "d"), [(256, 400), (50, 100)])
+def test_covariances_in_half_precision(n: int, d: int, dtype: torch.dtype, accuracy: float) -> None:
+    x, y = rectified(0.0, n, d)
+    truth = float(frechet_distance_from_features(x, y, ddof=0))
+    exact = [torch.cov(z.T, correction=0) for z in (x, y)]
+    s1, s2 = (s.to(dtype) for s in exact)
+    value, info = frechet_distance(x.mean(0), s1, y.mean(0), s2, return_info=True)
+    # A quarter of the accuracy was seen.
+    assert float(value) == pytest.approx(truth, rel=accuracy)
+    assert 0 < info.clipped <= clipped_at_most([s1, s2], exact)
+    trace = lipgan.linalg.trace_sqrt_product(s1, s2)
+    expected = lipgan.linalg.trace_sqrt_product(*exact)
+    assert trace.dtype == torch.float32
+    assert float(trace) == pytest.approx(float(expected), rel=4 * accuracy)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "passes", "refused"),
+    [(torch.float64, 1e-7, 1e-5), (torch.float32, 1e-5, 1e-3), (torch.float16, 1e-3, 0.1), (torch.bfloat16, 1e-2, 0.5)],
+)
+def test_what_is_rounding_depends_on_the_dtype(dtype: torch.dtype, passes: float, refused: float) -> None:
+    mean = torch.zeros(3, dtype=torch.float64)
+    cov = torch.eye(3, dtype=dtype)
+    value, info = frechet_distance(mean, patched(2, 2, -passes).to(dtype), mean, cov, return_info=True)
+    assert info.clipped == pytest.approx(passes, rel=0.01)
+    assert float(value) == pytest.approx(1 - passes, rel=1e-3)
+    with pytest.raises(ValueError, match="sigma1 must be positive semi-definite, got the eigenvalues -"):
+        frechet_distance(mean, patched(2, 2, -refused).to(dtype), mean, cov)
+    # Asymmetry too.
+    frechet_distance(mean, patched(0, 1, passes).to(dtype), mean, cov)
+    with pytest.raises(ValueError, match="sigma1 must be symmetric"):
+        frechet_distance(mean, patched(0, 1, refused).to(dtype), mean, cov)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "mean", "smallest", "passes"),
+    [
+        (torch.float32, 10.0, -5e-3, True),
+        (torch.float32, 0.0, -5e-3, False),
+        (torch.float32, 1e4, -0.2, True),
+        (torch.float32, 1e4, -0.3, False),  # more than a quarter of the largest
+        (torch.float64, 100.0, -5e-3, True),
+        (torch.float64, 10.0, -5e-3, False),
+        (torch.float16, 10.0, -0.1, False),
+    ],
+)
+def test_a_mean_explains_some_negative_eigenvalues(
+    dtype: torch.dtype, mean: float, smallest: float, passes: bool
+) -> None:
+    mu, cov, sigma = torch.full((3,), mean), torch.eye(3), patched(1, 1, smallest).to(dtype)
+    if passes:
+        _, info = frechet_distance(mu, sigma, mu, cov, return_info=True)
+        assert info.clipped == pytest.approx(-smallest, rel=1e-5)
+        # Statistics far from 1 are multiplied before they are judged.
+        if dtype == torch.float64:
+            frechet_distance(mu.double() * 1e120, sigma * 1e240, mu, cov)
+    else:
+        with pytest.raises(ValueError, match="sigma1 must be positive semi-definite"):
+            frechet_distance(mu, sigma, mu, cov)
+
+
+def test_files_of_float32(tmp_path: pathlib.Path) -> None:
+    x, y = rectified(3.0, 256, 400)
+    stats = []
+    for k, z in enumerate((x, y)):
+        mean, cov = moments(z, torch.float32)
+        np.savez(tmp_path / f"{k}.npz", mu=mean.numpy(), sigma=cov.numpy())
+        stats.append(FeatureStats.load(tmp_path / f"{k}.npz"))
+    value, info = frechet.distance_of_statistics(*stats)
+    assert float(value) == pytest.approx(float(frechet_distance_from_features(x, y, ddof=0)), rel=2e-3)
+    assert info.clipped > 0
+    assert stats[0].dtype == torch.float32
+    assert FeatureStats(3).dtype == torch.float64
+    # The factor leaves out the same.
+    missing = stats[0].factor @ stats[0].factor.T - stats[0].cov
+    assert 0 < float(missing.trace()) <= info.clipped
+
+
+# ---- arrays and tensors ----
 
 
 @pytest.mark.filterwarnings("error")

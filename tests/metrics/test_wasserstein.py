@@ -1,9 +1,15 @@
-"""Wasserstein distances against all permutations, scipy, samples repeated to one size, and closed forms."""
+"""Wasserstein distances against all permutations, scipy, samples repeated to one size, and closed forms.
+
+Far groups and high orders are checked in whole numbers without bound, by the Hungarian method. The bounds are derived
+in docs/numerics/wasserstein.md.
+"""
 
 import itertools
 import math
 import sys
+from fractions import Fraction
 
+import mpmath
 import numpy as np
 import pytest
 import scipy.optimize
@@ -61,7 +67,7 @@ def test_on_a_line(m: int, n: int, p: float, seed: int, ties: bool) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(SIZES, SIZES, st.integers(2, 4), ORDERS, st.integers(0, 99), st.booleans())
-def test_the_linear_program(m: int, n: int, d: int, p: float, seed: int, ties: bool) -> None:
+def test_plans_of_unequal_sizes(m: int, n: int, d: int, p: float, seed: int, ties: bool) -> None:
     x, y = randn(m, d, seed=seed), randn(n, d, seed=seed + 1)
     if ties:
         x, y = x.round(), y.round()
@@ -73,6 +79,160 @@ def test_the_linear_program(m: int, n: int, d: int, p: float, seed: int, ties: b
 def test_hundreds_of_samples() -> None:
     x, y = randn(60, 3), randn(90, 3, seed=1)
     assert wasserstein_distance(x, y) == pytest.approx(repeated(x, y, 1), rel=1e-9)
+
+
+# ---- far groups and high orders ----
+
+GRID = 2.0**-20
+
+
+def on_a_grid(*shape: int, seed: int = 0) -> Tensor:
+    """Points whose coordinates are whole multiples of 2^-20, so that squares of distances are exact as integers."""
+    return (randn(*shape, seed=seed) / GRID).round() * GRID
+
+
+def two_groups(n: int, gap: float, seed: int, share: float = 0.5) -> Tensor:
+    x = on_a_grid(n, 2, seed=seed)
+    x[: round(share * n), 0] += gap
+    return x
+
+
+def least_sum(costs: list[list[int]]) -> int:
+    """The least sum of an assignment, in integers of any size: the Hungarian method, row by row."""
+    n = len(costs)
+    u, v, match = [0] * (n + 1), [0] * (n + 1), [0] * (n + 1)
+    for i in range(1, n + 1):
+        match[0], j0 = i, 0
+        least: list[int | None] = [None] * (n + 1)
+        way, used = [0] * (n + 1), [False] * (n + 1)
+        while match[j0]:
+            used[j0] = True
+            i0 = match[j0]
+            delta, j1 = None, 0
+            for j in range(1, n + 1):
+                if used[j]:
+                    continue
+                slack = costs[i0 - 1][j - 1] - u[i0] - v[j]
+                if least[j] is None or slack < least[j]:
+                    least[j], way[j] = slack, j0
+                if delta is None or least[j] < delta:
+                    delta, j1 = least[j], j
+            for j in range(n + 1):
+                if used[j]:
+                    u[match[j]] += delta
+                    v[j] -= delta
+                elif least[j] is not None:
+                    least[j] -= delta
+            j0 = j1
+        while j0:
+            match[j0] = match[way[j0]]
+            j0 = way[j0]
+    return sum(costs[match[j] - 1][j - 1] for j in range(1, n + 1))
+
+
+def exact_sum(x: Tensor, y: Tensor, p: int, units: int) -> int:
+    """The least ``sum |x_i - y_j|^p`` in units of ``2^(-20 p - 64)``, of samples repeated to ``units`` of them."""
+    a, b = ([[int(v) for v in row] for row in (rows / GRID).tolist()] for rows in (x, y))
+    assert torch.equal(torch.tensor(a, dtype=torch.float64) * GRID, x)
+    costs = [[math.isqrt(sum((s - t) ** 2 for s, t in zip(v, w, strict=True)) ** p << 128) for w in b] for v in a]
+    return least_sum([[costs[i * len(a) // units][j * len(b) // units] for j in range(units)] for i in range(units)])
+
+
+def exact(sums: int, units: int, p: int) -> mpmath.mpf:
+    with mpmath.workprec(200):
+        return mpmath.root(mpmath.mpf(sums) / units / mpmath.mpf(2) ** 64, p) * GRID
+
+
+@pytest.mark.parametrize("p", [1, 2, 3, 32, 64, 128])
+@pytest.mark.parametrize(
+    ("m", "n", "gap"), [(6, 4, 2e5), (60, 40, 3e5), (12, 8, 1e9), (8, 12, 1e9), (12, 12, 1e9), (20, 20, 1e7)]
+)
+def test_far_groups_of_equal_shares(m: int, n: int, gap: float, p: int) -> None:
+    x, y = two_groups(m, gap, seed=1), two_groups(n, gap, seed=2)
+    # No mass crosses, so that each group is a problem of its own, of half of the units.
+    units = math.lcm(m, n)
+    sides = ((x[: m // 2], y[: n // 2]), (x[m // 2 :], y[n // 2 :]))
+    sums = sum(exact_sum(a, b, p, units // 2) for a, b in sides)
+    truth = exact(sums, units, p)
+    value, info = wasserstein_distance(x, y, p, return_info=True)
+    assert abs(value - truth) <= info.error_bound <= 1e-11 * value
+    assert info.route == ("assignment" if m == n else "primal-dual")
+    assert wasserstein_distance(y, x, p) == pytest.approx(value, rel=1e-13)
+
+
+@pytest.mark.parametrize("p", [1, 2, 31, 128])
+@pytest.mark.parametrize(("m", "n", "share"), [(9, 6, 0.3), (5, 7, 0.5), (8, 6, 0.25), (10, 10, 0.3)])
+@pytest.mark.parametrize("gap", [10.0, 1e5, 1e9])
+def test_some_mass_crosses(m: int, n: int, share: float, gap: float, p: int) -> None:
+    x, y = two_groups(m, gap, seed=3), two_groups(n, gap, seed=4, share=share)
+    units = math.lcm(m, n)
+    truth = exact(exact_sum(x, y, p, units), units, p)
+    value, info = wasserstein_distance(x, y, p, return_info=True)
+    assert abs(value - truth) <= info.error_bound <= 1e-11 * value
+    assert 0 <= info.gap <= info.error_bound
+
+
+@settings(max_examples=60, deadline=None)
+@given(SIZES, SIZES, st.integers(1, 3), st.floats(0, 9), st.sampled_from([0.25, 0.5, 0.75]), st.integers(0, 99))
+def test_no_fall_with_the_order(m: int, n: int, d: int, magnitude: float, share: float, seed: int) -> None:
+    x, y = randn(m, d, seed=seed), randn(n, d, seed=seed + 1)
+    x[: round(share * m)] += 10**magnitude
+    y[: n // 2] += 10**magnitude
+    orders = [1, 1.5, 2, 7, 32, 64, 128, 1000]
+    values = [wasserstein_distance(x, y, p) for p in orders]
+    for before, after in itertools.pairwise(values):
+        assert after >= before * (1 - 1e-11)
+    # The share of mass that goes the longest way is at least 1 / lcm.
+    assert values[-1] <= values[2] * math.lcm(m, n) ** (1 / 2) * (1 + 1e-11)
+    for p, value in zip(orders, values, strict=True):
+        assert wasserstein_distance(y, x, p) == pytest.approx(value, rel=1e-11)
+
+
+@settings(max_examples=60, deadline=None)
+@given(SIZES, SIZES, st.sampled_from([1, 2, 5, 64, 128]), st.sampled_from([0.0, 1.0, 1e5, 1e9]), st.integers(0, 99))
+def test_quantiles_in_fractions(m: int, n: int, p: int, gap: float, seed: int) -> None:
+    x, y = randn(m, seed=seed), randn(n, seed=seed + 1)
+    x[: m // 2] += gap
+    y[: n // 2] += gap
+    a, b = (sorted(map(Fraction, rows.tolist())) for rows in (x, y))
+    units = math.lcm(m, n)
+    mean = sum(abs(a[k * m // units] - b[k * n // units]) ** p for k in range(units)) / units
+    with mpmath.workprec(200):
+        truth = mpmath.root(mpmath.mpf(mean.numerator) / mean.denominator, p)
+    # On the line, and on a line in the plane, whose plan is looked for.
+    for points in ((x, y), (torch.stack([x, 0 * x], 1), torch.stack([y, 0 * y], 1))):
+        value, info = wasserstein_distance(*points, p, return_info=True)
+        assert abs(value - truth) <= info.error_bound <= 1e-11 * value
+        assert info.route == "sort" or points[0].ndim == 2
+    sliced = sliced_wasserstein_distance(x, y, p, projections=3)
+    assert sliced == pytest.approx(float(truth), rel=1e-11)
+
+
+@pytest.mark.parametrize("n", [2, 4])
+@pytest.mark.parametrize("distance", [1e-150, 1e-170, 1e-250])
+def test_distances_whose_squares_vanish(distance: float, n: int) -> None:
+    x = torch.tensor([[0.0, 0.0], [1.0, 0.0]], dtype=torch.float64)
+    y = torch.tensor([[0.6 * distance, 0.8 * distance], [1.0, 0.0]], dtype=torch.float64).repeat_interleave(n // 2, 0)
+    assert wasserstein_distance(x, y) == pytest.approx(distance / 2, rel=1e-14)
+    assert wasserstein_distance(x, y, 128) == pytest.approx(distance / 2 ** (1 / 128), rel=1e-14)
+
+
+@pytest.mark.parametrize("shapes", [((4,), (6,)), ((4, 2), (6, 2)), ((4, 2), (4, 2))])
+def test_at_the_largest_numbers(shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
+    x, y = (
+        torch.full(shape, value, dtype=torch.float64) for shape, value in zip(shapes, (1.7e308, 1.6e308), strict=True)
+    )
+    side = math.sqrt(x[0].numel())
+    assert wasserstein_distance(x, y, 128) == pytest.approx(1e307 * side, rel=1e-13)
+
+
+def test_a_wrong_assignment_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = two_groups(12, 1e6, seed=1), two_groups(12, 1e6, seed=2)
+    value = wasserstein_distance(x, y, 2)
+    monkeypatch.setattr(scipy.optimize, "linear_sum_assignment", lambda costs: (np.arange(12), np.arange(12)[::-1]))
+    again, info = wasserstein_distance(x, y, 2, return_info=True)
+    assert again == pytest.approx(value, rel=1e-13)
+    assert info.route == "primal-dual"
 
 
 @pytest.mark.parametrize("theta", [0.0, 0.5, -2.0])
@@ -151,12 +311,47 @@ def test_bad_input(function: type, y: object, p: float, error: type[Exception], 
         function(torch.ones(2), y, p)
 
 
-def test_an_unsolved_program_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    solve = scipy.optimize.linprog
+def test_sizes_without_a_small_common_multiple() -> None:
+    x, y = torch.zeros(46342, 2), torch.zeros(46341, 2)
+    with pytest.raises(ValueError, match=r"least common multiple is below 2\^31, got 46342 and 46341"):
+        wasserstein_distance(x, y)
+    assert wasserstein_distance(x[:, 0], y[:, 0] + 1) == pytest.approx(1)
 
-    def stopped(*args: object, options: dict[str, object], **kwargs: object) -> object:
-        return solve(*args, options={**options, "maxiter": 0, "presolve": False}, **kwargs)
 
-    monkeypatch.setattr(scipy.optimize, "linprog", stopped)
-    with pytest.raises(RuntimeError, match="the transport of 5 to 4 samples was not solved"):
-        wasserstein_distance(randn(5, 2), randn(4, 2, seed=1))
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (lambda plan, reduced: (plan, reduced + 1), None),
+        (lambda plan, reduced: (plan, reduced - 1), "its prices prove nothing"),
+        (lambda plan, reduced: (plan, reduced + np.eye(*reduced.shape, dtype=np.int64)), "its prices prove nothing"),
+        (
+            lambda plan, reduced: (type(plan)(plan.rows, plan.columns, plan.units * 2), reduced),
+            "its prices prove nothing",
+        ),
+        # Every sample of one side gives to every sample of the other.
+        (
+            lambda plan, reduced: (
+                type(plan)(*np.indices(reduced.shape).reshape(2, -1), np.ones(reduced.size, np.int64)),
+                reduced,
+            ),
+            "its cost is proven only to",
+        ),
+        (lambda plan, reduced: (plan, reduced + (1 << 57)), "its cost is proven only to"),
+    ],
+)
+def test_what_is_not_proven_is_an_error(fault: type, message: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = sys.modules["lipgan.metrics.wasserstein"]
+    solve = module._primal_dual
+
+    def faulty(*args: object) -> object:
+        plan, reduced, iterations = solve(*args)
+        return *fault(plan, reduced), iterations
+
+    monkeypatch.setattr(module, "_primal_dual", faulty)
+    x, y = randn(5, 2), randn(4, 2, seed=1)
+    if message is None:
+        # Prices that are lower by one unit prove nearly as much.
+        assert wasserstein_distance(x, y) == pytest.approx(repeated(x, y, 1), rel=1e-12)
+    else:
+        with pytest.raises(RuntimeError, match=rf"the transport of 4 to 5 samples was not solved: {message}"):
+            wasserstein_distance(x, y)
