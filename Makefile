@@ -5,10 +5,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OUT := runs/demo
+SECONDS := 300
 # A short run: labels, larger learning rates than those of the recipe, which fall to 0, and a shorter average.
 STEPS := 1400
 
-.PHONY: demo test bench lint docs clean
+.PHONY: demo test bench sanitize fuzz soak lint docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/lipgan train --recipe sngan --conditioning auxiliary --data digits --size 12 --latent-dim 32 \
@@ -21,6 +22,17 @@ test: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(BIN)/lipgan bench all
+
+# The C++ kernels under sanitizers, and random calls of the ops against the reference. `make fuzz SECONDS=3600 SEED=1`
+sanitize: $(VENV)/.installed
+	PYTHON=$(BIN)/python scripts/sanitize.sh $(SANITIZE)
+
+fuzz: $(VENV)/.installed
+	$(BIN)/python tests/harness/fuzz.py --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
+
+# For the night: a long run of every op, in which memory must not grow.
+soak: $(VENV)/.installed
+	$(BIN)/python scripts/soak.py
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -9,6 +9,16 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def materialized(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor, or a copy where its memory does not hold its values at multiples of the size of its elements.
+
+    A negation may be put off (x.conj().imag), zeros may have no memory, and torch.frombuffer takes any offset.
+    """
+    if tensor.is_neg() or tensor._is_zerotensor() or tensor.data_ptr() % tensor.element_size():
+        return tensor.clone()
+    return tensor
+
+
 @triton.jit
 def divide(x, y):
     """x / y to the nearest; the plain division of float32 is off by up to 2 units in the last place."""

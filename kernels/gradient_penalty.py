@@ -27,7 +27,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import config
-from .common import accumulation_dtype, divide, matrix_tile, square_root
+from .common import accumulation_dtype, divide, materialized, matrix_tile, square_root
 
 KINDS = ("two-sided", "one-sided", "squared", "max")
 
@@ -421,6 +421,7 @@ def gradient_penalty_interpolate(real: Tensor, fake: Tensor, mix: Tensor) -> Ten
                 f"expected contiguous {dtype} on {real.device}, "
                 f"got strides {tensor.stride()}, {tensor.dtype} on {tensor.device}"
             )
+    real, fake, mix = (materialized(tensor) for tensor in (real, fake, mix))
     h, w = real.shape
     x_hat = torch.empty_like(real)
     tile = config.flat_tile(h, w, real.element_size())
@@ -456,6 +457,7 @@ def gradient_penalty_fwd(grads: Tensor, kind: str, weight: float, target: float)
             f"expected contiguous gradients [B, C, S] with B and S at least 1, "
             f"got shape {tuple(grads.shape)} and strides {grads.stride()}"
         )
+    grads = materialized(grads)
     b, c, s = grads.shape
     itemsize, acc = grads.element_size(), accumulation_dtype(grads.dtype)
     norms = torch.empty((b, s), dtype=acc, device=grads.device)

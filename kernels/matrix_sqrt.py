@@ -23,6 +23,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import config
+from .common import materialized
 
 PRECISIONS = ("ieee", "tf32x3")
 
@@ -173,7 +174,7 @@ def _check(name: str, x: Tensor, precision: str) -> None:
 
 def _as_batch(x: Tensor) -> Tensor:
     """[batch, m, n]; a view where the strides allow one."""
-    return x.reshape(x.shape[:-2].numel(), *x.shape[-2:])
+    return materialized(x).reshape(x.shape[:-2].numel(), *x.shape[-2:])
 
 
 def _coefficient_table(coefficients: Sequence[tuple[float, float, float]], like: Tensor) -> Tensor:

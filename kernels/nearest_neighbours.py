@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import config
-from .common import matrix_tile
+from .common import materialized, matrix_tile
 
 
 @triton.jit
@@ -207,8 +207,8 @@ def nearest_neighbours(x: Tensor, y: Tensor | None, k: int) -> tuple[Tensor, Ten
         TypeError: another dtype.
     """
     others, tile = y is None, config.distance_tile()
-    x = x.contiguous()
-    y = x if y is None else y.contiguous()
+    x = materialized(x.contiguous())
+    y = x if y is None else materialized(y.contiguous())
     _check(x, y, tile)
     (m, d), n = x.shape, len(y)
     if not 1 <= k <= n - others:
@@ -245,7 +245,7 @@ def ball_counts(
         TypeError: another dtype.
     """
     tile = config.distance_tile()
-    x, y = x.contiguous(), y.contiguous()
+    x, y = materialized(x.contiguous()), materialized(y.contiguous())
     _check(x, y, tile)
     for radii, points in ((x_squared_radii, x), (y_squared_radii, y)):
         if radii.shape != points.shape[:1] or radii.dtype != torch.float64 or radii.device != x.device:
@@ -253,7 +253,7 @@ def ball_counts(
                 f"expected squared radii float64 [{len(points)}] on {x.device}, "
                 f"got {radii.dtype} {list(radii.shape)} on {radii.device}"
             )
-    x_side, y_side = (x, x_squared_radii.contiguous()), (y, y_squared_radii.contiguous())
+    x_side, y_side = (x, materialized(x_squared_radii.contiguous())), (y, materialized(y_squared_radii.contiguous()))
     counts = []
     with torch.cuda.device_of(x):
         for (points, radii), (others, other_radii) in ((x_side, y_side), (y_side, x_side)):

@@ -13,20 +13,22 @@ import torch
 
 from lipgan.ops import _backend
 
+# LIPGAN_TEST_POISON=1 runs every test with poisoned outputs.
+POISON_ALL = os.environ.get("LIPGAN_TEST_POISON", "0") == "1"
 
-@pytest.fixture
+
+@pytest.fixture(autouse=POISON_ALL)
 def poisoned_outputs() -> Iterator[None]:
     """Fill every ``torch.empty``, and every output of the C++ kernels, with NaN: an element not written shows."""
-    before = torch.are_deterministic_algorithms_enabled()
+    before, warned = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     assert torch.empty(3).isnan().all(), "torch no longer poisons uninitialized memory"
-    native = _backend.native()
-    if native is not None:
-        native.poison_outputs(True)
+    if _backend.native() is not None:
+        _backend.serving_native()  # also for a test that calls lipgan._C itself
     yield
-    torch.use_deterministic_algorithms(before)
-    if native is not None:
-        native.poison_outputs(False)
+    torch.use_deterministic_algorithms(before, warn_only=warned)
+    if _backend.native() is not None:
+        _backend.serving_native()
 
 
 @pytest.fixture(autouse=True)

@@ -152,7 +152,8 @@ struct Penalty {
 
   size_t scratch_bytes() const {
     const int64_t rows = pieces ? outer : 0;
-    return static_cast<size_t>(8 * (num_blocks + rows * pieces) + sizeof(A) * (num_blocks + 2 * rows));
+    return sizeof(double) * static_cast<size_t>(num_blocks + rows * pieces) +
+           sizeof(A) * static_cast<size_t>(num_blocks + 2 * rows);
   }
 
   void take(void* memory) {

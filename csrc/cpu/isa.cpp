@@ -11,6 +11,13 @@
 #include "lipgan/nearest_neighbours.h"
 #include "lipgan/spectral_norm.h"
 
+// A build for a sanitizer may do with the instruction set that needs no detection.
+#if defined(__x86_64__) && !defined(LIPGAN_BASELINE_ONLY)
+#define LIPGAN_HAS_AVX 1
+#else
+#define LIPGAN_HAS_AVX 0
+#endif
+
 // Each kernel file is compiled once per instruction set, into a namespace named after it.
 #define LIPGAN_DECLARE(isa)                                                                                      \
   namespace isa {                                                                                                \
@@ -29,7 +36,7 @@
 namespace lipgan::cpu {
 
 LIPGAN_DECLARE(baseline)
-#if defined(__x86_64__)
+#if LIPGAN_HAS_AVX
 LIPGAN_DECLARE(avx2)
 LIPGAN_DECLARE(avx512)
 #endif
@@ -40,7 +47,7 @@ enum Isa : int { kBaseline, kAvx2, kAvx512 };
 const char* const kNames[] = {"baseline", "avx2", "avx512"};
 
 int best() {
-#if defined(__x86_64__)
+#if LIPGAN_HAS_AVX
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
@@ -78,7 +85,7 @@ std::string isa() { return kNames[current().load()]; }
 
 void set_isa(const std::string& name) { current().store(find(name)); }
 
-#if defined(__x86_64__)
+#if LIPGAN_HAS_AVX
 #define LIPGAN_DISPATCH(call)              \
   switch (current().load()) {              \
     case kAvx512: return avx512::call;     \

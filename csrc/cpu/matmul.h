@@ -62,7 +62,7 @@ template <int R, int C, class T>
 inline void tile(const Product<T>& product) {
   using V = Vector<T>;
   constexpr int L = kLanes<T>;
-  V sums[R][C];
+  V sums[static_cast<size_t>(R)][static_cast<size_t>(C)];
   if (product.start) {
 #pragma GCC unroll 8
     for (int i = 0; i < R; ++i) {
@@ -79,7 +79,7 @@ inline void tile(const Product<T>& product) {
   const int64_t a_row = product.a_row, a_depth = product.a_depth, b_depth = product.b_depth;
   const T *a = product.a, *b = product.b;
   for (int64_t k = product.depth; k > 0; --k) {
-    V columns[C];
+    V columns[static_cast<size_t>(C)];
 #pragma GCC unroll 8
     for (int j = 0; j < C; ++j) columns[j] = load(b + j * L);
 #pragma GCC unroll 8
@@ -177,7 +177,7 @@ inline void pack_transposed(const T* matrix, int64_t row, int64_t rows, int64_t 
   int64_t k = 0;
   if (rows >= L) {
     for (; k + L <= depth; k += L) {
-      Vector<T> block[L];
+      Vector<T> block[static_cast<size_t>(L)];
 #pragma GCC unroll 16
       for (int j = 0; j < L; ++j) block[j] = load(matrix + j * row + k);
       transpose<L / 2, T>(block);

@@ -49,7 +49,7 @@ inline V sqrt_of(V x) {
   }
 #else
   V y;
-  for (int k = 0; k < kLanes<T>; ++k) y[k] = sizeof(T) == 8 ? __builtin_sqrt(x[k]) : __builtin_sqrtf(x[k]);
+  for (int k = 0; k < kLanes<T>; ++k) y[k] = static_cast<T>(__builtin_sqrt(x[k]));  // of a float: rounded once all the same
   return y;
 #endif
 }
@@ -65,6 +65,7 @@ inline bool any_of(M mask) {
   return joined != 0;
 }
 
+constexpr int64_t kProductsPerThread = 1 << 20;  // multiplications that pay for waking a thread
 constexpr int kRows = 4;           // rows of eigenvectors that a rotation takes at a time
 constexpr int kSteps = 60;         // QL steps for an eigenvalue, at most; two or three are common
 constexpr int64_t kRotations = 512;  // kept before they are applied to the eigenvectors
@@ -93,7 +94,7 @@ struct Group {
            (static_cast<int64_t>(sizeof(Sweep)) * kRotations + 63) / 64 * 64;
   }
 
-  Group(const MatrixSqrtFwd& args, void* memory) : args(args), n(args.n), blocks((args.n + kRows - 1) / kRows) {
+  Group(const MatrixSqrtFwd& job, void* memory) : args(job), n(job.n), blocks((job.n + kRows - 1) / kRows) {
     V* next = static_cast<V*>(memory);
     const auto take = [&](int64_t count) {
       V* piece = next;
@@ -394,7 +395,9 @@ template <class T>
 void forward(const MatrixSqrtFwd& args, int num_threads) {
   if (args.count == 0 || args.n == 0) return;
   const int64_t groups = (args.count + kLanes<T> - 1) / kLanes<T>;
-  const int threads = static_cast<int>(max(1, min(num_threads, groups)));
+  // Reduction, rotations and products take about 10 n^3 a matrix.
+  const int64_t products = 10 * groups * kLanes<T> * args.n * args.n * args.n;
+  const int threads = threads_for(products, kProductsPerThread, static_cast<int>(min(num_threads, groups)));
   const int64_t bytes = (Group<T>::bytes(args.n) + 63) / 64 * 64;
   Job<T> job{args, static_cast<char*>(scratch(static_cast<size_t>(bytes * threads))), bytes};
   run_parallel(&Job<T>::run, &job, threads);

@@ -1,8 +1,11 @@
 #include "memory.h"
 
+#include <algorithm>
 #include <atomic>
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <iterator>
 #include <map>
 #include <mutex>
 #include <new>
@@ -25,10 +28,31 @@ size_t size_class(size_t bytes) {
   return (bytes + step - 1) / step * step;
 }
 
+// The memory of one size that is not in use.
+struct Kept {
+  std::vector<void*> free;  // last in, first out: the last is the likeliest to be in a CPU cache
+  size_t unneeded = 0;      // how many lay here all the time since the last sweep
+};
+
 struct Cache {
   std::mutex mutex;
-  std::map<size_t, std::vector<void*>> free;  // last in, first out: the last is the likeliest to be in a CPU cache
+  std::map<size_t, Kept> kept;
   size_t bytes = 0;
+  size_t until_sweep = kSweep;
+
+  // Frees what nobody needed since the last sweep: sizes that are not asked for any more, and what is too much of others.
+  void sweep() {
+    until_sweep = kSweep;
+    for (auto next = kept.begin(); next != kept.end();) {
+      auto& [size, own] = *next;
+      const auto end = own.free.begin() + static_cast<std::ptrdiff_t>(own.unneeded);
+      for (auto memory = own.free.begin(); memory != end; ++memory) ::operator delete(*memory, kAlignment);
+      bytes -= size * own.unneeded;
+      own.free.erase(own.free.begin(), end);
+      own.unneeded = own.free.size();
+      next = own.free.empty() ? kept.erase(next) : std::next(next);
+    }
+  }
 };
 
 // Never destroyed: tensors may be freed after the destructors of static objects have run.
@@ -55,25 +79,28 @@ void advise_huge_pages(void* address, size_t bytes) {
 
 std::atomic<bool> poisoned{false};
 
-void* poison_if_asked(void* memory, size_t bytes) {
-  // All bits set is NaN in every floating-point type.
-  if (poisoned.load(std::memory_order_relaxed)) std::memset(memory, 0xff, bytes);
-  return memory;
-}
-
 }  // namespace
 
 void poison(bool on) { poisoned.store(on); }
+
+void* poison_if_asked(void* memory, size_t bytes) {
+  // All bits set is NaN in every floating-point type.
+  if (bytes > 0 && poisoned.load(std::memory_order_relaxed)) std::memset(memory, 0xff, bytes);
+  return memory;
+}
 
 void* acquire(size_t bytes) {
   if (bytes < kWorthwhile) return poison_if_asked(::operator new(bytes, kAlignment), bytes);
   const size_t size = size_class(bytes);
   {
     std::lock_guard<std::mutex> lock(cache().mutex);
-    const auto found = cache().free.find(size);
-    if (found != cache().free.end() && !found->second.empty()) {
-      void* memory = found->second.back();
-      found->second.pop_back();
+    if (--cache().until_sweep == 0) cache().sweep();
+    const auto found = cache().kept.find(size);
+    if (found != cache().kept.end() && !found->second.free.empty()) {
+      Kept& own = found->second;
+      void* memory = own.free.back();
+      own.free.pop_back();
+      own.unneeded = std::min(own.unneeded, own.free.size());
       cache().bytes -= size;
       return poison_if_asked(memory, bytes);
     }
@@ -88,7 +115,7 @@ void release(void* memory, size_t bytes) {
   if (bytes >= kWorthwhile) {
     std::lock_guard<std::mutex> lock(cache().mutex);
     if (cache().bytes + size <= kMaxKept) {
-      cache().free[size].push_back(memory);
+      cache().kept[size].free.push_back(memory);
       cache().bytes += size;
       return;
     }
@@ -98,10 +125,10 @@ void release(void* memory, size_t bytes) {
 
 size_t empty_cache() {
   std::lock_guard<std::mutex> lock(cache().mutex);
-  for (auto& [size, memories] : cache().free) {
-    for (void* memory : memories) ::operator delete(memory, kAlignment);
+  for (auto& [size, own] : cache().kept) {
+    for (void* memory : own.free) ::operator delete(memory, kAlignment);
   }
-  cache().free.clear();
+  cache().kept.clear();
   const size_t bytes = cache().bytes;
   cache().bytes = 0;
   return bytes;

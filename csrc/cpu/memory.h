@@ -13,7 +13,8 @@ namespace lipgan::cpu {
 // bytes come from the C library, which reuses small memory by itself.
 void* acquire(size_t bytes);
 
-// Gives memory of acquire(bytes) back. It is kept for reuse while the memory kept is at most kMaxKept.
+// Gives memory of acquire(bytes) back. It is kept for reuse while the memory kept is at most kMaxKept, and until
+// kSweep large outputs have been asked for without a need of it.
 void release(void* memory, size_t bytes);
 
 // Frees all memory that is kept and not in use, and returns its size in bytes.
@@ -22,10 +23,13 @@ size_t empty_cache();
 // Bytes that are kept and not in use.
 size_t cached_bytes();
 
-// From now on, memory of acquire() is filled with NaN: a test sees an element that a kernel forgets to write.
+// From now on, memory of acquire() and scratch() is filled with NaN: a test sees an element that a kernel forgets to
+// write, or reads before it has written it.
 void poison(bool on);
+void* poison_if_asked(void* memory, size_t bytes);
 
 constexpr size_t kWorthwhile = size_t{64} << 10;
 constexpr size_t kMaxKept = size_t{1} << 30;
+constexpr size_t kSweep = 1024;
 
 }  // namespace lipgan::cpu

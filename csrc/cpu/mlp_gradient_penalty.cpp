@@ -70,8 +70,8 @@ struct Penalty {
       Work own{};
       own.width = width_of(l);
       own.vectors = ceil_div(own.width, L);
-      own.row = ceil_div(own.width * sizeof(T), 64) / 2 * 2 + 1;
-      own.row *= 64 / sizeof(T);
+      constexpr int64_t kLineElements = 64 / static_cast<int64_t>(sizeof(T));
+      own.row = (ceil_div(own.width, kLineElements) / 2 * 2 + 1) * kLineElements;
       widest = max(widest, own.width);
       own.signal = arena.take<T>(batch * own.row);
       own.tangent = own.signal;
@@ -297,7 +297,7 @@ struct Penalty {
   void last_weight_gradient(const Team& team) {
     const Work& own = work[num_layers - 1];
     T* grad = static_cast<T*>(layer(num_layers).grad_weight);
-    T sums[kTileVectors * L];
+    T sums[static_cast<size_t>(kTileVectors * L)];
     const T one = 1;
     for_panels(Range{0, own.vectors}.part(team.thread, team.num_threads), [&](int64_t first, int64_t vectors) {
       multiply<T>({&one, 0, 0, own.tangent + first * L, own.row, sums, 0, nullptr, 0, nullptr, 0, batch}, 1, vectors);
@@ -387,7 +387,7 @@ void serve(PenaltyKind kind, const void* x, const MlpLayer* layers, int64_t num_
     signals += before;
     weights += before * ceil_div(op.width_of(l), op.L) * op.L;
   }
-  const auto threads = static_cast<int>(max(1, min(num_threads, 4 * batch * weights / kProductsPerThread)));
+  const int threads = threads_for(4 * batch * weights, kProductsPerThread, num_threads);
   op.by_samples = threads == 1 || 2 * batch * signals > weights;
   Arena count(nullptr);
   op.prepare(count, threads);

@@ -9,6 +9,7 @@
 #include <limits>
 
 #include "arena.h"
+#include "integers.h"
 #include "matmul.h"
 #include "memory.h"
 #include "threads.h"
@@ -18,10 +19,6 @@ namespace {
 
 constexpr int64_t kProductsPerThread = 1 << 20;  // multiplications that pay for waking a thread
 constexpr int64_t kBlockRows = 48;               // of x: with 512 features 96 KiB, beside a panel in an L2 cache
-
-int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
-int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // The distance that decides. Eight sums, so that its order is the same on every processor with vectors of doubles.
 template <class T>
@@ -266,7 +263,7 @@ struct Search {
 template <class T>
 void serve(Search<T> op, int num_threads) {
   const int64_t products = op.m * op.n * (op.d + 1);
-  const auto threads = static_cast<int>(max(1, min(num_threads, products / kProductsPerThread)));
+  const int threads = threads_for(products, kProductsPerThread, num_threads);
   Arena count(nullptr);
   op.prepare(count, threads);
   // Not scratch(): the points of a large set would stay with the thread for good.

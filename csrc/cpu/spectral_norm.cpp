@@ -5,6 +5,9 @@
 // s = W^T t / max(|t|, eps) afterwards. So W comes from memory once per iteration and once for the scaling. Layers are
 // taken in chunks that fit the caches, and the scaling walks a chunk backwards, to meet first what was read last.
 //
+// A layer whose numbers leave the range of a float or, squared, that of a double is taken again, alone, of W times a
+// power of two. That costs an ordinary layer nothing but a look at two norms.
+//
 // The blocks that partial sums are taken over depend on the shapes alone, so the result does not depend on the number
 // of threads.
 #include "lipgan/spectral_norm.h"
@@ -141,6 +144,9 @@ struct Forward {
     A* v;             // [w]: v of the running iteration
     A* partial;       // [blocks, w] or, where outer > 1, [blocks, h]: sums over the block
     double* squares;  // [blocks]: |t|^2 (outer == 1) or |s|^2 over the block
+    A unit;           // sigma and the scaling are of W times this power of two
+    A sigma;          // of that
+    bool left_range;
   };
   Work* work;
 
@@ -155,6 +161,7 @@ struct Forward {
       piece.v = arena.take<A>(w);
       piece.partial = arena.take<A>(blocks * (layer.outer == 1 ? w : layer.h));
       piece.squares = arena.take<double>(blocks);
+      piece.unit = 1, piece.sigma = 0, piece.left_range = false;
       if (!work) continue;
       work[l] = piece;
       const T* v_in = static_cast<const T*>(layer.v_in);
@@ -172,7 +179,11 @@ struct Forward {
           if (mine(schedule.blocks[b], team)) sweep(b);
         }
         team.barrier();
-        for (int64_t l = chunk.first_layer + team.thread; l < chunk.last_layer; l += team.num_threads) finish(l);
+        const bool last = iteration + 1 >= n_power_iterations;
+        for (int64_t l = chunk.first_layer + team.thread; l < chunk.last_layer; l += team.num_threads) {
+          finish(l);
+          if (last && (layers[l].outer == 1 || n_power_iterations == 0)) mend(l);
+        }
         team.barrier();
         if (!chunk.slabs || n_power_iterations == 0) continue;
         for (int64_t b = chunk.first_block; b < chunk.last_block; ++b) {
@@ -181,6 +192,7 @@ struct Forward {
         team.barrier();
         for (int64_t l = chunk.first_layer + team.thread; l < chunk.last_layer; l += team.num_threads) {
           finish_slabs(l);
+          if (last && layers[l].outer > 1) mend(l);
         }
         team.barrier();
       }
@@ -262,7 +274,7 @@ struct Forward {
   // Joins the partial sums of a layer: u, and v and sigma where outer == 1.
   void finish(int64_t l) {
     const auto& layer = layers[l];
-    const Work& own = work[l];
+    Work& own = work[l];
     const int64_t h = layer.h, w = layer.outer * layer.inner;
     const Span span = schedule.blocks_of[l];
     const int64_t blocks = span.last - span.first;
@@ -271,7 +283,9 @@ struct Forward {
 
     if (n_power_iterations == 0) {
       const T* u_in = static_cast<const T*>(layer.u_in);
-      sigma[l] = static_cast<A>(dot_wide(u_in, own.u, h));
+      const double product = dot_wide(u_in, own.u, h);
+      own.left_range = !in_range(product, 0);
+      own.sigma = static_cast<A>(product);
       copy(static_cast<T*>(layer.u), u_in, h);
       copy(static_cast<T*>(layer.v), static_cast<const T*>(layer.v_in), w);
       return;
@@ -284,6 +298,7 @@ struct Forward {
     }
     const double t_norm = __builtin_sqrt(t_square);
     const double t_scale = 1.0 / (t_norm < eps ? eps : t_norm);
+    own.left_range |= !in_range(t_norm, eps);
     T* u = static_cast<T*>(layer.u);
     for (int64_t i = 0; i < h; ++i) u[i] = narrow<T>(static_cast<A>(own.u[i] * t_scale));
     if (slabs) {
@@ -323,13 +338,94 @@ struct Forward {
     const double s_norm = __builtin_sqrt(s_square);
     const double v_scale = 1.0 / (s_norm < eps ? eps : s_norm);
     const double factor = scale * v_scale;
+    work[l].left_range |= !in_range(s_norm, eps);
     T* v = static_cast<T*>(layers[l].v);
     for (int64_t j = 0; j < w; ++j) {
       raw[j] = static_cast<A>(raw[j] * factor);
       v[j] = narrow<T>(raw[j]);
     }
-    sigma[l] = static_cast<A>(s_square * v_scale);
+    work[l].sigma = static_cast<A>(s_square * v_scale);
   }
+
+  // Whether a number that a sum gave is one, and its square too. A small one matters only where eps is not larger.
+  static bool in_range(double norm, double floor_of_norms) {
+    constexpr double largest = static_cast<double>(std::numeric_limits<A>::max());
+    if (!(norm <= largest && norm >= -largest)) return false;
+    return sizeof(A) == sizeof(float) || norm > 1e-140 || floor_of_norms > 1e-140 || floor_of_norms == 0;
+  }
+
+  // The whole iteration again, by one thread, of W times a power of two that brings its largest entry near 1; sums in
+  // double. Where W is zero or not finite nothing can be mended.
+  void mend(int64_t l) {
+    Work& own = work[l];
+    const auto& layer = layers[l];
+    const T *weight = static_cast<const T*>(layer.weight), *u_in = static_cast<const T*>(layer.u_in);
+    const T* v_in = static_cast<const T*>(layer.v_in);
+    const int64_t h = layer.h, inner = layer.inner, w = layer.outer * inner;
+    if (own.left_range) {
+      A largest = 0;
+      bool finite = true;
+      for (int64_t k = 0; k < h * w; ++k) {
+        const A size = widen(weight[k]) < 0 ? -widen(weight[k]) : widen(weight[k]);
+        finite &= size <= std::numeric_limits<A>::max();
+        largest = largest < size ? size : largest;
+      }
+      if (finite && largest > 0) {
+        constexpr int64_t kExponent = sizeof(A) == sizeof(float) ? 120 : 1000;  // of a unit and of its inverse
+        int exponent = 0;
+        __builtin_frexp(static_cast<double>(largest), &exponent);
+        const auto power = static_cast<int>(max(-kExponent, min(kExponent, exponent)));
+        own.unit = static_cast<A>(__builtin_ldexp(1.0, -power));
+        iterate_scaled(own, layer, weight, u_in, v_in, h, w, inner);
+      }
+    }
+    sigma[l] = own.sigma / own.unit;
+  }
+
+  void iterate_scaled(Work& own, const SpectralNormFwdLayer& layer, const T* weight, const T* u_in, const T* v_in,
+                      int64_t h, int64_t w, int64_t inner) {
+    const double unit = static_cast<double>(own.unit);
+    const double scaled_eps = max_of(eps * unit, std::numeric_limits<double>::min());
+    const auto entry = [=](int64_t i, int64_t j) {
+      return static_cast<double>(widen(weight[(j / inner * h + i) * inner + j % inner]) * own.unit);
+    };
+    A *u = own.u, *v = own.v;
+    const auto divide = [=](A* x, int64_t n) {
+      double square = 0;
+      for (int64_t k = 0; k < n; ++k) square += static_cast<double>(x[k]) * static_cast<double>(x[k]);
+      const double inverse = 1 / max_of(__builtin_sqrt(square), scaled_eps);
+      for (int64_t k = 0; k < n; ++k) x[k] = static_cast<A>(static_cast<double>(x[k]) * inverse);
+      return square * inverse;
+    };
+    const auto rows = [=] {
+      for (int64_t i = 0; i < h; ++i) {
+        double sum = 0;
+        for (int64_t j = 0; j < w; ++j) sum += entry(i, j) * static_cast<double>(v[j]);
+        u[i] = static_cast<A>(sum);
+      }
+    };
+    for (int64_t j = 0; j < w; ++j) v[j] = widen(v_in[j]);
+    if (n_power_iterations == 0) {
+      rows();
+      own.sigma = static_cast<A>(dot_wide(u_in, u, h));
+      return;
+    }
+    for (int64_t iteration = 0; iteration < n_power_iterations; ++iteration) {
+      rows();
+      divide(u, h);
+      for (int64_t j = 0; j < w; ++j) {
+        double sum = 0;
+        for (int64_t i = 0; i < h; ++i) sum += entry(i, j) * static_cast<double>(u[i]);
+        v[j] = static_cast<A>(sum);
+      }
+      own.sigma = static_cast<A>(divide(v, w));
+    }
+    T *u_out = static_cast<T*>(layer.u), *v_out = static_cast<T*>(layer.v);
+    for (int64_t i = 0; i < h; ++i) u_out[i] = narrow<T>(u[i]);
+    for (int64_t j = 0; j < w; ++j) v_out[j] = narrow<T>(v[j]);
+  }
+
+  static double max_of(double a, double b) { return a < b ? b : a; }  // a NaN of a stays
 
   void scale(int64_t b) {
     const Block& block = schedule.blocks[b];
@@ -337,8 +433,16 @@ struct Forward {
     const int64_t unit = layer.outer == 1 ? layer.inner : layer.h * layer.inner;
     const T* weight = static_cast<const T*>(layer.weight) + block.begin * unit;
     T* y = static_cast<T*>(layer.y) + block.begin * unit;
-    const A factor = scale_of(sigma[block.layer]);
-    generate(y, (block.end - block.begin) * unit, stream, [=](int64_t j) { return narrow<T>(widen(weight[j]) * factor); });
+    const A power = work[block.layer].unit;
+    const int64_t n = (block.end - block.begin) * unit;
+    A factor = scale_of(sigma[block.layer]);
+    const bool is_zero = factor == A(1) && !(sigma[block.layer] == A(1));
+    if (power != A(1) && !is_zero) factor = A(1) / work[block.layer].sigma;
+    if (power == A(1) || is_zero) {
+      generate(y, n, stream, [=](int64_t j) { return narrow<T>(widen(weight[j]) * factor); });
+    } else {
+      generate(y, n, stream, [=](int64_t j) { return narrow<T>(widen(weight[j]) * power * factor); });
+    }
   }
 
   // out = the sum of `blocks` arrays of n, in their order.

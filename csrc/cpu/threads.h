@@ -2,6 +2,7 @@
 #pragma once
 #include <atomic>
 #include <cstddef>
+#include <cstdint>
 
 namespace lipgan::cpu {
 
@@ -13,7 +14,7 @@ class Team {
     std::atomic<unsigned> generation{0};
   };
 
-  Team(int thread, int num_threads, State& state) : thread(thread), num_threads(num_threads), state_(state) {}
+  Team(int own, int count, State& state) : thread(own), num_threads(count), state_(state) {}
 
   // Returns when every thread of the team has called it. It spins, because the phases of a kernel are microseconds
   // long, and yields after a while, because the machine may have fewer free cores than threads.
@@ -31,6 +32,10 @@ using Worker = void (*)(void* context, const Team& team);
 // where it can be found: a second pool would compete with PyTorch's for the cores. Elsewhere threads are started for
 // the call.
 void run_parallel(Worker worker, void* context, int num_threads);
+
+// `wanted`, but at most the processors that the process may use (its affinity): more threads than those would wait in
+// turn at every barrier. The number that PyTorch is set to may be that of another machine. At least 1.
+int usable_threads(int64_t wanted);
 
 // "openmp" (PyTorch's threads) or "std::thread".
 const char* thread_pool_name();

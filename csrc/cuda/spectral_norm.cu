@@ -25,6 +25,8 @@ int log2_ceil(int64_t x) {
 }
 int log2_floor(int64_t x) { return log2_ceil(x + 1) - 1; }
 
+constexpr int64_t kHeader = 16;  // bytes of the workspace that the whole group shares
+
 // The work items of one layer. A row block has at least kTileRows rows, and no fewer than stand side by side in one
 // tile: kTileRows * kThreads * V / w at most, with V <= 8 and kRowBlock >= kTileRows * kThreads * 8.
 void divide(const SpectralNormFwdLayer& layer, Row* row) {
@@ -50,6 +52,7 @@ int64_t place(Row* row, char* workspace, int64_t offset) {
   row->partials = take(row->row_blocks * row->layer.inner);
   row->t_sums = static_cast<double*>(take(row->row_blocks));
   row->s_sums = static_cast<double*>(take(row->column_blocks));
+  row->mended = static_cast<double*>(take(2));
   return offset;
 }
 
@@ -80,7 +83,7 @@ cudaError_t launch(const Row* table, int num_layers, int64_t row_blocks, int64_t
 int64_t spectral_norm_fwd_table_size(int64_t num_layers) { return num_layers * static_cast<int64_t>(sizeof(Row)); }
 
 int64_t spectral_norm_fwd_workspace(const SpectralNormFwdLayer* layers, int64_t num_layers) {
-  int64_t bytes = 0;
+  int64_t bytes = kHeader;
   for (int64_t l = 0; l < num_layers; ++l) {
     Row row;
     divide(layers[l], &row);
@@ -95,9 +98,10 @@ int spectral_norm_fwd(Dtype dtype, const SpectralNormFwdLayer* layers, int64_t n
   if (num_layers == 0) return cudaSuccess;
   if (num_layers < 0 || num_layers > INT32_MAX || n_power_iterations < 0) return cudaErrorInvalidValue;
   if (!aligned(workspace) || !aligned(table)) return cudaErrorInvalidValue;
+  if (dtype < Dtype::float32 || dtype > Dtype::bfloat16) return cudaErrorInvalidValue;
 
   const int64_t vector = 16 / element_size(dtype);
-  int64_t offset = 0, row_blocks = 0, column_blocks = 0, chunks = 0;
+  int64_t offset = kHeader, row_blocks = 0, column_blocks = 0, chunks = 0;
   RowsByValue batch;
   for (int64_t begin = 0; begin < num_layers; begin += RowsByValue::capacity) {
     int count = static_cast<int>(std::min<int64_t>(num_layers - begin, RowsByValue::capacity));
@@ -108,6 +112,7 @@ int spectral_norm_fwd(Dtype dtype, const SpectralNormFwdLayer* layers, int64_t n
       Row& row = batch.rows[i];
       divide(layer, &row);
       offset = place(&row, static_cast<char*>(workspace), offset);
+      row.near_end = static_cast<int*>(workspace);
       row.vector_rows = layer.inner % vector == 0 && aligned(layer.weight) && aligned(layer.v_in);
       row.vector_flat = aligned(layer.weight) && aligned(layer.y);
       const int64_t packs = row.vector_rows ? layer.inner / vector : layer.inner;

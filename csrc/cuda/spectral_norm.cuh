@@ -19,6 +19,9 @@
 //
 // Un-normalized, r grows as |t|^2 |W| / |t| and can leave the range of the accumulation type where s does not. A block
 // of columns for which that may have happened reads its columns of W again, with u in place of t.
+//
+// Where t or s themselves come near the end of the range, a block says so, and each layer with such a W is taken again
+// by one block, of W times a power of two, between two barriers that there are only then.
 #pragma once
 #include <cooperative_groups.h>
 #include <cuda_bf16.h>
@@ -52,6 +55,8 @@ struct Numeric {
   static constexpr double smallest_normal = FLT_MIN;
   static constexpr double largest = FLT_MAX;
   static constexpr double fused_t_min = 1e-10;  // |r| >= |t|^2 for a unit v: far from FLT_MIN
+  static constexpr double large = 0x1p64;       // of W: below it nothing leaves the range
+  static constexpr int largest_power = 120;     // of a unit
 };
 template <>
 struct Numeric<double> {
@@ -59,6 +64,8 @@ struct Numeric<double> {
   static constexpr double smallest_normal = DBL_MIN;
   static constexpr double largest = DBL_MAX;
   static constexpr double fused_t_min = 1e-120;
+  static constexpr double large = 0x1p450;
+  static constexpr int largest_power = 1000;
 };
 
 // One layer as the kernel sees it: the caller's pointers, the layer's place in the workspace, and its first work items.
@@ -69,6 +76,8 @@ struct Row {
   void* partials;  // A [row_blocks, w]
   double* t_sums;  // [row_blocks], of t_i^2 (without iterations: of u_i t_i)
   double* s_sums;  // [column_blocks], of s_j^2
+  double* mended;  // [2]: the unit, a power of two, that W was multiplied by; then sigma of that, where it is not 1
+  int* near_end;   // [1], of the whole group: whether some sum came near the end of its range
   int64_t first_row_block, row_blocks;
   int64_t first_column_block, column_blocks;
   int64_t first_chunk, chunks;
@@ -89,6 +98,8 @@ static_assert(sizeof(RowsByValue) + 2 * sizeof(void*) <= 4096, "kernel arguments
 __global__ void fill_table_kernel(RowsByValue source, int count,
                                   Row* table  // [count]
 ) {
+  if (threadIdx.x < static_cast<unsigned>(count)) source.rows[threadIdx.x].mended[0] = 1;
+  if (threadIdx.x == 0) *source.rows[0].near_end = 0;
   if (threadIdx.x < static_cast<unsigned>(count)) table[threadIdx.x] = source.rows[threadIdx.x];
 }
 
@@ -191,6 +202,12 @@ __device__ double block_sum(const double* values, int64_t count) {
 __device__ __forceinline__ double clamped_norm(double sum_of_squares, double eps) {
   const double norm = sqrt(sum_of_squares);
   return norm < eps ? eps : norm;
+}
+
+// For one thread: says that a sum of squares (or a product) came near the end of its range, or is not a number.
+template <typename T>
+__device__ __forceinline__ void watch(const Row& row, double magnitude) {
+  if (!(magnitude <= Numeric<T>::largest * 0x1p-40)) *row.near_end = 1;
 }
 
 // The layer that a work item belongs to: the last one whose items do not begin after it.
@@ -327,7 +344,10 @@ __device__ void row_block(const Row& row, int64_t block, bool first_iteration, b
     sum += static_cast<double>(t_out[i]) * static_cast<double>(other);
   }
   sum = block_sum(sum);
-  if (threadIdx.x == 0) global<double>(row.t_sums)[block] = sum;
+  if (threadIdx.x == 0) {
+    global<double>(row.t_sums)[block] = sum;
+    watch<T>(row, with_columns ? sqrt(sum) : fabs(sum));
+  }
 }
 
 // kColumns columns of s = W^T t / max(|t|, eps), and their sum of squares.
@@ -376,8 +396,86 @@ __device__ void column_block(const Row& row, int64_t block, double eps) {
   if (warp == 0) {
     if (j < w) global<A>(row.s)[j] = s;
     const double sum = warp_sum(static_cast<double>(s) * static_cast<double>(s));
-    if (lane == 0) global<double>(row.s_sums)[block] = sum;
+    if (lane == 0) {
+      global<double>(row.s_sums)[block] = sum;
+      watch<T>(row, sqrt(sum));
+    }
   }
+}
+
+// The whole iteration of a layer with a large W, by one block: of W times a power of two, with sums in double. Leaves u
+// in t and v in s. A W that is not finite stays as it is.
+template <typename T>
+__device__ void mend(const Row& row, int64_t n_power_iterations, double eps) {
+  using A = typename Numeric<T>::A;
+  __shared__ double parts[kThreads];
+
+  const int64_t h = row.layer.h, w = row.layer.inner;
+  const T* weight = global<const T>(row.layer.weight);
+  A *t = global<A>(row.t), *s = global<A>(row.s);
+  double largest = 0;
+#pragma unroll 1
+  for (int64_t i = threadIdx.x; i < h * w; i += kThreads) {
+    const double size = fabs(static_cast<double>(static_cast<A>(weight[i])));
+    largest = size > largest || size != size ? size : largest;  // a NaN stays
+  }
+  parts[threadIdx.x] = largest;
+  __syncthreads();
+#pragma unroll 1
+  for (int i = 0; i < kThreads; ++i) largest = parts[i] > largest || parts[i] != parts[i] ? parts[i] : largest;
+  __syncthreads();
+  if (!(largest > Numeric<T>::large && largest <= Numeric<T>::largest)) return;
+
+  const double unit = scalbn(1.0, -min(ilogb(largest), Numeric<T>::largest_power));
+  eps = fmax(eps * unit, DBL_MIN);
+#pragma unroll 1
+  for (int64_t j = threadIdx.x; j < w; j += kThreads) {
+    s[j] = static_cast<A>(global<const T>(row.layer.v_in)[j]);
+  }
+  __syncthreads();
+  // out_k = sum over l of W(k, l) x_l, and the sum of squares.
+  const auto product = [&](A* out, int64_t count, int64_t stride, const A* x, int64_t depth, int64_t step) {
+    double square = 0;
+#pragma unroll 1
+    for (int64_t k = threadIdx.x; k < count; k += kThreads) {
+      double sum = 0;
+#pragma unroll 1
+      for (int64_t l = 0; l < depth; ++l) {
+        const double entry = static_cast<double>(static_cast<A>(weight[k * stride + l * step]));
+        sum += entry * unit * static_cast<double>(x[l]);
+      }
+      out[k] = static_cast<A>(sum);
+      square += sum * sum;
+    }
+    return block_sum(square);
+  };
+  const auto divide = [&](A* x, int64_t count, double norm) {
+#pragma unroll 1
+    for (int64_t k = threadIdx.x; k < count; k += kThreads) x[k] = static_cast<A>(static_cast<double>(x[k]) / norm);
+    __syncthreads();
+  };
+  double sigma = 0;
+  if (n_power_iterations == 0) {
+    product(t, h, w, s, w, 1);
+    double sum = 0;
+#pragma unroll 1
+    for (int64_t i = threadIdx.x; i < h; i += kThreads) {
+      sum += static_cast<double>(static_cast<A>(global<const T>(row.layer.u_in)[i])) * static_cast<double>(t[i]);
+    }
+    sigma = block_sum(sum);
+  }
+#pragma unroll 1
+  for (int64_t iteration = 0; iteration < n_power_iterations; ++iteration) {
+    divide(t, h, clamped_norm(product(t, h, w, s, w, 1), eps));
+    const double square = product(s, w, 1, t, h, w), norm = clamped_norm(square, eps);
+    sigma = square / norm;
+    divide(s, w, norm);
+  }
+  if (threadIdx.x == 0) {
+    row.mended[0] = unit;
+    row.mended[1] = sigma;
+  }
+  __syncthreads();  // before the next layer
 }
 
 // Y = W / sigma for kChunk elements, this chunk's share of u and v, and the first chunk's sigma.
@@ -392,12 +490,19 @@ __device__ void scale_chunk(const Row& row, int64_t chunk, bool iterated, double
   const double t_sum = block_sum(row.t_sums, row.row_blocks);
   const double s_sum = iterated ? block_sum(row.s_sums, row.column_blocks) : 0;
   const double s_norm = clamped_norm(s_sum, eps);
-  const A sigma = iterated ? A(s_sum / s_norm) : A(t_sum);  // t_sum is u^T W v where nothing was iterated
+  const double* mended = global<const double>(row.mended);
+  A unit = A(mended[0]);
+  const bool is_mended = unit != A(1);
+  // t_sum is u^T W v where nothing was iterated. That of W times the unit may have a number where that of W has none.
+  const A scaled_sigma = is_mended ? A(mended[1]) : iterated ? A(s_sum / s_norm) : A(t_sum);
+  const A sigma = scaled_sigma / unit;
   // Not sigma >= ..., which would take a NaN for 0.
-  const A scale = fabs(sigma) < A(Numeric<T>::smallest_normal) ? A(1) : A(1) / sigma;
+  const bool is_zero = fabs(sigma) < A(Numeric<T>::smallest_normal);
+  const A scale = is_zero ? A(1) : A(1) / scaled_sigma;
+  if (is_zero) unit = A(1);
   if (chunk == 0 && threadIdx.x == 0) *sigma_out = sigma;
 
-  const A t_scale = A(1 / clamped_norm(t_sum, eps)), s_scale = A(1 / s_norm);
+  const A t_scale = is_mended ? A(1) : A(1 / clamped_norm(t_sum, eps)), s_scale = is_mended ? A(1) : A(1 / s_norm);
   const int64_t first = chunk * kThreads + threadIdx.x, stride = row.chunks * kThreads;
 #pragma unroll 2
   for (int64_t i = first; i < h; i += stride) {
@@ -418,12 +523,12 @@ __device__ void scale_chunk(const Row& row, int64_t chunk, bool iterated, double
   for (int64_t i = begin + threadIdx.x * V; i < vector_end; i += kThreads * V) {
     Pack<T, V> x = load<V>(weight + i);
 #pragma unroll
-    for (int k = 0; k < V; ++k) x.at[k] = static_cast<T>(static_cast<A>(x.at[k]) * scale);
+    for (int k = 0; k < V; ++k) x.at[k] = static_cast<T>(static_cast<A>(x.at[k]) * unit * scale);
     store<V>(y + i, x);
   }
 #pragma unroll 4
   for (int64_t i = vector_end + threadIdx.x; i < end; i += kThreads) {
-    y[i] = static_cast<T>(static_cast<A>(weight[i]) * scale);
+    y[i] = static_cast<T>(static_cast<A>(weight[i]) * unit * scale);
   }
 }
 
@@ -456,6 +561,13 @@ __global__ void __launch_bounds__(kThreads, 2)
     }
     grid.sync();
   } while (++iteration < n_power_iterations);
+
+  if (*static_cast<volatile int*>(table[0].near_end)) {  // the same answer for every block
+    for (int l = static_cast<int>(blockIdx.x); l < num_layers; l += static_cast<int>(gridDim.x)) {
+      mend<T>(table[l], n_power_iterations, eps);
+    }
+    grid.sync();
+  }
 
   // From the last layer backwards: what the rows step read last is what the L2 cache still holds.
   for (int64_t item = chunks - 1 - blockIdx.x; item >= 0; item -= gridDim.x) {

@@ -153,7 +153,7 @@ py::tuple matrix_sqrt_fwd(const py::object& a, bool inverse, double eps, double 
   const int64_t count = n == 0 ? 0 : view.numel() / (n * n);
   std::vector<int64_t> square = view.shape(), line(square.begin(), square.end() - 1);
   const NewTensor root(square, dtype), seen({4, count}, dtype);
-  if (!spectrum) square[ndim - 1] = square[ndim - 2] = line[ndim - 2] = 0;
+  if (!spectrum) square.back() = square[square.size() - 2] = line.back() = 0;
   const NewTensor roots(line, dtype), vectors(square, dtype);
   const lipgan::MatrixSqrtFwd args{view.data(), root.data(), spectrum ? roots.data() : nullptr,
                                    spectrum ? vectors.data() : nullptr, seen.data(), count, n, inverse, eps, resolution};
@@ -346,6 +346,9 @@ PYBIND11_MODULE(_C, module) {
   module.def("empty_cache", &lipgan::cpu::empty_cache, "Free the memory kept for outputs; returns its bytes.");
   module.def("cached_bytes", &lipgan::cpu::cached_bytes, "Bytes kept for outputs and not in use.");
   module.def("poison_outputs", &lipgan::cpu::poison, py::arg("on"), "Fill outputs with NaN first, for tests.");
+  module.def(
+      "empty", [](int64_t numel) { return NewTensor({numel}, Dtype::float32).object(); }, py::arg("numel"),
+      "A new float32 tensor as the kernels get it, for tests.");
   module.def("isa", &lipgan::cpu::isa, "Name of the instruction set in use.");
   module.def("set_isa", &lipgan::cpu::set_isa, py::arg("name"), "Use another of supported_isas().");
   module.def("supported_isas", &lipgan::cpu::supported_isas, "What this build has and this processor runs, best last.");

@@ -14,6 +14,9 @@
 #include "python/dlpack.h"
 #include "lipgan/dtype.h"
 
+// pybind11's classes are hidden; a class that holds one must not be more visible.
+#define LIPGAN_LOCAL __attribute__((visibility("hidden")))
+
 namespace lipgan::python {
 
 namespace py = pybind11;
@@ -50,12 +53,18 @@ enum class Layout {
   pixels,   // contiguous, or channels_last: the channels of a pixel side by side
 };
 
-// A contiguous CPU tensor, or one of another layout that is asked for. A tensor with other strides is copied first.
-class View {
+// A contiguous CPU tensor, or one of another layout that is asked for. Copied first is a tensor with other strides, one
+// whose memory does not hold its values (a negation that PyTorch has put off, zeros that nobody wrote), and one that does
+// not lie at a multiple of the size of its elements (torch.frombuffer with an offset).
+class LIPGAN_LOCAL View {
  public:
   View(py::handle object, const char* name, Layout layout = Layout::contiguous)
       : owner_(py::reinterpret_borrow<py::object>(object)) {
     read(name);
+    if (!holds_values() || !aligned()) {
+      owner_ = owner_.attr("clone")();  // resolves both bits, and keeps the layout
+      read(name);
+    }
     if (!contiguous() && !(layout == Layout::samples && samples()) && !(layout == Layout::pixels && channels_last())) {
       owner_ = owner_.attr("contiguous")();
       read(name);
@@ -127,6 +136,18 @@ class View {
     for (int dim = 0; dim < tensor_.ndim; ++dim) numel_ *= tensor_.shape[dim];
   }
 
+  bool holds_values() const {
+    static PyObject* const is_neg = PyUnicode_InternFromString("is_neg");
+    if (!data() && numel_ > 0) return false;  // a tensor of zeros without memory
+    const auto negated = py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(owner_.ptr(), is_neg));
+    if (!negated) throw py::error_already_set();
+    return negated.is(py::handle(Py_False));
+  }
+
+  bool aligned() const {
+    return numel_ == 0 || reinterpret_cast<uintptr_t>(data()) % static_cast<size_t>(element_size(dtype_)) == 0;
+  }
+
   bool same(const View& other, const int64_t* mine, const int64_t* theirs) const {
     bool equal = tensor_.ndim == other.tensor_.ndim;
     for (int dim = 0; equal && dim < tensor_.ndim; ++dim) equal = mine[dim] == theirs[dim];
@@ -170,7 +191,7 @@ class View {
 };
 
 // A new CPU tensor without gaps, uninitialized, in memory of cpu/memory.h.
-class NewTensor {
+class LIPGAN_LOCAL NewTensor {
  public:
   // Contiguous, unless it is to lie like another tensor.
   NewTensor(std::vector<int64_t> shape, Dtype dtype, std::vector<int64_t> strides = {}) {
@@ -179,7 +200,7 @@ class NewTensor {
     const bool compact = output->strides.empty();
     output->strides.resize(output->shape.size());
     int64_t numel = 1;
-    for (int dim = ndim; dim-- > 0;) {
+    for (size_t dim = output->shape.size(); dim-- > 0;) {
       if (compact) output->strides[dim] = numel;
       numel *= output->shape[dim];
     }

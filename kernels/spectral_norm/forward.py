@@ -17,9 +17,7 @@ from .tables import (
     as_pointer,
     check_shapes,
     check_width,
-    inverse_scale,
     is_aligned,
-    load_sum,
     shapes,
     width,
     work_table,
@@ -37,8 +35,11 @@ _BLOCK_MAX = tl.constexpr(7)  # [blocks]
 _BLOCK_SUM = tl.constexpr(8)  # [blocks]
 _TILE_MAX = tl.constexpr(9)  # [column tiles]
 _TILE_SUM = tl.constexpr(10)  # [column tiles]
-_PARTIAL = tl.constexpr(11)  # [blocks, padded_w]
-_FWD_FIELDS = tl.constexpr(12)
+_BLOCK_UNIT = tl.constexpr(11)  # [blocks]
+_PARTIAL_UNIT = tl.constexpr(12)  # [blocks]
+_TILE_UNIT = tl.constexpr(13)  # [column tiles]
+_PARTIAL = tl.constexpr(14)  # [blocks, padded_w]
+_FWD_FIELDS = tl.constexpr(15)
 
 # Columns of the forward addresses.
 _WEIGHT = tl.constexpr(0)
@@ -65,23 +66,46 @@ def _store_scaled_squares(x, max_ptr, sum_ptr, TINY: tl.constexpr):
 
 
 @triton.jit
-def _load_norm(max_ptr, sum_ptr, count, EPS: tl.constexpr, STEP: tl.constexpr):
-    """|x| and 1 / max(|x|, EPS) of an array whose parts went through _store_scaled_squares."""
+def _too_large(x, LARGE: tl.constexpr):
+    """Whether an element of x is beyond LARGE, infinite or NaN."""
+    return tl.max(tl.where(tl.abs(x) <= LARGE, 0, 1), axis=0) != 0
+
+
+@triton.jit
+def _load_unit(unit_ptr, count, STEP: tl.constexpr):
+    """The smallest unit of the parts of an array: the one that all of it is brought to."""
+    least = tl.full([STEP], 1.0, unit_ptr.dtype.element_ty)
+    for first in range(0, count, STEP):
+        index = first + tl.arange(0, STEP)
+        least = tl.minimum(least, tl.load(unit_ptr + index, mask=index < count, other=1.0))
+    return tl.min(least, axis=0)
+
+
+@triton.jit
+def _load_norm(max_ptr, sum_ptr, unit_ptr, count, EPS: tl.constexpr, TINY: tl.constexpr, STEP: tl.constexpr):
+    """|x| and 1 / max(|x|, EPS) of an array whose parts went through _store_scaled_squares, and its unit.
+
+    A part holds x times its unit, a power of two; |x| comes times the unit of the array.
+    """
+    unit = _load_unit(unit_ptr, count, STEP)
     largest = tl.zeros([STEP], max_ptr.dtype.element_ty)
     for first in range(0, count, STEP):
         index = first + tl.arange(0, STEP)
-        largest = tl.maximum(largest, tl.load(max_ptr + index, mask=index < count, other=0.0))
+        ratio = divide(unit, tl.load(unit_ptr + index, mask=index < count, other=1.0))
+        largest = tl.maximum(largest, tl.load(max_ptr + index, mask=index < count, other=0.0) * ratio)
     m = tl.max(largest, axis=0)
     m = tl.where(m == 0, 1.0, m)
     inverse = divide(1.0, m)
     acc = tl.zeros([STEP], max_ptr.dtype.element_ty)
     for first in range(0, count, STEP):
         index = first + tl.arange(0, STEP)
-        ratio = tl.load(max_ptr + index, mask=index < count, other=0.0) * inverse
+        ratio = divide(unit, tl.load(unit_ptr + index, mask=index < count, other=1.0))
+        ratio *= tl.load(max_ptr + index, mask=index < count, other=0.0) * inverse
         acc += ratio * ratio * tl.load(sum_ptr + index, mask=index < count, other=0.0)
     norm = m * square_root(tl.sum(acc, axis=0))
     # A comparison, because a maximum may drop a NaN.
-    return norm, divide(1.0, tl.where(norm < EPS, EPS, norm))
+    eps = tl.maximum(unit * EPS, TINY)
+    return norm, divide(1.0, tl.where(norm < eps, eps, norm)), unit
 
 
 @triton.jit
@@ -111,6 +135,56 @@ def _rows_times_v(
 
 
 @triton.jit
+def _rows_in_range(
+    weight,  # T [h, w]
+    v,  # T or A [w]
+    v_scale,
+    row,
+    h,
+    w,
+    SCALE_V: tl.constexpr,
+    LARGE: tl.constexpr,
+    UNIT: tl.constexpr,
+    ACC: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+):
+    """_rows_times_v times a unit, and the unit: 1, or UNIT where the numbers would come near the end of their range."""
+    unit = tl.full([], 1.0, ACC)
+    t = _rows_times_v(weight, v, v_scale, row, h, w, SCALE_V, ACC, BLOCK_H, BLOCK_W)
+    if _too_large(t, LARGE):
+        unit *= UNIT
+        t = _rows_times_v(weight, v, unit * v_scale, row, h, w, True, ACC, BLOCK_H, BLOCK_W)
+    return t, unit
+
+
+@triton.jit
+def _store_column_sums(
+    weight,  # T [h, w]
+    factors,  # A [BLOCK_H]
+    partial,  # A [padded_w]
+    row,
+    h,
+    w,
+    padded_w,
+    ACC: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+):
+    """partial_j = sum over the rows of a block of factor_i W_ij; returns the largest of them in each lane."""
+    largest = tl.zeros([BLOCK_W], ACC)
+    for col in range(0, padded_w, BLOCK_W):
+        pointers, mask = matrix_tile(weight, row, col, h, w, BLOCK_H, BLOCK_W)
+        tile = tl.load(pointers, mask=mask, other=0.0).to(ACC)
+        # Masked by the padded width: the padding gets zeros, and the reduction needs no narrower mask.
+        cols = col + tl.arange(0, BLOCK_W)
+        sums = tl.sum(tile * factors[:, None], axis=0)
+        tl.store(partial + cols, sums, mask=cols < padded_w)
+        largest = tl.maximum(largest, tl.where(sums == sums, tl.abs(sums), float("inf")))
+    return largest
+
+
+@triton.jit
 def _iterate_rows(
     weight,  # T [h, w]
     v,  # T or A [w]
@@ -118,6 +192,8 @@ def _iterate_rows(
     t,  # A [h]
     block_max,  # A []
     block_sum,  # A []
+    block_unit,  # A []: of t
+    partial_unit,  # A []
     partial,  # A [padded_w]
     row,
     h,
@@ -125,21 +201,24 @@ def _iterate_rows(
     padded_w,
     SCALE_V: tl.constexpr,
     TINY: tl.constexpr,
+    LARGE: tl.constexpr,
+    UNIT: tl.constexpr,
     ACC: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_W: tl.constexpr,
 ):
     """Both matrix-vector products of one block of rows; the second one finds the rows in the cache."""
-    t_block = _rows_times_v(weight, v, v_scale, row, h, w, SCALE_V, ACC, BLOCK_H, BLOCK_W)
+    t_block, unit = _rows_in_range(weight, v, v_scale, row, h, w, SCALE_V, LARGE, UNIT, ACC, BLOCK_H, BLOCK_W)
     rows = row + tl.arange(0, BLOCK_H)
     tl.store(t + rows, t_block, mask=rows < h)
+    tl.store(block_unit, unit)
     ratio = _store_scaled_squares(t_block, block_max, block_sum, TINY)
-    for col in range(0, padded_w, BLOCK_W):
-        pointers, mask = matrix_tile(weight, row, col, h, w, BLOCK_H, BLOCK_W)
-        tile = tl.load(pointers, mask=mask, other=0.0).to(ACC)
-        # Masked by the padded width: the padding gets zeros, and the reduction needs no narrower mask.
-        cols = col + tl.arange(0, BLOCK_W)
-        tl.store(partial + cols, tl.sum(tile * ratio[:, None], axis=0), mask=cols < padded_w)
+    largest = _store_column_sums(weight, ratio, partial, row, h, w, padded_w, ACC, BLOCK_H, BLOCK_W)
+    unit = tl.full([], 1.0, ACC)
+    if _too_large(largest, LARGE):
+        unit *= UNIT
+        _store_column_sums(weight, ratio * unit, partial, row, h, w, padded_w, ACC, BLOCK_H, BLOCK_W)
+    tl.store(partial_unit, unit)
 
 
 @triton.jit
@@ -151,6 +230,8 @@ def _spectral_norm_iterate_kernel(
     FIRST: tl.constexpr,
     EPS: tl.constexpr,
     TINY: tl.constexpr,
+    LARGE: tl.constexpr,
+    UNIT: tl.constexpr,
     DTYPE: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_W: tl.constexpr,
@@ -165,6 +246,9 @@ def _spectral_norm_iterate_kernel(
     |t| is known only after all blocks b of rows, so each one stores its inner sum relative to its own m_b, of
     the size of W, together with m_b; _spectral_norm_reduce_kernel applies c_b. A program takes BLOCK_H rows
     and walks over them twice, in tiles of BLOCK_W columns. W [h, w] is contiguous.
+
+    Where a block's t_i or inner sums are beyond LARGE, it stores them times UNIT, a power of two, and says so: no
+    number leaves its range, whatever finite W.
 
     Source: Miyato et al. 2018, "Spectral Normalization for Generative Adversarial Networks", Algorithm 1 and
     eq. 20-21, in the order of torch.nn.utils.parametrizations.spectral_norm (u before v).
@@ -183,14 +267,17 @@ def _spectral_norm_iterate_kernel(
     s = scratch + tl.multiple_of(tl.load(geometry + _S), 16)
     block_max = scratch + tl.load(geometry + _BLOCK_MAX) + block
     block_sum = scratch + tl.load(geometry + _BLOCK_SUM) + block
+    block_unit = scratch + tl.load(geometry + _BLOCK_UNIT) + block
+    partial_unit = scratch + tl.load(geometry + _PARTIAL_UNIT) + block
     tile_max = scratch + tl.load(geometry + _TILE_MAX)
     tile_sum = scratch + tl.load(geometry + _TILE_SUM)
+    tile_unit = scratch + tl.load(geometry + _TILE_UNIT)
     partial = scratch + tl.multiple_of(tl.load(geometry + _PARTIAL), 16) + block * padded_w
     if FIRST:
         v_scale = 1.0
         aligned = is_aligned(weight_address, w) & (v_address % 16 == 0)
     else:
-        _, v_scale = _load_norm(tile_max, tile_sum, column_tiles, EPS, STEP)
+        _, v_scale, _ = _load_norm(tile_max, tile_sum, tile_unit, column_tiles, EPS, TINY, STEP)
         aligned = is_aligned(weight_address, w)
     # Two copies of the code, because the compiler fixes the width of a load: one layer of odd width must not
     # slow down the rest of its group.
@@ -198,15 +285,15 @@ def _spectral_norm_iterate_kernel(
         _iterate_rows(
             as_pointer(weight_address, DTYPE, True),
             as_pointer(v_address, DTYPE, True) if FIRST else s,
-            v_scale, t, block_max, block_sum, partial, block * BLOCK_H, h, width(w, True), padded_w,
-            not FIRST, TINY, ACC, BLOCK_H, BLOCK_W,
+            v_scale, t, block_max, block_sum, block_unit, partial_unit, partial, block * BLOCK_H, h, width(w, True),
+            padded_w, not FIRST, TINY, LARGE, UNIT, ACC, BLOCK_H, BLOCK_W,
         )  # fmt: skip
     else:
         _iterate_rows(
             as_pointer(weight_address, DTYPE, False),
             as_pointer(v_address, DTYPE, False) if FIRST else s,
-            v_scale, t, block_max, block_sum, partial, block * BLOCK_H, h, w, padded_w,
-            not FIRST, TINY, ACC, BLOCK_H, BLOCK_W,
+            v_scale, t, block_max, block_sum, block_unit, partial_unit, partial, block * BLOCK_H, h, w,
+            padded_w, not FIRST, TINY, LARGE, UNIT, ACC, BLOCK_H, BLOCK_W,
         )  # fmt: skip
 
 
@@ -237,20 +324,27 @@ def _spectral_norm_reduce_kernel(
     s = scratch + tl.multiple_of(tl.load(geometry + _S), 16)
     block_max = scratch + tl.load(geometry + _BLOCK_MAX)
     block_sum = scratch + tl.load(geometry + _BLOCK_SUM)
+    block_unit = scratch + tl.load(geometry + _BLOCK_UNIT)
+    partial_unit = scratch + tl.load(geometry + _PARTIAL_UNIT)
     tile_max = scratch + tl.load(geometry + _TILE_MAX) + tile
     tile_sum = scratch + tl.load(geometry + _TILE_SUM) + tile
+    tile_unit = scratch + tl.load(geometry + _TILE_UNIT) + tile
     partial = scratch + tl.multiple_of(tl.load(geometry + _PARTIAL), 16)
-    _, t_scale = _load_norm(block_max, block_sum, blocks, EPS, STEP)
+    _, t_scale, t_unit = _load_norm(block_max, block_sum, block_unit, blocks, EPS, TINY, STEP)
+    unit = _load_unit(partial_unit, blocks, STEP)
     cols = tile * BLOCK_W + tl.arange(0, BLOCK_W)
     acc = tl.zeros([BLOCK_H, BLOCK_W], ACC)
     for first in range(0, blocks, BLOCK_H):
         rows = first + tl.arange(0, BLOCK_H)
         c = tl.load(block_max + rows, mask=rows < blocks, other=0.0) * t_scale
+        c *= divide(t_unit, tl.load(block_unit + rows, mask=rows < blocks, other=1.0))
+        c *= divide(unit, tl.load(partial_unit + rows, mask=rows < blocks, other=1.0))
         mask = (rows < blocks)[:, None] & (cols < padded_w)[None, :]
         values = tl.load(partial + rows[:, None] * padded_w + cols[None, :], mask=mask, other=0.0)
         acc = tl.fma(values, tl.broadcast_to(c[:, None], [BLOCK_H, BLOCK_W]), acc)
     total = tl.sum(acc, axis=0)
     tl.store(s + cols, total, mask=cols < padded_w)
+    tl.store(tile_unit, unit)
     _store_scaled_squares(total, tile_max, tile_sum, TINY)
 
 
@@ -260,6 +354,8 @@ def _spectral_norm_sigma_kernel(
     geometry,  # int64 [num_layers, fields]
     work,  # int32 [blocks of rows, 2]
     scratch,  # A [...]
+    LARGE: tl.constexpr,
+    UNIT: tl.constexpr,
     DTYPE: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_W: tl.constexpr,
@@ -278,19 +374,34 @@ def _spectral_norm_sigma_kernel(
     h = tl.load(geometry + _H)
     w = tl.load(geometry + _W)
     block_sum = scratch + tl.load(geometry + _BLOCK_SUM) + block
+    block_unit = scratch + tl.load(geometry + _BLOCK_UNIT) + block
     row = block * BLOCK_H
     if is_aligned(weight_address, w) & (v_address % 16 == 0):
         weight = as_pointer(weight_address, DTYPE, True)
         v = as_pointer(v_address, DTYPE, True)
-        t = _rows_times_v(weight, v, 1.0, row, h, width(w, True), False, ACC, BLOCK_H, BLOCK_W)
+        t, unit = _rows_in_range(
+            weight, v, 1.0, row, h, width(w, True), False, LARGE, UNIT, ACC, BLOCK_H, BLOCK_W
+        )  # fmt: skip
     else:
         weight = as_pointer(weight_address, DTYPE, False)
         v = as_pointer(v_address, DTYPE, False)
-        t = _rows_times_v(weight, v, 1.0, row, h, w, False, ACC, BLOCK_H, BLOCK_W)
+        t, unit = _rows_in_range(weight, v, 1.0, row, h, w, False, LARGE, UNIT, ACC, BLOCK_H, BLOCK_W)
     rows = row + tl.arange(0, BLOCK_H)
     u_block = tl.load(u + rows, mask=rows < h, other=0.0).to(ACC)
     # Rows past the end have t = <0, v>, which is NaN for an infinite v.
     tl.store(block_sum, tl.sum(tl.where(rows < h, u_block * t, 0.0), axis=0))
+    tl.store(block_unit, unit)
+
+
+@triton.jit
+def _load_sum_in(ptr, unit_ptr, unit, count, STEP: tl.constexpr):
+    """load_sum times the unit, of terms that have units of their own."""
+    acc = tl.zeros([STEP], ptr.dtype.element_ty)
+    for first in range(0, count, STEP):
+        index = first + tl.arange(0, STEP)
+        ratio = divide(unit, tl.load(unit_ptr + index, mask=index < count, other=1.0))
+        acc += tl.load(ptr + index, mask=index < count, other=0.0) * ratio
+    return tl.sum(acc, axis=0)
 
 
 @triton.jit
@@ -316,6 +427,7 @@ def _spectral_norm_scale_kernel(
     TINY: tl.constexpr,
     DTYPE: tl.constexpr,
     BLOCK: tl.constexpr,
+    BLOCK_H: tl.constexpr,  # rows of a block of the kernels before
     STEP: tl.constexpr,
 ):
     """Y = W / sigma and the outputs u, v, sigma.
@@ -337,15 +449,22 @@ def _spectral_norm_scale_kernel(
     blocks = tl.load(geometry + _BLOCKS)
     block_max = scratch + tl.load(geometry + _BLOCK_MAX)
     block_sum = scratch + tl.load(geometry + _BLOCK_SUM)
+    block_unit = scratch + tl.load(geometry + _BLOCK_UNIT)
+    # sigma is that of W times the unit, which may have no number of its own.
     if ITERATED:
         column_tiles = tl.load(geometry + _COLUMN_TILES)
         tile_max = scratch + tl.load(geometry + _TILE_MAX)
         tile_sum = scratch + tl.load(geometry + _TILE_SUM)
-        s_norm, v_scale = _load_norm(tile_max, tile_sum, column_tiles, EPS, STEP)
-        sigma = tl.where(s_norm < EPS, s_norm * (s_norm * v_scale), s_norm)
+        tile_unit = scratch + tl.load(geometry + _TILE_UNIT)
+        s_norm, v_scale, unit = _load_norm(tile_max, tile_sum, tile_unit, column_tiles, EPS, TINY, STEP)
+        sigma = tl.where(s_norm < tl.maximum(unit * EPS, TINY), s_norm * (s_norm * v_scale), s_norm)
     else:
-        sigma = load_sum(block_sum, blocks, STEP)
-    inverse = inverse_scale(sigma, TINY)
+        unit = _load_unit(block_unit, blocks, STEP)
+        sigma = _load_sum_in(block_sum, block_unit, unit, blocks, STEP)
+    sigma_out = divide(sigma, unit)
+    is_zero = tl.abs(sigma_out) < TINY
+    inverse = divide(1.0, tl.where(is_zero, 1.0, sigma))
+    unit = tl.where(is_zero, 1.0, unit)
 
     h = tl.load(geometry + _H)
     w = tl.load(geometry + _W)
@@ -354,22 +473,27 @@ def _spectral_norm_scale_kernel(
     if (first + BLOCK <= h * w) & (weight_address % 16 == 0) & (y_address % 16 == 0):
         source = tl.multiple_of(as_pointer(weight_address, DTYPE, True) + first, 16)
         target = tl.multiple_of(as_pointer(y_address, DTYPE, True) + first, 16)
-        tl.store(target + index, (tl.load(source + index).to(ACC) * inverse).to(DTYPE))
+        tl.store(target + index, (tl.load(source + index).to(ACC) * unit * inverse).to(DTYPE))
     else:
         source = as_pointer(weight_address, DTYPE, False) + first
         target = as_pointer(y_address, DTYPE, False) + first
         mask = first + index < h * w
-        tl.store(target + index, (tl.load(source + index, mask=mask).to(ACC) * inverse).to(DTYPE), mask=mask)
+        tl.store(target + index, (tl.load(source + index, mask=mask).to(ACC) * unit * inverse).to(DTYPE), mask=mask)
 
     end = first + BLOCK
     if chunk == 0:
-        tl.store(sigma_ptr + layer, sigma)
+        tl.store(sigma_ptr + layer, sigma_out)
     if first < h:
         u = tl.load(addresses + _U_OUT).to(tl.pointer_type(DTYPE))
         if ITERATED:
-            _, u_scale = _load_norm(block_max, block_sum, blocks, EPS, STEP)
+            _, u_scale, t_unit = _load_norm(block_max, block_sum, block_unit, blocks, EPS, TINY, STEP)
             t = scratch + tl.load(geometry + _T)
-            _store_vector(t, u, u_scale, first, tl.minimum(end, h), True, STEP)
+            for start in range(first, tl.minimum(end, h), STEP):
+                rows = start + tl.arange(0, STEP)
+                inside = rows < tl.minimum(end, h)
+                value = tl.load(t + rows, mask=inside, other=0.0) * u_scale
+                value *= divide(t_unit, tl.load(block_unit + rows // BLOCK_H, mask=inside, other=1.0))
+                tl.store(u + rows, value.to(DTYPE), mask=inside)
         else:
             u_in = tl.load(addresses + _U_IN).to(tl.pointer_type(DTYPE))
             _store_vector(u_in, u, 1.0, first, tl.minimum(end, h), False, STEP)
@@ -408,8 +532,8 @@ def _forward_plan(shapes: tuple[config.Shape, ...], itemsize: int, device: torch
         # u, v and sigma are written by the same programs, so they count too where W is empty.
         chunks.append(config.ceil_div(max(h * w, h, w, 1), config.flat_block(itemsize)))
         row = [h, w, padded_w, blocks[-1], column_tiles[-1]]
-        # t, s, block_max, block_sum, tile_max, tile_sum, partial; each starts at a multiple of 16 elements
-        stats = [blocks[-1], blocks[-1], column_tiles[-1], column_tiles[-1]]
+        # In the order of the fields; each starts at a multiple of 16 elements.
+        stats = [blocks[-1], blocks[-1], column_tiles[-1], column_tiles[-1], blocks[-1], blocks[-1], column_tiles[-1]]
         for size in (h, padded_w, *stats, blocks[-1] * padded_w):
             row.append(end)
             end += config.ceil_div(size, 16) * 16
@@ -465,12 +589,15 @@ def spectral_norm_fwd(
         "TINY": tiny,
         "STEP": config.PARTIALS_PER_STEP,
     }
+    # Below LARGE the sum of 2^31 squares is in the range; any sum of 2^31 numbers of the range is, times UNIT.
+    narrow = acc_dtype == torch.float32
+    limits = {"LARGE": 2.0 ** (64 if narrow else 450), "UNIT": 2.0 ** (-40 if narrow else -700)}
     dtype = TRITON_DTYPES[like.dtype]
     with torch.cuda.device_of(like):
         for iteration in range(n_power_iterations):
             _spectral_norm_iterate_kernel[(len(plan.blocks_of_rows),)](
                 addresses, plan.geometry, plan.blocks_of_rows, scratch,
-                FIRST=iteration == 0, DTYPE=dtype, **numbers, **tile.blocks, **launch(tile.num_warps),
+                FIRST=iteration == 0, DTYPE=dtype, **numbers, **limits, **tile.blocks, **launch(tile.num_warps),
             )  # fmt: skip
             _spectral_norm_reduce_kernel[(len(plan.column_tiles),)](
                 plan.geometry, plan.column_tiles, scratch,
@@ -479,11 +606,11 @@ def spectral_norm_fwd(
         if n_power_iterations == 0:
             _spectral_norm_sigma_kernel[(len(plan.blocks_of_rows),)](
                 addresses, plan.geometry, plan.blocks_of_rows, scratch,
-                DTYPE=dtype, **tile.blocks, **launch(tile.num_warps),
+                DTYPE=dtype, **limits, **tile.blocks, **launch(tile.num_warps),
             )  # fmt: skip
         _spectral_norm_scale_kernel[(len(plan.chunks),)](
             addresses, plan.geometry, plan.chunks, scratch, sigma,
             ITERATED=n_power_iterations > 0, DTYPE=dtype, BLOCK=config.flat_block(like.element_size()),
-            **numbers, **launch(config.FLAT_WARPS),
+            BLOCK_H=tile.block_h, **numbers, **launch(config.FLAT_WARPS),
         )  # fmt: skip
     return ys, sigma, us_out, vs_out

@@ -75,7 +75,8 @@ def work_table(counts: Sequence[int], device: torch.device) -> Tensor:
 def address_table(columns: Sequence[Sequence[Tensor]], like: Tensor) -> Tensor:
     """int64 [num_layers, len(columns)] of contiguous tensors of the dtype and device of `like`."""
     for tensor in (tensor for column in columns for tensor in column):
-        if tensor.dtype != like.dtype or tensor.device != like.device or not tensor.is_contiguous():
+        fits = tensor.dtype == like.dtype and tensor.device == like.device and tensor.is_contiguous()
+        if not fits or tensor.is_neg() or tensor.data_ptr() % tensor.element_size():
             raise ValueError(
                 f"expected contiguous {like.dtype} on {like.device}, "
                 f"got strides {tensor.stride()}, {tensor.dtype} on {tensor.device}"

@@ -13,9 +13,26 @@ from torch import Tensor
 DTYPE_NUMBERS = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 
 
+def materialized(tensor: Tensor) -> Tensor:
+    """``tensor``, or a copy where its memory does not hold its values at multiples of the size of its elements.
+
+    A negation may be put off (``x.conj().imag``), zeros may have no memory, and ``torch.frombuffer`` takes any offset.
+    """
+    if tensor.is_neg() or tensor._is_zerotensor() or tensor.data_ptr() % tensor.element_size():
+        return tensor.clone()
+    return tensor
+
+
 def address(tensor: Tensor, dtype: torch.dtype, numel: int, device: str) -> int:
     """The address of a contiguous tensor of ``numel`` elements of ``dtype`` on a device of the type ``device``."""
-    if tensor.dtype != dtype or tensor.numel() != numel or not tensor.is_contiguous() or tensor.device.type != device:
+    if (
+        tensor.dtype != dtype
+        or tensor.numel() != numel
+        or not tensor.is_contiguous()
+        or tensor.device.type != device
+        or tensor.is_neg()
+        or tensor.data_ptr() % tensor.element_size()
+    ):
         raise RuntimeError(
             f"expected {numel} contiguous elements of {dtype} on {device}, got shape {tuple(tensor.shape)}, "
             f"strides {tensor.stride()}, {tensor.dtype} on {tensor.device}"

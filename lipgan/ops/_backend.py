@@ -13,8 +13,10 @@ import importlib.util
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType, ModuleType
+from typing import Any
 
 import torch
+import torch.utils.deterministic
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -76,6 +78,25 @@ def native() -> ModuleType | None:
     if module is None or not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
         return None
     module.use_dlpack(torch.Tensor)
+    return module
+
+
+_poisons = False
+
+
+def serving_native() -> Any:
+    """The module ``lipgan._C`` for one call, which fills its outputs with NaN first where PyTorch does so with its own:
+    after ``torch.use_deterministic_algorithms(True)``, unless ``torch.utils.deterministic.fill_uninitialized_memory``
+    has been set to False.
+    """
+    global _poisons
+    module: Any = native()
+    asked = torch.are_deterministic_algorithms_enabled()
+    if asked:
+        asked = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    if asked is not _poisons:
+        module.poison_outputs(asked)
+        _poisons = asked
     return module
 
 

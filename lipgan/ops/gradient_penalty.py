@@ -104,13 +104,13 @@ def _reference_fwd(grads: Tensor, kind: str, weight: float, target: float, norm:
 
 
 def _native_interpolate(real: Tensor, fake: Tensor, mix: Tensor) -> Tensor:
-    module: Any = _backend.native()
+    module = _backend.serving_native()
     x_hat: Tensor = module.gradient_penalty_interpolate(real, fake, mix, torch.get_num_threads())
     return x_hat
 
 
 def _native_fwd(grads: Tensor, kind: str, weight: float, target: float, norm: str) -> Penalty:
-    module: Any = _backend.native()
+    module = _backend.serving_native()
     result: Penalty = module.gradient_penalty_fwd(grads, kind, weight, target, norm, torch.get_num_threads())
     return result
 

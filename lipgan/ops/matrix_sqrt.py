@@ -59,7 +59,7 @@ def _no_spectrum(a: Tensor) -> tuple[Tensor, Tensor]:
 def _native_fwd(a: Tensor, inverse: bool, eps: float, spectrum: bool) -> Forward:
     if a.shape[-1] > NATIVE_LIMIT or a.dtype not in (torch.float32, torch.float64) or a.numel() == 0:
         return _eigh_fwd(a, inverse, eps, spectrum)
-    module: Any = _backend.native()
+    module = _backend.serving_native()
     unit = reference.resolution(a.shape[-1], a.dtype)
     root, roots, vectors, seen = module.matrix_sqrt_fwd(a, inverse, eps, unit, spectrum, torch.get_num_threads())
     if seen.numel():

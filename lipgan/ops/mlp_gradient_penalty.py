@@ -10,7 +10,6 @@ On a GPU this is a chain of ordinary matrix products, which PyTorch's libraries 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,7 +59,7 @@ def _native_fwd(
     weight: float,
     target: float,
 ) -> Penalty:
-    module: Any = _backend.native()
+    module = _backend.serving_native()
     result: Penalty = module.mlp_gradient_penalty_fwd(
         x, weights, biases, slopes, scales, kind, weight, target, torch.get_num_threads()
     )

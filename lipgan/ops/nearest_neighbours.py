@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,7 +40,7 @@ def _served(points: Tensor) -> Tensor:
 
 
 def _native_nearest(x: Tensor, y: Tensor | None, k: int) -> Pair:
-    module: Any = _backend.native()
+    module = _backend.serving_native()
     squared, indices = module.nearest_neighbours_fwd(
         _served(x), None if y is None else _served(y), k, torch.get_num_threads()
     )
@@ -49,7 +48,7 @@ def _native_nearest(x: Tensor, y: Tensor | None, k: int) -> Pair:
 
 
 def _native_counts(x: Tensor, y: Tensor, x_squared_radii: Tensor, y_squared_radii: Tensor, closed: bool) -> Pair:
-    module: Any = _backend.native()
+    module = _backend.serving_native()
     x_counts, y_counts = module.ball_counts(
         _served(x), _served(y), x_squared_radii, y_squared_radii, closed, torch.get_num_threads()
     )

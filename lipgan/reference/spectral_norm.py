@@ -31,10 +31,25 @@ def scale_of(sigma: Tensor) -> Tensor:
     return torch.where(zero, 1.0, 1.0 / torch.where(zero, 1.0, sigma))
 
 
-def _normalize(x: Tensor, eps: float) -> Tensor:
+def _normalize(x: Tensor, eps: Tensor) -> Tensor:
     # The norm in float64: a float32 sum of squares leaves its range at entries of 1e19.
     norm: Tensor = torch.linalg.vector_norm(x, dtype=torch.float64)
-    return (x / norm.clamp_min(eps)).to(x.dtype)
+    return (x / torch.maximum(norm, eps)).to(x.dtype)
+
+
+def unit_of(matrix: Tensor) -> Tensor:
+    """A power of two that brings the largest entry near 1, where squares or sums could leave the range; else 1.
+
+    Where the largest entry is beyond the range that is left, or not a number, nothing can be mended: 1.
+    """
+    largest = matrix.detach().abs().amax()
+    if matrix.dtype == torch.float64:
+        outside = ((largest > 2.0**450) | (largest < 2.0**-450)) & (largest > 0)
+        limit = 1000.0
+    else:
+        outside, limit = largest > 2.0**64, 120.0
+    exponent = torch.where(outside & largest.isfinite(), largest, 1.0).log2().floor().clamp(-limit, limit)
+    return torch.exp2(-exponent)
 
 
 def spectral_norm_fwd(
@@ -62,13 +77,19 @@ def spectral_norm_fwd(
     for weight, u, v, dim in zip(weights, us, vs, dims, strict=True):
         wide = accumulation_dtype(weight.dtype)
         matrix = to_matrix(weight, dim).to(wide)
+        unit = unit_of(matrix)
+        matrix = matrix * unit
+        scaled_eps = (eps * unit.double()).clamp_min(torch.finfo(torch.float64).tiny)
         u_wide, v_wide = u.to(wide), v.to(wide)
         for _ in range(n_power_iterations):
-            u_wide = _normalize(matrix @ v_wide, eps)
-            v_wide = _normalize(matrix.T @ u_wide, eps)
+            u_wide = _normalize(matrix @ v_wide, scaled_eps)
+            v_wide = _normalize(matrix.T @ u_wide, scaled_eps)
         sigma = u_wide @ (matrix @ v_wide)
-        ys.append(from_matrix((matrix * scale_of(sigma)).to(weight.dtype), weight, dim).contiguous())
-        sigmas.append(sigma)
+        sigmas.append(sigma / unit)
+        # sigma may have no number where the quotient has one, so that both are taken in the unit.
+        is_zero = sigmas[-1].abs() < torch.finfo(wide).tiny
+        y = torch.where(is_zero, to_matrix(weight, dim).to(wide), matrix / torch.where(is_zero, 1.0, sigma))
+        ys.append(from_matrix(y.to(weight.dtype), weight, dim).contiguous())
         new_us.append(u_wide.to(u.dtype, copy=True))
         new_vs.append(v_wide.to(v.dtype, copy=True))
     return ys, torch.stack(sigmas), new_us, new_vs

@@ -231,6 +231,42 @@ def test_scale_of_the_matrix(library: ctypes.CDLL, dtype: torch.dtype, scale: fl
 
 
 @needs_gxx
+@pytest.mark.parametrize(
+    ("dtype", "largest"),
+    [
+        (torch.float32, 3.4e38),
+        (torch.float32, 1e30),
+        (torch.bfloat16, 3e38),
+        (torch.float64, 1.7e308),
+        (torch.float64, 1e155),
+    ],
+)
+@pytest.mark.parametrize("n", [0, 1, 3])
+def test_matrix_at_the_end_of_the_range(library: ctypes.CDLL, dtype: torch.dtype, largest: float, n: int) -> None:
+    layers = []
+    for h, w in [(40, 72), (33, 31), (3, 1100)]:
+        weight, u, v = random_layer(h, w, torch.float64)
+        layers.append(((weight / weight.abs().max() * largest).to(dtype), u.to(dtype), v.to(dtype)))
+    # A layer beside them that is not large, and one that is not finite.
+    layers += [random_layer(9, 40, dtype), (torch.full((4, 4), torch.inf, dtype=dtype), *random_layer(4, 4, dtype)[1:])]
+    *results, infinite = run(library, layers, n)
+    power = 2.0 ** -round(np.log2(largest))
+    for (y, u, v, sigma), (weight, u_in, v_in) in zip(results, layers, strict=False):
+        scale = power if weight.abs().max() > 1e10 else 1.0
+        true = truth((weight.double() * scale, u_in, v_in), n)
+        with np.errstate(over="ignore"):
+            exact = torch.tensor(float(np.longdouble(true[3].item()) / np.longdouble(scale)), dtype=torch.float64)
+        if exact.to(sigma.dtype).isfinite():
+            ordinary = (sigma.double() * scale).to(sigma.dtype)
+        else:
+            assert sigma.abs() == torch.inf
+            ordinary = true[3].to(sigma.dtype)
+        ordinary_layer = ((weight.double() * scale).to(dtype), u_in, v_in)
+        assert_accurate([(y, u, v, ordinary)], [ordinary_layer], n)
+    assert infinite[0].isnan().any()
+
+
+@needs_gxx
 def test_unit_vectors_far_from_the_singular_ones_do_not_overflow(library: ctypes.CDLL) -> None:
     # |t| is ordinary and the norm of W is not: t W overflows, t / |t| W does not.
     weight = torch.diag(torch.tensor([1.0, 1e38, 2.0, 3.0, 5.0], dtype=torch.float32))

@@ -22,6 +22,7 @@ from lipgan.ops import (
     UnavailableError,
     empty_cache,
     explain,
+    interpolate,
     resolve,
     spectral_norm,
     spectral_norm_group,
@@ -322,6 +323,59 @@ def test_scales_far_from_one(backend: str, scale: float) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("dtype", "largest", "eps"),
+    [
+        (torch.float32, 3.4e38, 1e-12),
+        (torch.float32, 1e30, 1e-12),
+        (torch.bfloat16, 3e38, 1e-12),
+        (torch.float64, 1e155, 1e-12),
+        (torch.float64, 1.7e308, 1e-12),
+        (torch.float64, 1e-170, 1e-300),
+    ],
+)
+@pytest.mark.parametrize(("shape", "dim"), [((19, 23), 0), ((5, 600), 0), ((6, 5, 4), 1), ((2, 1), 1)])
+@pytest.mark.parametrize("iterations", [0, 1, 3])
+def test_weights_at_the_ends_of_the_range(
+    backend: str, dtype: torch.dtype, largest: float, eps: float, shape: tuple[int, ...], dim: int, iterations: int
+) -> None:
+    weight, u, v = draw(shape, dim, torch.float64)
+    weight = (weight / weight.abs().max() * largest).to(dtype)
+    u, v = u.to(dtype), v.to(dtype)
+    weight.requires_grad_()
+    y, sigma, new_u, new_v = spectral_norm(weight, u, v, iterations, eps, dim, backend=backend)
+    # The truth is that of the same weight, a power of two away.
+    power = 2.0 ** -round(math.log2(largest))
+    ordinary = weight.detach().double() * power
+    truth = torch_spectral_norm(ordinary, u.double(), v.double(), iterations, 1e-300, dim)
+    roundings = floor(ordinary, dim, truth[1]) + 8
+    for ours, exact in ((y, truth[0]), (new_u, truth[2]), (new_v, truth[3])):
+        bound = roundings * torch.finfo(sigma.dtype).eps + torch.finfo(dtype).eps
+        assert max_error(ours, exact) <= bound * float(exact.abs().max())
+    exact_sigma = float(truth[1]) / power  # a Python float: infinite beyond float64
+    if abs(exact_sigma) <= torch.finfo(sigma.dtype).max:
+        assert abs(float(sigma.detach()) / exact_sigma - 1) <= roundings * torch.finfo(sigma.dtype).eps
+    else:
+        assert float(sigma.detach()) == math.copysign(math.inf, exact_sigma)
+    # Beyond the range of sigma the gradient is below that of W; it is 0, not NaN.
+    (grad,) = torch.autograd.grad(y.sum(), weight)
+    assert grad.isfinite().all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_layer_at_the_end_of_the_range_leaves_its_group_alone(backend: str) -> None:
+    layers = [draw((6, 10), 0, torch.float32, seed) for seed in range(3)]
+    weights, us, vs = (list(column) for column in zip(*layers, strict=True))
+    clean, clean_sigma, *_ = spectral_norm_group(weights, us, vs, 2, backend=backend)
+    weights[1] = weights[1] / weights[1].abs().max() * 3e38
+    ys, sigma, *_ = spectral_norm_group(weights, us, vs, 2, backend=backend)
+    for layer in (0, 2):
+        assert torch.equal(ys[layer], clean[layer])
+        assert sigma[layer] == clean_sigma[layer]
+    torch.testing.assert_close(ys[1], clean[1])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("poison", [math.nan, math.inf])
 def test_nonfinite_weights_propagate_within_their_layer(backend: str, poison: float) -> None:
     layers = [draw((6, 10), 0, torch.float32, seed) for seed in range(3)]
@@ -481,6 +535,54 @@ def test_memory_of_outputs_is_reused_and_never_shared() -> None:
     del view, ys
     assert empty_cache() >= 4 * weight.nbytes
     assert _C.cached_bytes() == 0
+
+
+def test_memory_that_nobody_asks_for_is_given_back() -> None:
+    empty_cache()
+    big, small = torch.zeros(16 << 20), torch.zeros(16 << 10)  # 64 MB and 64 KB
+    one = torch.ones(1)
+    del_me = [interpolate(big[None], big[None], one) for _ in range(2)]
+    several = [interpolate(small[None], small[None], one) for _ in range(40)]
+    del del_me, several
+    assert _C.cached_bytes() >= 2 * big.nbytes + 40 * small.nbytes
+    # What is in use by turns stays, what is not goes: two sweeps, of 1024 outputs each.
+    for _ in range(2100):
+        x = interpolate(small[None], small[None], one)
+        y = interpolate(small[None], small[None], one)
+        del x, y
+    assert 2 * small.nbytes <= _C.cached_bytes() < 8 * small.nbytes
+    empty_cache()
+
+
+AFFINITY_SCRIPT = """
+import os, torch
+from lipgan import _C
+from lipgan.ops import _backend
+_backend.native()
+def threads():
+    with open("/proc/self/status") as status:
+        return int(next(line for line in status if line.startswith("Threads:")).split()[1])
+torch.set_num_threads(1)  # no threads but those of the kernels
+weight, vector = torch.ones(2048, 2048), torch.ones(2048)
+matrices, x = torch.eye(64).repeat(64, 1, 1), torch.ones(900, 64)
+cores = sorted(os.sched_getaffinity(0))
+os.sched_setaffinity(0, cores[:1])
+before = threads()
+_C.spectral_norm_fwd([weight], [vector], [vector], 1, 1e-12, [0], 16)
+_C.matrix_sqrt_fwd(matrices, False, 0.0, 1e-6, False, 16)
+_C.nearest_neighbours_fwd(x, None, 1, 16)
+_C.gradient_penalty_interpolate(weight, weight, vector, 16)
+_C.gradient_penalty_fwd(weight, "two-sided", 1.0, 1.0, "sample", 16)
+_C.mlp_gradient_penalty_fwd(weight, [weight, weight[:1]], [None, None], [0.0], [None], "max", 1.0, 1.0, 16)
+print(threads() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the affinity of a process is Linux's")
+def test_no_more_threads_than_the_process_may_use_processors() -> None:
+    # PyTorch's number may be that of another machine: threads beyond the processors wait in turn at every barrier.
+    result = subprocess.run([sys.executable, "-c", AFFINITY_SCRIPT], capture_output=True, text=True)
+    assert result.stdout == "0\n", result.stdout + result.stderr
 
 
 def test_calls_from_several_threads_at_once() -> None:

@@ -7,14 +7,13 @@ group of one.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from lipgan._dtypes import accumulation_dtype
 from lipgan.ops import _backend
-from lipgan.ops._address import DTYPE_NUMBERS, address
+from lipgan.ops._address import DTYPE_NUMBERS, address, materialized
 from lipgan.reference import spectral_norm as reference
 
 # (ys, sigma, uv): uv holds u and v of the first weight, u and v of the second, ... in one tensor of one dimension.
@@ -88,7 +87,7 @@ def _native_fwd(
     eps: float,
     dims: Sequence[int],
 ) -> Forward:
-    module: Any = _backend.native()
+    module = _backend.serving_native()
     ys, sigma, uv = module.spectral_norm_fwd(weights, us, vs, n_power_iterations, eps, dims, torch.get_num_threads())
     return ys, sigma, uv
 
@@ -101,13 +100,19 @@ def _native_bwd(
     uv: Tensor,
     dims: Sequence[int],
 ) -> list[Tensor]:
-    module: Any = _backend.native()
+    module = _backend.serving_native()
     grads: list[Tensor] = module.spectral_norm_bwd(grad_ys, grad_sigma, ys, sigma, uv, dims, torch.get_num_threads())
     return grads
 
 
 def _matrices(tensors: Sequence[Tensor], dims: Sequence[int]) -> list[Tensor]:
-    return [reference.to_matrix(tensor, dim).contiguous() for tensor, dim in zip(tensors, dims, strict=True)]
+    return [
+        materialized(reference.to_matrix(tensor, dim).contiguous()) for tensor, dim in zip(tensors, dims, strict=True)
+    ]
+
+
+def _vectors(vectors: Sequence[Tensor]) -> list[Tensor]:
+    return [materialized(vector.contiguous()) for vector in vectors]
 
 
 def _weights(matrices: Sequence[Tensor], like: Sequence[Tensor], dims: Sequence[int]) -> list[Tensor]:
@@ -130,8 +135,9 @@ def _triton_fwd(
 ) -> Forward:
     from lipgan.kernels import spectral_norm as kernels
 
-    us, vs = [u.contiguous() for u in us], [v.contiguous() for v in vs]
-    ys, sigma, us, vs = kernels.spectral_norm_fwd(_matrices(weights, dims), us, vs, n_power_iterations, eps)
+    ys, sigma, us, vs = kernels.spectral_norm_fwd(
+        _matrices(weights, dims), _vectors(us), _vectors(vs), n_power_iterations, eps
+    )
     return _weights(ys, weights, dims), sigma, join_vectors(us, vs)
 
 
@@ -145,12 +151,12 @@ def _triton_bwd(
 ) -> list[Tensor]:
     from lipgan.kernels import spectral_norm as kernels
 
-    us, vs = split_vectors(uv.contiguous(), ys, dims)
+    us, vs = split_vectors(materialized(uv.contiguous()), ys, dims)
     grads = kernels.spectral_norm_bwd(
         _matrices(grad_ys, dims),
-        None if grad_sigma is None else grad_sigma.contiguous(),
+        None if grad_sigma is None else materialized(grad_sigma.contiguous()),
         _matrices(ys, dims),
-        sigma.contiguous(),
+        materialized(sigma.contiguous()),
         us,
         vs,
     )
@@ -172,7 +178,7 @@ def _cuda_fwd(
     assert module is not None
     device, dtype = weights[0].device, weights[0].dtype
     matrices = _matrices(weights, dims)
-    us, vs = [u.contiguous() for u in us], [v.contiguous() for v in vs]
+    us, vs = _vectors(us), _vectors(vs)
     ys = [torch.empty_like(matrix) for matrix in matrices]
     uv = torch.empty(sum(_vector_sizes(weights, dims)), dtype=dtype, device=device)
     new_us, new_vs = split_vectors(uv, weights, dims)
