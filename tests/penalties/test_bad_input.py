@@ -37,7 +37,9 @@ BAD = [
     refuses("no batch", mlp, FLAT[0, 0], FLAT[0, 0], match=r"real must hold at least one sample, got shape \(\)"),
     refuses("no channels", lambda x: x, FLAT[:, 0], kind="r1", norm="pixel", match=r"channels .* got shape \(4,\)"),
     refuses("negative target", mlp, FLAT, FLAT, target=-0.5, match="target must be finite and not negative, got -0.5"),
-    refuses("infinite target", mlp, FLAT, FLAT, target=math.inf, match="target must be finite and not negative, got inf"),
+    refuses(
+        "infinite target", mlp, FLAT, FLAT, target=math.inf, match="target must be finite and not negative, got inf"
+    ),
     refuses("NaN target", mlp, FLAT, FLAT, target=math.nan, match="target must be finite and not negative, got nan"),
     refuses(
         "target of no kind", mlp, FLAT, FLAT, target=None, error=TypeError, match="target must be a number, got None"

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from lipgan.penalties.derivatives import Bilinear, Linear, Pointwise, sum_to
 from lipgan.penalties.rules._table import rule
-from lipgan.penalties.tape import Tape, mutates
+from lipgan.penalties.tape import Tape
+from lipgan.penalties.undo import mutates
 
 aten = torch.ops.aten
 
