@@ -453,6 +453,11 @@ def _recurrent(t: SampleTracker, func: Any, args: tuple[Any, ...], kwargs: dict[
     return _first_of(t, args, kwargs, 3, 1)
 
 
+@_handles("rrelu_with_noise")
+def _with_noise(t: SampleTracker, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> _Result:
+    return t.given(args[0])
+
+
 @_handles("_thnn_fused_gru_cell", "_thnn_fused_lstm_cell")
 def _fused_cell(t: SampleTracker, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> _Result:
     found = {rows for tensor in tensors_of([*args, *kwargs.values()]) if (rows := t.given(tensor)) is not None}

@@ -15,7 +15,14 @@ from lipgan._dtypes import accumulation_dtype
 from lipgan.ops.gradient_penalty import NORMS
 from lipgan.ops.gradient_penalty import interpolate as interpolate_by
 from lipgan.penalties import engines
-from lipgan.penalties.conditions import Float32InPlaceOfFloat16, clone_if_inference, through_ddp, uncompiled, unwrap
+from lipgan.penalties.conditions import (
+    Float32InPlaceOfFloat16,
+    as_data,
+    clone_if_inference,
+    through_ddp,
+    uncompiled,
+    unwrap,
+)
 from lipgan.penalties.coupling import CoupledSamples
 from lipgan.penalties.critic_call import Critic, CriticCall, Output
 from lipgan.penalties.engines import PenaltyForm
@@ -87,7 +94,8 @@ def gradient_penalty(
         target: the norm that is aimed at, >= 0; "r1", "r2" and "r1+r2" aim at 0 whatever it is.
         norm: "sample" takes the norm over all of a sample, "pixel" over the channels (dimension 1) of each pixel.
         engine: "fused" is exact and first order; "autograd" is the textbook double backward; "auto" is "fused" where it
-            can follow the critic (:func:`explain` tells), else "autograd".
+            can follow the critic (:func:`explain` tells), else "autograd". Tensors of a subclass that only carries
+            something along, such as MONAI's MetaTensor, reach the critic as plain tensors, except with "autograd".
         generator: of the random numbers; on the CPU, it draws the same numbers for every device.
         critic_args: passed to the critic after the samples, such as labels; a list or tuple. Where "r1+r2" takes one
             batch, those that are tensors with B rows are repeated for the second half.
@@ -136,6 +144,8 @@ def _gradient_penalty(
     if norm == "pixel" and real.ndim < 2:
         raise ValueError(f"real must have a dimension of channels for norm 'pixel', got shape {tuple(real.shape)}")
     check_critic(critic, critic_args)
+    if engine != "autograd":
+        real, fake, critic_args = as_data(real), as_data(fake), [as_data(item) for item in critic_args]
     differentiable = torch.is_grad_enabled()
     # Autograd takes no part in inference mode, but the engines need it.
     with torch.inference_mode(False), torch.no_grad():
@@ -199,8 +209,8 @@ def explain(
 
 def _explain(critic: Critic, real: Tensor, critic_args: Sequence[Any], output: Output) -> str | None:
     with torch.inference_mode(False), Float32InPlaceOfFloat16(critic, real) as wide:
-        args = wide([clone_if_inference(item) for item in critic_args])
-        return engines.explain(CriticCall(unwrap(critic), args, output), clone_if_inference(real))
+        args = wide([as_data(clone_if_inference(item)) for item in critic_args])
+        return engines.explain(CriticCall(unwrap(critic), args, output), as_data(clone_if_inference(real)))
 
 
 # ---- the points at which the penalty is taken ----

@@ -316,6 +316,8 @@ class Tape(TorchDispatchMode):
         if not (self._any_value(args) or self._any_value(kwargs.values())):
             return False
         if mutated_arguments(func) != [(0, "self")] or not isinstance(args[0], Tensor):
+            if func in RULES:
+                return False
             raise Unsupported(f"{func} writes into an argument")
         target, base = args[0], args[0]._base
         self.keep_for_undo(target if base is None else base)

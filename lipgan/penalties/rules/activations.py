@@ -49,6 +49,23 @@ def _leaky_relu(tape: Tape, func: Any, args: tuple[Any, ...], kwargs: dict[str, 
     return tape.record(Linear(value, apply, apply), func, y, a)
 
 
+@rule(aten.rrelu_with_noise.default, aten.rrelu_with_noise_.default)
+def _randomized_relu(tape: Tape, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Negative numbers are multiplied by slopes that are drawn in training, and fixed in evaluation."""
+    a, noise, lower, upper, training = [*args, *[0.125, 1 / 3, False][len(args) - 2 :]][:5]
+    value = tape.value(a)
+    if value is None or (mutates(func) and a._base is not None):
+        return NotImplemented
+    tape.undo.keep_random_state(args[5] if len(args) > 5 else kwargs.get("generator"))
+    operand = a.clone() if mutates(func) else tape.keep(a, func)
+    y = func(*args, **kwargs)
+
+    def apply(d: Tensor) -> Tensor:
+        return aten.rrelu_with_noise_backward.default(d, operand, noise, lower, upper, training, False)  # type: ignore[no-any-return]
+
+    return tape.record(Linear(value, apply, apply), func, y, a)
+
+
 @rule(aten._prelu_kernel.default)
 def _prelu(tape: Tape, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     a, weight = args
