@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lipgan.penalties.coupling import Ancestry, SampleTracker
@@ -167,6 +168,8 @@ class Tape(TorchDispatchMode):
         self._names = names
         self.samples = samples
         self._kept: list[tuple[Tensor, int, Any]] = []
+        # The memory of values, and of what the passes read. The reference keeps the address taken.
+        self._memory: dict[int, StorageWeakRef] = {}
         self.undo = Undo(x)
         self._ancestry = Ancestry(x)
         self._refusal: tuple[str, str | None] | None = None
@@ -219,6 +222,7 @@ class Tape(TorchDispatchMode):
             self.undo.keep_random_state(kwargs.get("generator"))
         if mutates(func):
             for tensor in mutated(func, args, kwargs):
+                self._check_foreign(tensor)
                 self.keep_for_undo(tensor)
                 mark: Any = getattr(tensor, "_lipgan_value", None)
                 if self._owns(tensor) and not torch.is_grad_enabled() and mark.version == tensor._version:
@@ -256,6 +260,7 @@ class Tape(TorchDispatchMode):
         return value
 
     def _track(self, tensor: Tensor, version: int) -> Value:
+        self._note_memory(tensor)
         value = tensor._lipgan_value = Value(self._owner, tensor.dtype, version)  # type: ignore[attr-defined]
         return value
 
@@ -283,7 +288,20 @@ class Tape(TorchDispatchMode):
     def keep(self, tensor: Tensor, func: Any, changing: bool = False) -> Tensor:
         """The tensor without its history, which must not change any more; ``changing`` if ``func`` changes it."""
         self._kept.append((tensor, tensor._version + changing, func))
+        self._note_memory(tensor)
         return tensor.detach()
+
+    def _note_memory(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self._memory:
+            self._memory[storage._cdata] = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
+
+    def _check_foreign(self, tensor: Tensor) -> None:
+        """Refuse to change the tape's memory by a name that hides the change from it and from autograd: ``.data``."""
+        if not self._owns(tensor) and tensor.untyped_storage()._cdata in self._memory:
+            reason = "memory that the derivatives are computed from is changed in place by another name, such as .data"
+            self._refusal = reason, self._names() if self._names else None
+            raise Unsupported(*self._refusal)
 
     def parameter_gradient(self, tensor: Any) -> ParameterGradient | None:
         """The parameter_gradient of a tensor outside of the tape, or None where it requires no gradient."""
@@ -338,6 +356,7 @@ class Tape(TorchDispatchMode):
             if tensor._version != version:
                 raise Unsupported(f"a result or an operand of {func} is changed in place afterwards")
         self._kept.clear()
+        self._memory.clear()
         output.delta = ones
         reached = []
         for node in reversed(self.nodes):
