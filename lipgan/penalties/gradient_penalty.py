@@ -85,7 +85,8 @@ def gradient_penalty(
     the penalty's intermediate results need, unless it has float16 parameters.
 
     Args:
-        critic: maps samples ``[B, ...]`` to scores ``[B]`` or ``[B, 1, ...]``; any module or function.
+        critic: maps samples ``[B, ...]`` to scores, a tensor of any shape; any module or function. The gradient is that
+            of their sum: one score for each sample, or one for each patch (PatchGAN), or one for each pack of samples.
         real: ``[B, ...]``, float32, float64, float16 or bfloat16.
         fake: likewise, of the same shape; for the kinds that are taken at it. Where the two dtypes differ, as under
             autocast, mixtures are of the dtype that they promote to.
@@ -109,12 +110,18 @@ def gradient_penalty(
             a weight or target that is not a number, ``critic_args`` that are not a list or tuple.
         ValueError: shapes or devices that differ, an empty batch, NaN in the samples (looked for on the CPU only:
             elsewhere it would wait for the device), an unknown kind, norm or engine, a negative or infinite target, a
-            weight that is not finite, a critic whose scores do not depend on the samples or are not one number each.
+            weight that is not finite, a critic whose scores do not depend on the samples, or that returns their mean.
         UnsupportedCriticError: ``engine="fused"`` and a critic that it cannot follow.
 
     Example:
         >>> loss = critic(fake).mean() - critic(real).mean() + lipgan.gradient_penalty(critic, real, fake)
         >>> loss.backward()
+
+        A critic that judges packs of 10 rows (PacGAN, CTGAN), penalized by the norm of a pack, with one mixture each:
+        samples are packs then, of 10 rows.
+
+        >>> packs = real.unflatten(0, (-1, 10)), fake.unflatten(0, (-1, 10))
+        >>> penalty = lipgan.gradient_penalty(lambda x: critic(x.flatten(0, 1)), *packs)
     """
     arguments = (critic, real, fake, kind, weight, target, norm, engine, generator, critic_args, output)
     penalty: Tensor = uncompiled(_gradient_penalty, *arguments)
