@@ -29,6 +29,19 @@ def clone_if_inference(item: Any) -> Any:
     return item.clone() if isinstance(item, Tensor) and item.is_inference() else item
 
 
+def as_data(item: Any) -> Any:
+    """A tensor of a class that only carries something along, such as MONAI's MetaTensor, as a plain one.
+
+    A class with a ``__torch_dispatch__`` of its own decides what operations do, and stays.
+    """
+    if not isinstance(item, Tensor) or type(item) in (Tensor, nn.Parameter):
+        return item
+    if getattr(type(item), "__torch_dispatch__", None) is not torch._C._disabled_torch_dispatch_impl:
+        return item
+    with torch._C.DisableTorchFunctionSubclass():
+        return item.as_subclass(Tensor)
+
+
 def unwrap(critic: Any) -> Any:
     """The module within the wrappers of torch.compile and DistributedDataParallel."""
     while True:

@@ -27,12 +27,12 @@ class CriticCall:
     output: Output
 
     def scores(self, x: Tensor) -> Tensor:
-        """The scores of the samples ``x``: one number each."""
+        """The scores of the samples ``x``, of which the sum counts: one for each sample, or for each patch or pack."""
         return _score(self.critic(x, *self.args), self.output, x.shape[0])
 
 
 def _score(outcome: Any, output: Output, batch: int) -> Tensor:
-    """The scores among what the critic returned: a tensor of one number for each sample."""
+    """The scores among what the critic returned: a tensor of any shape, whose sum counts."""
     if callable(output):
         scores = output(outcome)
     elif output is not None:
@@ -47,10 +47,12 @@ def _score(outcome: Any, output: Output, batch: int) -> Tensor:
         raise ValueError(f"critic must return one tensor of scores, got {_shape(scores)}{advice}")
     if scores.is_complex():
         raise ValueError(f"critic must return real numbers, got {scores.dtype}")
-    if scores.shape[:1] != (batch,) or scores.numel() != batch:
+    if scores.numel() == 0:
+        raise ValueError(f"critic must return scores, got a tensor of shape {tuple(scores.shape)}")
+    if scores.ndim == 0 and batch > 1:
         raise ValueError(
-            f"critic must return one score for each of {batch} samples, got shape {tuple(scores.shape)}: say which one "
-            "counts by output, such as output=lambda scores: scores.flatten(1).sum(1)"
+            f"critic must return scores, not their mean over {batch} samples, got shape (): give the scores by output; "
+            "if it is their sum, output=lambda score: score[None] says so"
         )
     return scores
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import functools
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass
 from types import FrameType
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,9 @@ from lipgan.ops.gradient_penalty import gradient_penalty, penalize
 from lipgan.penalties import perceptron
 from lipgan.penalties import rules as _rules  # noqa: F401  (fills the table of the tape)
 from lipgan.penalties.conditions import EagerMathAttention
+from lipgan.penalties.coupling import CoupledSamples, SampleTracker, Watched
 from lipgan.penalties.critic_call import Critic, CriticCall
+from lipgan.penalties.memory import CriticMemory
 from lipgan.penalties.precomputed import with_gradients
 from lipgan.penalties.tape import Tape, Unsupported
 
@@ -36,39 +38,57 @@ class PenaltyForm:
     norm: str
 
 
-# Why a critic is served by autograd, once that is known: trying again would cost a forward pass each time.
-_refused: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
+# Why a critic is served by autograd: to try the tape again would cost a forward pass each time.
+_refused = CriticMemory()
+# Which critics couple the samples of a batch: to try both halves in one would cost a forward pass each time.
+_coupled = CriticMemory()
 
 
-def penalty(call: CriticCall, x: Tensor, form: PenaltyForm, engine: str, differentiable: bool) -> Tensor:
+def penalty(
+    call: CriticCall, x: Tensor, form: PenaltyForm, engine: str, differentiable: bool, *, apart: bool = False
+) -> Tensor:
     """The penalty of a critic at the points ``x``.
 
     Args:
         x: ``[B, ...]``.
         engine: one of `NAMES`.
         differentiable: whether a backward is wanted beside the value.
+        apart: whether the samples must not see each other.
+
+    Raises:
+        CoupledSamples: ``apart``, and a critic whose score of a sample depends on the others. Nothing has changed then.
     """
-    critic = call.critic
-    module = critic if isinstance(critic, nn.Module) else None
-    if engine == "autograd" or (engine == "auto" and module is not None and module in _refused):
-        return _autograd(call, x, form, differentiable)
+    if apart and _coupled.get(call, x) is not None:
+        raise CoupledSamples
+    try:
+        return _penalty(call, x, form, engine, differentiable, apart)
+    except CoupledSamples:
+        _coupled.set(call, x, "coupled")
+        raise
+
+
+def _penalty(call: CriticCall, x: Tensor, form: PenaltyForm, engine: str, differentiable: bool, apart: bool) -> Tensor:
+    if engine == "autograd" or (engine == "auto" and _refused.get(call, x) is not None):
+        return _autograd(call, x, form, differentiable, apart)
     if not call.args and call.output is None and form.norm == "sample":
-        solution = perceptron.solve(critic, x, form.kind, form.weight, form.target)
+        solution = perceptron.solve(call.critic, x, form.kind, form.weight, form.target)
         if solution is not None:
             return with_gradients(*solution) if differentiable else solution[0]
     # A fresh tensor object: the tape hangs on it, and it requires a gradient.
     x = x.detach().requires_grad_()
-    tape = Tape(x)
+    tape = Tape(x, samples=SampleTracker(x) if apart else None)
     try:
         return _fused(call, x, form, differentiable, tape)
+    except CoupledSamples:
+        tape.undo.restore()
+        raise
     except Unsupported as error:
-        tape.undo()
+        tape.undo.restore()
         reason = error.reason
     if engine == "fused":
         raise UnsupportedCriticError(f"engine 'fused' cannot follow the critic: {explain(call, x) or reason}")
-    if module is not None and torch._C._len_torch_dispatch_stack() == 0:  # a mode such as a counter may be the reason
-        _refused[module] = reason
-    return _autograd(call, x.detach(), form, differentiable)
+    _refused.set(call, x.detach(), reason)
+    return _autograd(call, x.detach(), form, differentiable, apart)
 
 
 def explain(call: CriticCall, x: Tensor) -> str | None:
@@ -80,19 +100,23 @@ def explain(call: CriticCall, x: Tensor) -> str | None:
     except Unsupported as error:
         return f"module {error.module!r}: {error.reason}" if error.module else error.reason
     finally:
-        tape.undo()
+        tape.undo.restore()
     return None
 
 
-def _autograd(call: CriticCall, x: Tensor, form: PenaltyForm, differentiable: bool) -> Tensor:
+def _autograd(call: CriticCall, x: Tensor, form: PenaltyForm, differentiable: bool, apart: bool) -> Tensor:
     """The textbook: the gradient as a part of the graph, and autograd's double backward."""
     x = x.detach().requires_grad_()
+    watched = Watched(x) if apart else None
     with torch.enable_grad():
-        with EagerMathAttention():
+        with EagerMathAttention(), watched or nullcontext():
             # A view: hooks that wait for the gradients of a module's inputs, as FlopCounterMode's, take no leaf.
             scores = call.scores(x.view_as(x))
         if not scores.requires_grad:
             raise _independent()
+        if watched is not None and not watched.samples.apart(scores):
+            watched.undo.restore()
+            raise CoupledSamples
         (gradient,) = torch.autograd.grad(scores.sum(), x, create_graph=differentiable, allow_unused=True)
         if gradient is None:
             raise _independent()
@@ -107,6 +131,8 @@ def _fused(call: CriticCall, x: Tensor, form: PenaltyForm, differentiable: bool,
         value = tape.score(scores)
     if value is None:
         raise _independent()
+    if tape.samples is not None and not tape.samples.apart(scores):
+        raise CoupledSamples
     ones = torch.ones_like(scores, requires_grad=False)
     del scores
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):

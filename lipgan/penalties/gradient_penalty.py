@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,7 +15,15 @@ from lipgan._dtypes import accumulation_dtype
 from lipgan.ops.gradient_penalty import NORMS
 from lipgan.ops.gradient_penalty import interpolate as interpolate_by
 from lipgan.penalties import engines
-from lipgan.penalties.conditions import Float32InPlaceOfFloat16, clone_if_inference, through_ddp, uncompiled, unwrap
+from lipgan.penalties.conditions import (
+    Float32InPlaceOfFloat16,
+    as_data,
+    clone_if_inference,
+    through_ddp,
+    uncompiled,
+    unwrap,
+)
+from lipgan.penalties.coupling import CoupledSamples
 from lipgan.penalties.critic_call import Critic, CriticCall, Output
 from lipgan.penalties.engines import PenaltyForm
 
@@ -48,12 +57,15 @@ def gradient_penalty(
     dragan     real plus noise, see below              ``weight * mean (n - target)^2``      Kodali et al. 2017
     r1         real                                    ``weight * mean n^2 / 2``             Mescheder et al. 2018
     r2         fake                                    ``weight * mean n^2 / 2``             Mescheder et al. 2018
-    r1+r2      real and fake, as one batch             the sum of r1 and r2                  Huang et al. 2024 (R3GAN)
+    r1+r2      real and fake                           the sum of r1 and r2                  Huang et al. 2024 (R3GAN)
     =========  ======================================  ====================================  =========================
 
     A mixture is ``eps real + (1 - eps) fake`` with one uniform ``eps`` for each sample (:func:`interpolate`); DRAGAN's
     noise is ``0.5 * std(real) * U(0, 1)`` for each number. The gradient of a norm is 0 where the norm is 0. No gradient
     flows to ``real``, ``fake`` or the networks that made them.
+
+    "r1+r2" takes real and fake as one batch, unless the critic couples the samples of its batch, as batch norm in
+    training and minibatch standard deviation do: then it takes them one after the other, and the critic runs twice.
 
     With the engine "fused" the gradients of the critic's parameters are ready when this returns, and the backward only
     scales them: it is first order, works with gradient accumulation and ``torch.amp.GradScaler``, and cannot be
@@ -73,7 +85,8 @@ def gradient_penalty(
     the penalty's intermediate results need, unless it has float16 parameters.
 
     Args:
-        critic: maps samples ``[B, ...]`` to scores ``[B]`` or ``[B, 1, ...]``; any module or function.
+        critic: maps samples ``[B, ...]`` to scores, a tensor of any shape; any module or function. The gradient is that
+            of their sum: one score for each sample, or one for each patch (PatchGAN), or one for each pack of samples.
         real: ``[B, ...]``, float32, float64, float16 or bfloat16.
         fake: likewise, of the same shape; for the kinds that are taken at it. Where the two dtypes differ, as under
             autocast, mixtures are of the dtype that they promote to.
@@ -82,10 +95,11 @@ def gradient_penalty(
         target: the norm that is aimed at, >= 0; "r1", "r2" and "r1+r2" aim at 0 whatever it is.
         norm: "sample" takes the norm over all of a sample, "pixel" over the channels (dimension 1) of each pixel.
         engine: "fused" is exact and first order; "autograd" is the textbook double backward; "auto" is "fused" where it
-            can follow the critic (:func:`explain` tells), else "autograd".
+            can follow the critic (:func:`explain` tells), else "autograd". Tensors of a subclass that only carries
+            something along, such as MONAI's MetaTensor, reach the critic as plain tensors, except with "autograd".
         generator: of the random numbers; on the CPU, it draws the same numbers for every device.
-        critic_args: passed to the critic after the samples, such as labels; a list or tuple. For "r1+r2" those that are
-            tensors with B rows are repeated for the second half.
+        critic_args: passed to the critic after the samples, such as labels; a list or tuple. Where "r1+r2" takes one
+            batch, those that are tensors with B rows are repeated for the second half.
         output: which of the critic's outputs are the scores: an index or key into what it returns, or a function of it.
 
     Returns:
@@ -96,12 +110,18 @@ def gradient_penalty(
             a weight or target that is not a number, ``critic_args`` that are not a list or tuple.
         ValueError: shapes or devices that differ, an empty batch, NaN in the samples (looked for on the CPU only:
             elsewhere it would wait for the device), an unknown kind, norm or engine, a negative or infinite target, a
-            weight that is not finite, a critic whose scores do not depend on the samples or are not one number each.
+            weight that is not finite, a critic whose scores do not depend on the samples, or that returns their mean.
         UnsupportedCriticError: ``engine="fused"`` and a critic that it cannot follow.
 
     Example:
         >>> loss = critic(fake).mean() - critic(real).mean() + lipgan.gradient_penalty(critic, real, fake)
         >>> loss.backward()
+
+        A critic that judges packs of 10 rows (PacGAN, CTGAN), penalized by the norm of a pack, with one mixture each:
+        samples are packs then, of 10 rows.
+
+        >>> packs = real.unflatten(0, (-1, 10)), fake.unflatten(0, (-1, 10))
+        >>> penalty = lipgan.gradient_penalty(lambda x: critic(x.flatten(0, 1)), *packs)
     """
     arguments = (critic, real, fake, kind, weight, target, norm, engine, generator, critic_args, output)
     penalty: Tensor = uncompiled(_gradient_penalty, *arguments)
@@ -131,6 +151,8 @@ def _gradient_penalty(
     if norm == "pixel" and real.ndim < 2:
         raise ValueError(f"real must have a dimension of channels for norm 'pixel', got shape {tuple(real.shape)}")
     check_critic(critic, critic_args)
+    if engine != "autograd":
+        real, fake, critic_args = as_data(real), as_data(fake), [as_data(item) for item in critic_args]
     differentiable = torch.is_grad_enabled()
     # Autograd takes no part in inference mode, but the engines need it.
     with torch.inference_mode(False), torch.no_grad():
@@ -141,13 +163,11 @@ def _gradient_penalty(
         )
         x = _points(real.detach(), None if fake is None else fake.detach(), kind, generator)
         check_no_nan(x, real, fake)
-        if kind == "r1+r2":
-            # The mean over 2 B samples is half of the sum of two means.
-            weight = 2 * weight
-            critic_args = [_twice(item, real.shape[0]) for item in critic_args]
         form = PenaltyForm(PENALTY_FORMS[kind], weight, target, norm)
 
         def penalty(critic: Critic, x: Tensor, *args: Any) -> Tensor:
+            if kind == "r1+r2":
+                return _r1_and_r2(CriticCall(critic, args, output), x, form, engine, differentiable)
             return engines.penalty(CriticCall(critic, args, output), x, form, engine, differentiable)
 
         with torch.set_grad_enabled(differentiable), Float32InPlaceOfFloat16(critic, x) as wide:
@@ -196,8 +216,8 @@ def explain(
 
 def _explain(critic: Critic, real: Tensor, critic_args: Sequence[Any], output: Output) -> str | None:
     with torch.inference_mode(False), Float32InPlaceOfFloat16(critic, real) as wide:
-        args = wide([clone_if_inference(item) for item in critic_args])
-        return engines.explain(CriticCall(unwrap(critic), args, output), clone_if_inference(real))
+        args = wide([as_data(clone_if_inference(item)) for item in critic_args])
+        return engines.explain(CriticCall(unwrap(critic), args, output), as_data(clone_if_inference(real)))
 
 
 # ---- the points at which the penalty is taken ----
@@ -228,6 +248,19 @@ def _mixture(real: Tensor, fake: Tensor, generator: torch.Generator | None) -> T
     dtype = torch.promote_types(real.dtype, fake.dtype)
     real, fake = real.to(dtype), fake.to(dtype)
     return interpolate_by(real, fake, _uniform((real.shape[0],), real, generator))
+
+
+def _r1_and_r2(call: CriticCall, x: Tensor, form: PenaltyForm, engine: str, differentiable: bool) -> Tensor:
+    """The penalty of both halves of ``x``, real and fake: as one batch, or as two where the critic couples samples."""
+    half = x.shape[0] // 2
+    # The mean over 2 B samples is half of the sum of two means.
+    both = replace(form, weight=2 * form.weight)
+    joined = replace(call, args=tuple(_twice(item, half) for item in call.args))
+    try:
+        return engines.penalty(joined, x, both, engine, differentiable, apart=True)
+    except CoupledSamples:
+        r1, r2 = (engines.penalty(call, points, form, engine, differentiable) for points in (x[:half], x[half:]))
+        return r1 + r2
 
 
 def _twice(argument: Any, batch: int) -> Any:

@@ -24,7 +24,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from lipgan.penalties.coupling import Ancestry, SampleTracker
+from lipgan.penalties.undo import Undo, is_random, mutated, mutated_arguments, mutates, tensors_of
 
 aten = torch.ops.aten
 
@@ -143,32 +147,10 @@ RULES: dict[Any, Rule] = {}
 
 
 @functools.cache
-def mutates(func: Any) -> bool:
-    """Whether an operation changes one of its arguments in place."""
-    return bool(func._schema.is_mutable)
-
-
-@functools.cache
-def _mutated_arguments(func: Any) -> list[tuple[int, str]]:
-    arguments = func._schema.arguments
-    return [(i, a.name) for i, a in enumerate(arguments) if a.alias_info is not None and a.alias_info.is_write]
-
-
-def _mutated(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
-    places = _mutated_arguments(func)
-    return tensors_of([args[place] if place < len(args) else kwargs.get(name) for place, name in places])
-
-
-@functools.cache
 def _shares(func: Any) -> bool:
     """Whether the result of an operation shares the memory of its first argument: views, and changes in place."""
     returns = func._schema.returns
     return bool(returns) and returns[0].alias_info is not None
-
-
-@functools.cache
-def _is_random(func: Any) -> bool:
-    return torch.Tag.nondeterministic_seeded in func.tags
 
 
 class Tape(TorchDispatchMode):
@@ -177,19 +159,19 @@ class Tape(TorchDispatchMode):
     Args:
         x: ``[B, ...]``, a leaf that requires a gradient.
         names: a function that tells the name of the module that runs; slow, for messages.
+        samples: told of every operation.
     """
 
-    def __init__(self, x: Tensor, names: Callable[[], str] | None = None) -> None:
+    def __init__(self, x: Tensor, names: Callable[[], str] | None = None, samples: SampleTracker | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._owner = object()
         self._names = names
+        self.samples = samples
         self._kept: list[tuple[Tensor, int, Any]] = []
-        self._undo: list[tuple[Tensor, Tensor]] = []
-        self._random_states: list[tuple[torch.Generator, Tensor]] = []
-        # Autograd numbers its nodes: those with lower numbers are older than the tape.
-        with torch.enable_grad():
-            self._x, self._begin = x, x.view_as(x).grad_fn._sequence_nr()  # type: ignore[union-attr]
-        self._independent: set[Any] = set()
+        # The memory of values, and of what the passes read. The reference keeps the address taken.
+        self._memory: dict[int, StorageWeakRef] = {}
+        self.undo = Undo(x)
+        self._ancestry = Ancestry(x)
         self._refusal: tuple[str, str | None] | None = None
         self.nodes: list[Node] = []
         self.parameter_gradients: dict[tuple[int, int], ParameterGradient] = {}
@@ -210,6 +192,13 @@ class Tape(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        result = self._run(func, args, kwargs)
+        if self.samples is not None:
+            self.samples.follow(func, args, kwargs, result)
+        return result
+
+    def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """An operation, with what the passes need to know of it."""
         if torch.is_grad_enabled():
             try:
                 if self._names is not None:  # sooner than `parameter_gradient` would: the module is still known
@@ -229,10 +218,11 @@ class Tape(TorchDispatchMode):
                 error.module = error.module or (self._names() if self._names else None)
                 self._refusal = error.reason, error.module  # the exception itself holds the frames, and this tape
                 raise
-        if _is_random(func):
-            self.save_random_state(kwargs.get("generator"))
+        if is_random(func):
+            self.undo.keep_random_state(kwargs.get("generator"))
         if mutates(func):
-            for tensor in _mutated(func, args, kwargs):
+            for tensor in mutated(func, args, kwargs):
+                self._check_foreign(tensor)
                 self.keep_for_undo(tensor)
                 mark: Any = getattr(tensor, "_lipgan_value", None)
                 if self._owns(tensor) and not torch.is_grad_enabled() and mark.version == tensor._version:
@@ -270,6 +260,7 @@ class Tape(TorchDispatchMode):
         return value
 
     def _track(self, tensor: Tensor, version: int) -> Value:
+        self._note_memory(tensor)
         value = tensor._lipgan_value = Value(self._owner, tensor.dtype, version)  # type: ignore[attr-defined]
         return value
 
@@ -297,7 +288,20 @@ class Tape(TorchDispatchMode):
     def keep(self, tensor: Tensor, func: Any, changing: bool = False) -> Tensor:
         """The tensor without its history, which must not change any more; ``changing`` if ``func`` changes it."""
         self._kept.append((tensor, tensor._version + changing, func))
+        self._note_memory(tensor)
         return tensor.detach()
+
+    def _note_memory(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self._memory:
+            self._memory[storage._cdata] = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
+
+    def _check_foreign(self, tensor: Tensor) -> None:
+        """Refuse to change the tape's memory by a name that hides the change from it and from autograd: ``.data``."""
+        if not self._owns(tensor) and tensor.untyped_storage()._cdata in self._memory:
+            reason = "memory that the derivatives are computed from is changed in place by another name, such as .data"
+            self._refusal = reason, self._names() if self._names else None
+            raise Unsupported(*self._refusal)
 
     def parameter_gradient(self, tensor: Any) -> ParameterGradient | None:
         """The parameter_gradient of a tensor outside of the tape, or None where it requires no gradient."""
@@ -312,18 +316,9 @@ class Tape(TorchDispatchMode):
 
     def _check_independent(self, tensor: Tensor) -> None:
         """Refuse a tensor that autograd knows to depend on x, though the tape does not."""
-        pending = [(tensor.grad_fn, tensor.grad_fn)]
-        while pending:
-            function, hiding = pending.pop()
-            if function is None or function in self._independent:
-                continue
-            self._independent.add(function)
-            if isinstance(function, BackwardCFunction):
-                hiding = function
-            if getattr(function, "variable", None) is self._x:
-                raise _hidden(hiding, tensor)
-            if function._sequence_nr() >= self._begin:  # a leaf's has the highest number of all
-                pending += [(following, hiding) for following, _ in function.next_functions]
+        function = self._ancestry.hiding(tensor)
+        if function is not None:
+            raise _hidden(function, tensor)
 
     def _any_value(self, items: Any) -> bool:
         for item in items:
@@ -338,7 +333,9 @@ class Tape(TorchDispatchMode):
         """Whether a change in place, that the passes have to know of, is one of a view."""
         if not (self._any_value(args) or self._any_value(kwargs.values())):
             return False
-        if _mutated_arguments(func) != [(0, "self")] or not isinstance(args[0], Tensor):
+        if mutated_arguments(func) != [(0, "self")] or not isinstance(args[0], Tensor):
+            if func in RULES:
+                return False
             raise Unsupported(f"{func} writes into an argument")
         target, base = args[0], args[0]._base
         self.keep_for_undo(target if base is None else base)
@@ -346,27 +343,10 @@ class Tape(TorchDispatchMode):
 
     # ---- undoing, so that a fallback starts where this began ----
 
-    def save_random_state(self, generator: torch.Generator | None = None) -> None:
-        """Note the state of a generator, by default of those of the devices, before its first draw."""
-        generators = [generator] if generator is not None else [torch.default_generator]
-        if generator is None and self._x.is_cuda:
-            generators.append(torch.cuda.default_generators[self._x.get_device()])
-        for generator in generators:
-            if all(generator is not saved for saved, _ in self._random_states):
-                self._random_states.append((generator, generator.get_state()))
-
     def keep_for_undo(self, tensor: Tensor) -> None:
         """Note the content of a tensor outside of the tape that the running operation changes."""
         if not hasattr(tensor, "_lipgan_new") and not self._owns(tensor):
-            self._undo.append((tensor, tensor.detach().clone()))
-
-    @torch.no_grad()
-    def undo(self) -> None:
-        """Give buffers that the critic changed (running means, singular vectors), and the random state, back."""
-        for target, before in reversed(self._undo):
-            target.copy_(before)
-        for generator, state in self._random_states:
-            generator.set_state(state)
+            self.undo.keep(tensor)
 
     # ---- the passes; autograd is off ----
 
@@ -376,6 +356,7 @@ class Tape(TorchDispatchMode):
             if tensor._version != version:
                 raise Unsupported(f"a result or an operand of {func} is changed in place afterwards")
         self._kept.clear()
+        self._memory.clear()
         output.delta = ones
         reached = []
         for node in reversed(self.nodes):
@@ -444,12 +425,3 @@ def _hidden(function: Any, tensor: Tensor) -> Unsupported:
     if isinstance(function, BackwardCFunction):
         return Unsupported(f"{type(function).__name__}, a torch.autograd.Function, hides what it computes", module)
     return Unsupported(f"the operation behind {function.name()} hides what it computes", module)
-
-
-def tensors_of(result: Any) -> list[Tensor]:
-    """The tensors in arguments or results of an operation."""
-    if isinstance(result, Tensor):
-        return [result]
-    if isinstance(result, (list, tuple)):
-        return [tensor for item in result for tensor in tensors_of(item)]
-    return []

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import lipgan
+from lipgan.penalties.conditions import EagerMathAttention
+from lipgan.penalties.coupling import Watched
 
 
 @dataclass
@@ -155,3 +157,42 @@ class ImageAttention(nn.Module):
         key, value = (F.max_pool2d(h, 2).flatten(2) for h in (self.key(x), self.value(x)))
         attention = torch.softmax(query.mT @ key, -1)
         return x + self.gain * (value @ attention.mT).view(x.shape)
+
+
+class Running(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 6)
+        self.register_buffer("largest", torch.zeros(6))
+        self.register_buffer("mean", torch.zeros(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.linear(x)
+        self.largest.copy_(torch.maximum(self.largest, h.detach().amax(0)))
+        with torch.no_grad():
+            self.mean.mul_(0.9).add_(h.mean(0), alpha=0.1)
+        return h / (1 + self.largest.clone()) * self.mean.exp()
+
+
+def coupling(build: Build, shape: Sequence[int]) -> tuple[bool, bool]:
+    """Whether a critic is known to keep samples apart, and whether other samples do change the score of one."""
+    torch.manual_seed(3)
+    critic = build().double()
+    x, others = samples(shape)
+    state = {key: value.clone() for key, value in critic.state_dict().items()}
+
+    def scores(x: Tensor) -> Tensor:
+        critic.load_state_dict(state)
+        torch.manual_seed(4)
+        return critic(x)  # type: ignore[no-any-return]
+
+    expected, error = scores(x).detach(), 0.0
+    for k in range(len(x)):
+        changed = others.clone()
+        changed[k] = x[k]
+        error = max(error, float((scores(changed)[k].detach() - expected[k]).abs()))
+    leaf = x.clone().requires_grad_()
+    watched = Watched(leaf)
+    with EagerMathAttention(), watched:
+        result = scores(leaf.view_as(leaf))
+    return watched.samples.apart(result), error > 1e-12

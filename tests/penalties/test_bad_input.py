@@ -64,9 +64,10 @@ BAD += [
     outcome("a number", lambda x: 3, r"critic must return one tensor of scores, got int$"),
     outcome("a list", lambda x: [mlp(x), x], "got list of 2: say which one counts by output"),
     outcome("a dict", lambda x: {"s": mlp(x)}, "got dict with keys 's': say which one counts by output"),
-    outcome("vectors", lambda x: x * 2, r"one score for each of 4 samples, got shape \(4, 5\): say which one counts"),
-    outcome("a mean", lambda x: mlp(x).mean(), r"one score for each of 4 samples, got shape \(\)"),
-    outcome("half a batch", lambda x: mlp(x)[:2], r"one score for each of 4 samples, got shape \(2,\)"),
+    outcome(
+        "a mean", lambda x: mlp(x).mean(), r"not their mean over 4 samples, got shape \(\): give the scores by output"
+    ),
+    outcome("no scores", lambda x: mlp(x)[:0], r"critic must return scores, got a tensor of shape \(0,\)"),
     outcome(
         "complex numbers", lambda x: x.sum(1).detach() + 0j, "critic must return real numbers, got torch.complex128"
     ),

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from tape_critics import VECTORS, Function, Score, after_linear, compare, running_over, stack
+from tape_critics import VECTORS, Function, Score, after_linear, compare, coupling, running_over, stack
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -40,6 +40,10 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "selu": nn.SELU,
     "mish": nn.Mish,
     "mish in place": lambda: nn.Mish(inplace=True),
+    "randomized relu": nn.RReLU,
+    "randomized relu in evaluation": lambda: nn.RReLU().eval(),
+    "randomized relu in place": lambda: nn.RReLU(inplace=True),
+    "randomized relu in place in evaluation": lambda: nn.RReLU(inplace=True).eval(),
     "hardswish": nn.Hardswish,
     "hardswish in place": lambda: nn.Hardswish(inplace=True),
     "relu6": nn.ReLU6,
@@ -168,6 +172,30 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 def test_functions(name: str) -> None:
     # float -> double on the way loses digits, the same for both engines.
     compare(after_linear(FUNCTIONS[name]), VECTORS, tolerance=1e-6 if "dtype" in name else 1e-10)
+
+
+COUPLED = {
+    *("no_grad and detach", "index", "index_put", "index_add", "einsum", "0-dim", "matrix products", "outer", "item"),
+    *("variance over the batch", "minibatch standard deviation", "minibatch discrimination"),
+    *("batch norm", "batch norm without statistics"),
+}
+# Their samples stay apart, but no rule says so: they count as coupled.
+UNKNOWN = {
+    *("views", "tril", "slice_scatter", "baddbmm", "determinant", "gumbel", "vmap", "cross entropy", "huber"),
+}
+
+
+# Which random numbers a sample gets depends on how many the samples before it take.
+DRAWING = {"randomized relu", "randomized relu in place"}
+
+
+@pytest.mark.parametrize("name", [name for name in (*ACTIVATIONS, *FUNCTIONS) if name not in DRAWING])
+def test_which_functions_couple_samples(name: str) -> None:
+    def last() -> nn.Module:
+        return ACTIVATIONS[name]() if name in ACTIVATIONS else Function(FUNCTIONS[name])
+
+    mixes = name in COUPLED
+    assert coupling(lambda: stack(nn.Linear(4, 6), last()), VECTORS) == (not mixes and name not in UNKNOWN, mixes)
 
 
 def changed_sum(x: Tensor, a: Tensor, b: Tensor) -> Tensor:

@@ -20,9 +20,7 @@ def test_nothing_is_left_behind() -> None:
 
     critic = after_linear(watch)().double()
     real, fake = samples(VECTORS)
-    lipgan.gradient_penalty(
-        critic, real, fake, engine="fused"
-    )  # modules that are imported when first used leave garbage
+    lipgan.gradient_penalty(critic, real, fake, engine="fused")  # the first call imports what it needs
     seen.clear()
     gc.collect()
     gc.disable()

@@ -15,9 +15,11 @@ from tape_critics import (
     Build,
     Function,
     ImageAttention,
+    Running,
     Score,
     after_conv,
     compare,
+    coupling,
     running_over,
     samples,
     stack,
@@ -166,21 +168,6 @@ class Discrimination(nn.Module):
         return torch.cat([x, running_over((x @ self.kernels).view(-1, 5, 3))], 1)
 
 
-class Running(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(4, 6)
-        self.register_buffer("largest", torch.zeros(6))
-        self.register_buffer("mean", torch.zeros(6))
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.linear(x)
-        self.largest.copy_(torch.maximum(self.largest, h.detach().amax(0)))
-        with torch.no_grad():
-            self.mean.mul_(0.9).add_(h.mean(0), alpha=0.1)
-        return h / (1 + self.largest.clone()) * self.mean.exp()
-
-
 def sdpa(**options: Any) -> Build:
     def attend(h: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(*h.view(3, 5, 2, 6).transpose(1, 2).chunk(3, -1), **options)
@@ -277,6 +264,24 @@ MODULES: dict[str, tuple[Build, tuple[int, ...]]] = {
 def test_modules(name: str) -> None:
     build, shape = MODULES[name]
     compare(build, shape)
+
+
+COUPLED = {
+    *("batch norm", "batch norm without parameters", "minibatch discrimination", "running statistics"),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_which_layers_couple_samples(name: str) -> None:
+    known = name != "circular"  # written part by part: it counts as coupled
+    mixes = name in COUPLED
+    assert coupling(after_conv(lambda: LAYERS[name](2)), IMAGES) == (known and not mixes, mixes)
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name != "one sample"])
+def test_which_modules_couple_samples(name: str) -> None:
+    mixes = name in COUPLED
+    assert coupling(*MODULES[name]) == (not mixes, mixes)
 
 
 class Projection(nn.Module):

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from tape_critics import VECTORS, after_linear, assert_same, run, samples, stack
 from torch import Tensor, nn
 
@@ -115,8 +114,22 @@ def hooked(h: Tensor) -> Tensor:
     return h
 
 
+def operand_changed_as_data(h: Tensor) -> Tensor:
+    y = torch.nn.functional.leaky_relu(h)  # of which the tape reads the result, and autograd the operand
+    h.data.mul_(-2)
+    return y + h.tanh()
+
+
+def result_changed_as_data(h: Tensor) -> Tensor:
+    y = h.exp()
+    y.data.mul_(2)
+    return y * y
+
+
 REFUSED: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "a view whose base changed": (stale_view, "changed in place by another name"),
+    "an operand changed as data": (operand_changed_as_data, "another name, such as .data"),
+    "a result changed as data": (result_changed_as_data, "another name, such as .data"),
     "a hook on a tensor": (hooked, "hook"),
     "complex numbers": (lambda h: (h * 1j).exp().real, "complex"),
     "complex numbers by conversion": (lambda h: h.to(torch.complex128).exp().real, "hides"),
@@ -124,7 +137,6 @@ REFUSED: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "draws from probabilities": (lambda h: h.gather(1, torch.multinomial(h.softmax(1), 2)), "random"),
     "a gradient inside": (lambda h: torch.autograd.grad(h.tanh().sum(), h, create_graph=True)[0], "hides"),
     "memory": (lambda h: h.as_strided((3, 3), (6, 2)), "memory"),
-    "randomized relu": (lambda h: F.rrelu(h, training=True), "argument"),
 }
 
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from lipgan.penalties.derivatives import Bilinear, Linear, Pointwise, sum_to
 from lipgan.penalties.rules._table import rule
-from lipgan.penalties.tape import Tape, mutates
+from lipgan.penalties.tape import Tape
+from lipgan.penalties.undo import mutates
 
 aten = torch.ops.aten
 
@@ -44,6 +45,23 @@ def _leaky_relu(tape: Tape, func: Any, args: tuple[Any, ...], kwargs: dict[str, 
 
     def apply(d: Tensor) -> Tensor:
         return aten.leaky_relu_backward.default(d, held, slope, from_result)  # type: ignore[no-any-return]
+
+    return tape.record(Linear(value, apply, apply), func, y, a)
+
+
+@rule(aten.rrelu_with_noise.default, aten.rrelu_with_noise_.default)
+def _randomized_relu(tape: Tape, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Negative numbers are multiplied by slopes that are drawn in training, and fixed in evaluation."""
+    a, noise, lower, upper, training = [*args, *[0.125, 1 / 3, False][len(args) - 2 :]][:5]
+    value = tape.value(a)
+    if value is None or (mutates(func) and a._base is not None):
+        return NotImplemented
+    tape.undo.keep_random_state(args[5] if len(args) > 5 else kwargs.get("generator"))
+    operand = a.clone() if mutates(func) else tape.keep(a, func)
+    y = func(*args, **kwargs)
+
+    def apply(d: Tensor) -> Tensor:
+        return aten.rrelu_with_noise_backward.default(d, operand, noise, lower, upper, training, False)  # type: ignore[no-any-return]
 
     return tape.record(Linear(value, apply, apply), func, y, a)
 

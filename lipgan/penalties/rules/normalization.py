@@ -10,7 +10,8 @@ from torch import Tensor
 
 from lipgan.penalties.derivatives import Bilinear, Normalization, sum_to
 from lipgan.penalties.rules._table import rule
-from lipgan.penalties.tape import Tape, Unsupported, tensors_of
+from lipgan.penalties.tape import Tape, Unsupported
+from lipgan.penalties.undo import tensors_of
 
 aten = torch.ops.aten
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from lipgan.penalties.derivatives import Local, Sum
 from lipgan.penalties.rules._table import RULES, rule
-from lipgan.penalties.tape import Node, ParameterGradient, Tape, Unsupported, Value, mutates, tensors_of
+from lipgan.penalties.tape import Node, ParameterGradient, Tape, Unsupported, Value
+from lipgan.penalties.undo import mutates, tensors_of
 
 aten = torch.ops.aten
 
@@ -38,7 +39,7 @@ _RANDOM = {aten.rand_like.default, aten.randn_like.default, *_DRAWS}
 )
 def _constant(tape: Tape, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if func in _RANDOM:
-        tape.save_random_state(kwargs.get("generator"))
+        tape.undo.keep_random_state(kwargs.get("generator"))
     y = func(*args, **kwargs)
     if func in _DRAWS and tape.value(args[0]) is not None:
         # To autograd the outcome depends on the probabilities, with a derivative of zero.

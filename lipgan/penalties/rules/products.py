@@ -11,7 +11,8 @@ from torch import Tensor
 
 from lipgan.penalties.derivatives import Bilinear, Linear, Sum, sum_to
 from lipgan.penalties.rules._table import rule
-from lipgan.penalties.tape import Node, ParameterGradient, Tape, Value, mutates
+from lipgan.penalties.tape import Node, ParameterGradient, Tape, Value
+from lipgan.penalties.undo import mutates
 
 aten = torch.ops.aten
 
@@ -105,7 +106,7 @@ def _dropout(tape: Tape, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any
     value = tape.value(a)
     if value is None:
         return NotImplemented
-    tape.save_random_state()
+    tape.undo.keep_random_state()
     y, mask = func(*args)
     scale = 0.0 if p == 1 else 1 / (1 - p)
 

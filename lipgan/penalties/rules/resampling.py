@@ -9,7 +9,8 @@ from torch import Tensor
 
 from lipgan.penalties.derivatives import Linear
 from lipgan.penalties.rules._table import rule
-from lipgan.penalties.tape import Tape, tensors_of
+from lipgan.penalties.tape import Tape
+from lipgan.penalties.undo import tensors_of
 
 aten = torch.ops.aten
 
