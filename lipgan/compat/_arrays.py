@@ -9,6 +9,6 @@ __all__ = ["floating"]
 
 
 def floating(value: ArrayLike) -> np.ndarray[Any, np.dtype[Any]]:
-    """``value`` as an array, of float64 where it holds whole numbers."""
-    array = np.asarray(value)
+    """``value`` as an array, of float64 where it holds whole numbers. A mask stays, for the metrics to refuse."""
+    array = np.asanyarray(value)
     return array.astype(np.float64) if array.dtype.kind in "biu" else array

@@ -22,7 +22,7 @@ from lipgan.data.digits import digits
 from lipgan.data.patches import patches
 from lipgan.data.toy import grid, ring, segments, swiss_roll, two_gaussians
 
-__all__ = ["DEFAULT_SIZE", "LOADERS", "BatchOrder", "Dataset", "load", "names", "segments"]
+__all__ = ["DEFAULT_SIZE", "LOADERS", "BatchOrder", "Dataset", "is_built_in", "load", "names", "segments"]
 
 DEFAULT_SIZE = 16
 
@@ -59,6 +59,11 @@ LOADERS: Mapping[str, Loader] = MappingProxyType(
 def names() -> list[str]:
     """The built-in names, sorted."""
     return sorted(LOADERS)
+
+
+def is_built_in(name: str) -> bool:
+    """Whether the data set of that name is made by this package, and not read from files."""
+    return name in LOADERS or name.startswith("segments:")
 
 
 def load(name: str | os.PathLike[str], size: int | None = None, *, download: bool = False) -> Dataset:

@@ -1,5 +1,6 @@
 """The in-memory data set, and the order in which a training run visits it."""
 
+import hashlib
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +13,8 @@ __all__ = ["MAX_CLASSES", "BatchOrder", "Dataset"]
 
 # A conditional network has weights for each class: a stray label such as 2^40 must not ask for all memory.
 MAX_CLASSES = 2**16
+
+_HASHED_ROWS = 1024  # at a time, since those of an accelerator are copied
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +95,22 @@ class Dataset:
     def classes(self) -> int:
         """The number of classes, which is the highest label plus one; 0 without labels."""
         return 0 if self.labels is None else int(self.labels.max()) + 1
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the samples and the labels, with their dtypes and shapes, in hexadecimal digits.
+
+        A checkpoint holds it: a run that is resumed on other values would be another run.
+        """
+        sha = hashlib.sha256()
+        for tensor in (self.samples, self.labels):
+            if tensor is None:
+                continue
+            sha.update(f"{tensor.dtype} {list(tensor.shape)} ".encode())
+            for part in torch.split(tensor, _HASHED_ROWS):
+                # As bytes, since NumPy has no bfloat16.
+                sha.update(part.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        return sha.hexdigest()
 
 
 class BatchOrder:

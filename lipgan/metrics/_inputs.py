@@ -31,6 +31,7 @@ def as_real_tensor(name: str, value: object) -> Tensor:
 
     Raises:
         TypeError: neither an array nor a tensor, or not a real floating-point dtype.
+        ValueError: a masked array of which something is masked: what lies under the mask would count.
     """
     if isinstance(value, Tensor):
         if not value.is_floating_point():
@@ -38,6 +39,10 @@ def as_real_tensor(name: str, value: object) -> Tensor:
         return value
     if not isinstance(value, np.ndarray):
         raise TypeError(f"{name} must be a NumPy array or a tensor, got {type(value).__name__}")
+    if np.ma.is_masked(value):
+        raise ValueError(
+            f"{name} must hold no masked values, got {np.ma.count_masked(value)}: leave their samples out, or fill them"  # type: ignore[no-untyped-call]
+        )
     if value.dtype.type not in _NUMPY_DTYPES:
         raise TypeError(f"{name} must have a real floating-point dtype, got {value.dtype}")
     if not value.dtype.isnative:

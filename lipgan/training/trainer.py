@@ -248,15 +248,24 @@ class Trainer:
 
         Raises:
             OSError: the file cannot be read.
-            CheckpointError: not a whole checkpoint, or one that does not fit the networks or the data.
+            CheckpointError: not a whole checkpoint, or one that does not fit the networks or the data: other values in
+                a folder or a file of the same name are noticed.
         """
         state = checkpoint.read(path)
         with explaining(path):
             recipe = recipes.from_dict(state["recipe"])
+            # What this package makes itself from a seed may differ between processors, in the last bits.
+            compared = data is not None or not datasets.is_built_in(state["data"])
             if data is None:
                 data = datasets.load(state["data"], _image_size(state["shape"]))
             elif list(data.shape) != state["shape"]:
                 raise ValueError(f"it was trained on samples of shape {state['shape']}, got {list(data.shape)}")
+            # Checkpoints of earlier versions have none.
+            if compared and state.get("digest", data.digest) != data.digest:
+                raise ValueError(
+                    f"the data set {data.name!r} has other samples or labels than those that it was trained on "
+                    f"(SHA-256 {data.digest[:16]}..., it was {str(state['digest'])[:16]}...)"
+                )
             if (generator is None) != (critic is None):
                 raise ValueError("pass both generator and critic, or neither")
             if generator is None or critic is None:
@@ -278,6 +287,7 @@ class Trainer:
         return {
             "recipe": self.recipe.as_dict(),
             "data": self.data.name,
+            "digest": self.data.digest,
             "shape": list(self.data.shape),
             "classes": self.data.classes,
             "seed": self.seed,

@@ -2,12 +2,14 @@
 
 import dataclasses
 import errno
+import hashlib
 import os
 import pickle
 import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from system_checks import assert_same
@@ -456,6 +458,41 @@ def test_own_networks_and_data_have_to_be_handed_in(tmp_path: Path) -> None:
         Trainer.load(path, generator=generator, data=points())
     with pytest.raises(CheckpointError, match="shape"):
         Trainer.load(path, generator=generator, critic=critic, data=data.load("digits", 8))
+
+
+def test_a_run_is_not_resumed_on_other_values(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).normal(size=(40, 2)).astype(np.float32)
+    labels = np.arange(40) % 2
+    file, path = tmp_path / "rows.npz", tmp_path / "checkpoint.pt"
+    recipe = dataclasses.replace(recipes.get("gan"), batch_size=8)
+    np.savez(file, x=rows, y=labels)
+    Trainer.from_recipe(recipe, data.load(str(file))).save(path)
+    assert Trainer.load(path).step == 0
+    state = torch.load(path, weights_only=True)
+    wanted = hashlib.sha256(b"torch.float32 [40, 2] " + rows.tobytes() + b"torch.int64 [40] " + labels.tobytes())
+    assert state["digest"] == wanted.hexdigest()
+    changed = rows.copy()
+    changed[17, 1] = np.nextafter(changed[17, 1], np.float32(9))
+    for x, y in ((changed, labels), (rows, 1 - labels), (rows[::-1], labels)):
+        np.savez(file, x=x, y=y)
+        with pytest.raises(CheckpointError, match="has other samples or labels than those"):
+            Trainer.load(path)
+    with pytest.raises(CheckpointError, match="other samples or labels"):
+        Trainer.load(path, data=Dataset("mine", torch.from_numpy(changed), torch.from_numpy(labels)))
+    Trainer.load(path, data=Dataset("mine", torch.from_numpy(rows), torch.from_numpy(labels)))
+    # Earlier versions wrote none.
+    del state["digest"]
+    torch.save(state, path)
+    assert Trainer.load(path).step == 0
+
+
+def test_the_digest_of_half_types_and_of_strided_samples() -> None:
+    x = torch.arange(6000.0).view(3000, 2)
+    assert Dataset("a", x).digest == Dataset("b", x.T.contiguous().T).digest
+    assert Dataset("a", x.bfloat16()).digest != Dataset("a", x.half()).digest
+    later = x.clone()
+    later[-1, -1] += 1
+    assert Dataset("a", later).digest != Dataset("a", x).digest
 
 
 def test_a_missing_checkpoint_is_a_missing_file(tmp_path: Path) -> None:
