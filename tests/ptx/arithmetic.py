@@ -180,3 +180,15 @@ def insert_bits(a, b, position, length):
     mask = np.where(position >= bits, U64(0), ones << np.minimum(position, 63).astype(U64))
     moved = shift_left(a.astype(U64), position)
     return ((moved & mask) | (b.astype(U64) & ~mask)).astype(a.dtype)
+
+
+def permute_bytes(a, b, selector):
+    """prmt: each nibble of the selector takes one of the 8 bytes of b and a, or (bit 3) its sign eight times."""
+    both = a.astype(U64) | (b.astype(U64) << U64(32))
+    result = U32(0)
+    for i in range(4):
+        nibble = selector >> U32(4 * i)
+        byte = (both >> ((nibble & U32(7)) * U32(8)).astype(U64)).astype(U32) & U32(0xFF)
+        byte = np.where((nibble & U32(8)) != 0, np.where(byte >= 128, U32(0xFF), U32(0)), byte)
+        result = result | (byte << U32(8 * i))
+    return result

@@ -266,6 +266,13 @@ def _bfi(c: Compiler, ins: Instruction) -> Run:
     return lambda ex, m: write(ex, ar.insert_bits(a(ex), b(ex), p(ex), n(ex)), m)
 
 
+@instruction("prmt")
+def _prmt(c: Compiler, ins: Instruction) -> Run:
+    if ins.opcode != "prmt.b32":
+        raise Unsupported(f"Unsupported instruction: {ins.text}")
+    return elementwise(c, ins, [U32] * 3, U32, ar.permute_bytes)
+
+
 @instruction("selp")
 def _selp(c: Compiler, ins: Instruction) -> Run:
     t = NUMPY[ins.parts[-1]]
