@@ -8,9 +8,9 @@ tests/test_aot.py compares with Triton's own launcher.
 import contextlib
 import ctypes
 import hashlib
-import json
 import os
 import pickle
+import re
 import shutil
 import struct
 import subprocess
@@ -307,4 +307,68 @@ def _nvcc(source: str, flags: tuple[str, ...], suffix: str) -> bytes:
     return _cached(f"nvcc-{digest.hexdigest()[:24]}.{suffix}", make)
 
 
-__all__ = ["CACHE", "NVCC", "Compiled", "Kernel", "Session", "ctypes", "json"]
+_LAUNCH = ctypes.CFUNCTYPE(
+    ctypes.c_int, ctypes.c_char_p, ctypes.c_uint, ctypes.c_uint, ctypes.POINTER(ctypes.c_void_p), ctypes.c_size_t,
+    ctypes.c_int,
+)  # fmt: skip
+
+
+def _plain(name: str) -> str:
+    """A mangled name without what nvcc makes of the unit's path, to tell anonymous namespaces apart."""
+    return re.sub(r"\d*_(?:INTERNAL_|GLOBAL__N__)[0-9a-f]{8}_\d+_\w+?_cu_[0-9a-f]{8}", "", name)
+
+
+class CudaLibrary:
+    """CUDA C++ whose host code runs here and whose kernels run on the emulator, as PTX for an architecture.
+
+    Args:
+        source: what nvcc is given; it may include files below csrc.
+        architecture: 80 or 90.
+        edit: changes the PTX, for planted faults.
+    """
+
+    def __init__(self, source: str, architecture: int, edit: Callable[[str], str] = lambda ptx: ptx) -> None:
+        library = _nvcc(
+            source,
+            ("-shared", "-Xcompiler", "-fPIC", "-cudart", "none", "--generate-code=arch=compute_80,code=compute_80",
+             str(HERE / "runtime.cpp")), "so",
+        )  # fmt: skip
+        with tempfile.NamedTemporaryFile(suffix=".so") as file:
+            file.write(library)
+            file.flush()
+            self.library = ctypes.CDLL(file.name)
+        self.ptx = edit(nvcc_ptx(source, architecture))
+        self.names = {_plain(n): n for n in re.findall(r"\.entry\s+([\w$]+)", self.ptx)}
+        self.error: BaseException | None = None
+        self.limit = aot.SHARED_LIMIT[f"sm_{architecture}"]
+
+    def call(self, name: str, *arguments: Any, memory: memory.GlobalMemory, multiprocessors: int,
+             counters: dict[str, execute.Counters] | None = None, **options: Any) -> int:  # fmt: skip
+        """Call a host function; its launches run in `memory`, and what they find is raised."""
+
+        def launch(name_, grid, threads, pointers, shared, cooperative) -> int:
+            if self.error is not None:
+                return 1
+            try:
+                program = program_of(self.ptx, self.names[_plain(name_.decode())])
+                packed = b""
+                for i, (_, _, size) in enumerate(program.kernel.parameters):
+                    packed = packed.ljust(program.compiler.parameters[program.kernel.parameters[i][0]], b"\0")
+                    packed += ctypes.string_at(pointers[i], size)
+                count = None if counters is None else counters.setdefault(_plain(name_.decode()), execute.Counters())
+                execute.launch(
+                    program, memory, packed, (grid, 1, 1), threads, shared_bytes=shared, counters=count,
+                    cooperative=bool(cooperative), shared_limit=self.limit, **options,
+                )  # fmt: skip
+            except BaseException as error:
+                self.error = error
+                return 1
+            return 0
+
+        callback = _LAUNCH(launch)
+        self.error = None
+        self.library.configure_runtime(callback, multiprocessors)
+        result = getattr(self.library, name)(*arguments)
+        if self.error is not None:
+            raise self.error
+        return int(result)
