@@ -1,7 +1,6 @@
 """Compiles launches of Triton kernels to PTX: requests on stdin, answers on stdout (see compile.py)."""
 
 import importlib
-import importlib.util
 import os
 import pickle
 import struct
@@ -28,15 +27,12 @@ def argument(described: tuple[Any, ...]) -> Any:
 
 
 def load(module: str) -> Any:
-    """A module by its name, or a file outside of the package by its path."""
-    if not module.endswith(".py"):
-        return importlib.import_module(module)
-    name = "lipgan.kernels." + os.path.basename(module)[:-3].replace("-", "_")
-    spec = importlib.util.spec_from_file_location(name, module)
-    loaded = importlib.util.module_from_spec(spec)
-    sys.modules[name] = loaded
-    spec.loader.exec_module(loaded)
-    return loaded
+    """A module by its name; "folder|name" for one of a package that lies in a folder."""
+    folder, _, name = module.rpartition("|")
+    if folder and folder not in sys.path:
+        sys.path.insert(0, folder)
+    importlib.invalidate_caches()
+    return importlib.import_module(name)
 
 
 def answer(request: tuple[Any, ...]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import numpy as np
 from . import instructions
 from .arithmetic import S32, S64, U32, U64
 from .memory import Finding, GlobalMemory, Lanes, Region
-from .parse import Instruction, Kernel, Register, Unsupported
+from .parse import Instruction, Kernel, Register, Unsupported, Vector
 
 GAP = 64  # bytes between shared variables, so that one past the end is no part of the next
 WORKSPACE = 0x10000  # of grid barriers, at an address of its own
@@ -40,6 +40,7 @@ class Program:
         c = instructions.Compiler(kernel)
         self.compiler = c
         self.static_bytes, self.variables = 0, []
+        self.unfenced: set[int] = set()
         for name, align, size in kernel.shared:
             start = self.static_bytes + -self.static_bytes % max(align, 16)
             c.shared[name] = start
@@ -72,7 +73,28 @@ class Program:
                         block.value = c.reader(ins.operands[-1], np.bool_)
                 else:
                     block.runs.append((c.compile(ins), ins))
+            self._check_fences([ins for _, ins in block.runs])
             self.blocks.append(block)
+
+    def _check_fences(self, body: list[Instruction]) -> None:
+        """Remember the wgmma for which no wgmma.fence orders what was written to its registers.
+
+        Such a fence stands in the same basic block, as the compilers put it; only wgmma itself may write the registers
+        of its sum in between.
+        """
+        written: set[str] | None = None  # since the fence; None before any
+        for ins in body:
+            if ins.opcode.startswith("wgmma.fence"):
+                written = set()
+            elif ins.opcode.startswith("wgmma.mma_async"):
+                vectors = [o for o in ins.operands[:2] if isinstance(o, Vector)]
+                uses = {o.name for v in vectors for o in v.items}
+                if written is None or uses & written:
+                    self.unfenced.add(id(ins))
+            elif written is not None and ins.operands:
+                target = ins.operands[0]
+                targets = target.items if isinstance(target, Vector) else (target,)
+                written |= {o.name for o in targets if isinstance(o, Register)}
 
     @staticmethod
     def _is_barrier(ins: Instruction) -> bool:
@@ -554,6 +576,8 @@ class Execution:
     def start_product(self, results: dict[int, np.ndarray], m: np.ndarray | None) -> None:
         if m is not None:
             raise Unsupported("wgmma by a part of the threads")
+        if id(self.at) in self.program.unfenced:
+            self.fail("race", "wgmma without a wgmma.fence after its registers were written", 0)
         self.open_product.update(results)
         for register in results:
             self.registers[register] = np.full(1, 0x7FBADBAD, U32)  # a NaN: not to be read before it is waited for
