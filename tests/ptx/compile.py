@@ -26,7 +26,7 @@ import numpy as np
 import torch
 import triton
 from lipgan.kernels import aot
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from triton.runtime.interpreter import InterpretedFunction
 
 from . import execute, memory
@@ -199,6 +199,7 @@ class Session:
     options: dict[str, Any] = field(default_factory=dict)
     counters: dict[str, execute.Counters] | None = None
     launched: list[str] = field(default_factory=list)
+    on_line: Callable[[tuple[str, str, int]], None] | None = None  # told (kernel, text, its place among equal texts)
 
     def __post_init__(self) -> None:
         self.memory = memory.GlobalMemory()
@@ -217,11 +218,12 @@ class Session:
     def copy(self, tensor: torch.Tensor, misaligned: bool = False) -> torch.Tensor:
         """A contiguous copy between guards; kernels may then find it by an address in a table."""
         size = tensor.numel() * tensor.element_size()
-        raw = torch.from_numpy(np.full(size + 2 * GUARD + 64, 0xFF, np.uint8))
-        start = GUARD + -(raw.data_ptr() + GUARD) % 64 + (tensor.element_size() if misaligned else 0)
         if size == 0:
             return tensor.clone()
-        copied = raw[start : start + size].view(tensor.dtype).view(tensor.shape).copy_(tensor)
+        with _disable_current_modes():  # or the guards would be registered with it
+            raw = torch.from_numpy(np.full(size + 2 * GUARD + 64, 0xFF, np.uint8))
+            start = GUARD + -(raw.data_ptr() + GUARD) % 64 + (tensor.element_size() if misaligned else 0)
+            copied = raw[start : start + size].view(tensor.dtype).view(tensor.shape).copy_(tensor)
         self._add(copied.data_ptr(), size, copied, True, "")
         return copied
 
@@ -296,6 +298,13 @@ class Session:
             program, self.memory, packed, (*size, 1, 1)[:3], made.num_warps * 32, shared_bytes=made.shared,
             shared_limit=aot.SHARED_LIMIT[self.target], counters=counters, **self.options,
         )  # fmt: skip
+        if self.on_line is not None:
+            numbers: dict[str, int] = {}
+            for block in program.blocks:
+                for ins in [ins for _, ins in block.runs] + ([block.end] if block.end else []):
+                    number = numbers[ins.text] = numbers.get(ins.text, -1) + 1
+                    if block.executed:
+                        self.on_line((made.name, ins.text, number))
 
     def assert_written(self, tensor: torch.Tensor) -> None:
         """That kernels wrote all of a result."""

@@ -29,6 +29,7 @@ class Block:
     target: int = -1  # of a branch
     guard: Any = None
     value: Any = None  # of bar.red
+    executed: bool = False  # by any launch
     write: Any = None
 
 
@@ -674,6 +675,7 @@ class Execution:
             place = min(groups)
             m = groups.pop(place)
             block = program[place]
+            block.executed = True
             self.state.budget -= len(block.runs) + 1
             if self.state.budget < 0:
                 self.fail("endless", "the budget of instructions is spent", 0 if m is None else int(np.argmax(m)))
