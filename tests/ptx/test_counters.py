@@ -49,7 +49,9 @@ def test_kernels_read_what_their_formulas_need(dtype: torch.dtype, target: str) 
     size = dtype.itemsize
     h, w = 32, config.longest_row(size) // 4
     x = torch.randn(h, w).to(dtype)
-    counters = count(target, lambda s: gradient_penalty.gradient_penalty_fwd(s.copy(x[..., None]), "two-sided", 10.0, 1.0))
+    counters = count(
+        target, lambda s: gradient_penalty.gradient_penalty_fwd(s.copy(x[..., None]), "two-sided", 10.0, 1.0)
+    )
     rows = of(counters, "rows")
     assert rows.read_bytes <= 1.05 * h * w * size
     assert rows.load_widths[16] >= 0.95 * h * w * size
@@ -59,16 +61,16 @@ def test_kernels_read_what_their_formulas_need(dtype: torch.dtype, target: str) 
     assert rows.written_bytes <= 1.05 * (h * w * size + 2 * h * wide)
 
     mix = torch.rand(h, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
-    counters = count(
-        target, lambda s: gradient_penalty.gradient_penalty_interpolate(s.copy(x), s.copy(x), s.copy(mix))
-    )
+    counters = count(target, lambda s: gradient_penalty.gradient_penalty_interpolate(s.copy(x), s.copy(x), s.copy(mix)))
     mixed = of(counters, "interpolate")
     assert mixed.load_widths[16] >= 2 * h * w * size
     assert mixed.load_sectors * 32 <= 1.05 * (2 * h * w * size + h * wide) + 32 * mixed.load_requests
     assert mixed.written_bytes == h * w * size
 
     vectors = torch.randn(h, dtype=torch.float64).to(dtype), torch.randn(w, dtype=torch.float64).to(dtype)
-    counters = count(target, lambda s: spectral_norm.spectral_norm_fwd([s.copy(x)], *([s.copy(v)] for v in vectors), 1, 1e-12))
+    counters = count(
+        target, lambda s: spectral_norm.spectral_norm_fwd([s.copy(x)], *([s.copy(v)] for v in vectors), 1, 1e-12)
+    )
     # W twice, the second time from the cache; v once a block of rows.
     iterate = of(counters, "iterate")
     assert iterate.load_widths[16] >= 2 * h * w * size

@@ -137,4 +137,3 @@ def test_a_fault_is_found(name: str) -> None:
 
 def test_same_values_from_several_threads_are_no_race() -> None:
     run("mov.u32 %r10, 5; st.shared.b32 [%r4], %r10;")
-

@@ -1,9 +1,11 @@
 """Faults planted in the kernels themselves are found: in the PTX that Triton emits, and in copies of the sources.
 
-A fault is found by a Finding, or by a result that is not the clean kernel's. Of synchronization every single
-instruction is taken out that the launch executes; the few that may go, since another one does the same, are listed.
+A fault is found by a Finding, or by a result that is not the clean kernel's. With LIPGAN_PTX_FULL=1 every single
+instruction of synchronization is taken out that a launch executes, and the few that may go, since another one does the
+same, are counted; otherwise some of each launch.
 """
 
+import os
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,6 +16,9 @@ from lipgan.kernels import gradient_penalty, matrix_sqrt, nearest_neighbours, sp
 from ptx.compile import Session, compiler
 from ptx.memory import Finding
 from torch import Tensor
+
+FULL = os.environ.get("LIPGAN_PTX_FULL") == "1"
+SOME = 6  # instructions of a launch, where not all are taken out
 
 Driver = Callable[[Session], Any]
 
@@ -109,7 +114,7 @@ REDUNDANT = {
 }  # fmt: skip
 SYNCHRONIZED = {
     "rows": penalty((31, 61, 1), "max"), "columns": penalty((2, 70, 66), "two-sided"), "iterate": spectral(9, 1030, 2),
-    "gram": gram(70, 130), "gram64": gram(70, 130, dtype=torch.float64), "gram tf32x3": gram(70, 130, "tf32x3"),
+    "gram": gram(70, 61), "gram64": gram(70, 61, dtype=torch.float64), "gram tf32x3": gram(70, 61, "tf32x3"),
     "neighbours": neighbours(9, 300), "balls": balls(9, 300),
 }  # fmt: skip
 
@@ -120,26 +125,29 @@ def test_synchronization_taken_out(name: str) -> None:
     session = Session("sm_90", edit=lambda kernel, ptx: seen.setdefault(kernel, ptx), on_line=executed.add)
     with session.running():
         clean = list(flat(driver(session)))
-    tried, kinds, missed = 0, {}, {}
+    places = []
     for kernel, ptx in seen.items():
         for match in SYNCHRONIZATION.finditer(ptx):
             text = " ".join(match[0].rstrip(";").split())
-            number = ptx[: match.start()].count(match[0])
-            if (kernel, text, number) not in executed:
-                continue
+            if (kernel, text, ptx[: match.start()].count(match[0])) in executed:
+                places.append((ptx, match.start(), match.end(), text.split(" ")[0]))
+    assert places
+    kinds: dict[str, int] = {}
+    missed: dict[str, int] = {}
+    for ptx, start, end, opcode in places if FULL else places[:: -(-len(places) // SOME)]:
 
-            def without(k: str, p: str, at: int = match.start(), end: int = match.end(), of: str = ptx) -> str:
-                return p[:at] + p[end:] if p == of else p
+        def without(kernel: str, text: str, start: int = start, end: int = end, of: str = ptx) -> str:
+            return text[:start] + text[end:] if text == of else text
 
-            tried += 1
-            kind = outcome(Session("sm_90", edit=without, options={"budget": 100_000}), driver, clean)
-            if kind:
-                kinds[kind] = kinds.get(kind, 0) + 1
-            else:
-                opcode = text.split(" ")[0]
-                missed[opcode] = missed.get(opcode, 0) + 1
-    assert tried > 0
-    assert missed == REDUNDANT[name], f"{tried} tried, found {kinds}"
+        kind = outcome(Session("sm_90", edit=without, options={"budget": 100_000}), driver, clean)
+        counts, key = (kinds, kind) if kind else (missed, opcode)
+        counts[key] = counts.get(key, 0) + 1
+    if FULL:
+        assert missed == REDUNDANT[name], f"found {kinds}"
+    else:
+        assert all(count <= REDUNDANT[name].get(opcode, 0) for opcode, count in missed.items()), (
+            f"{missed}, found {kinds}"
+        )
 
 
 # (kernel, text, replacement, launch): the mask, the bound, or what is stored.

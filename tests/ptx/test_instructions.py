@@ -242,7 +242,9 @@ def test_bit_fields(kind: str) -> None:
     signed = kind == "s32"
     for position, length in itertools.product([0, 1, 8, 24, 31, 32, 40], [0, 1, 4, 8, 31, 32, 255]):
         a = integers(32, signed)
-        mine = kit.apply(f"bfe.{kind} {{d}}, {{a}}, {position}, {length};", [(kind, np.array(a, kit.DTYPE[kind]))], kind)
+        mine = kit.apply(
+            f"bfe.{kind} {{d}}, {{a}}, {position}, {length};", [(kind, np.array(a, kit.DTYPE[kind]))], kind
+        )
         expected = []
         for value in a:
             bits = value & 0xFFFFFFFF
@@ -259,7 +261,9 @@ def test_bit_fields(kind: str) -> None:
 def test_bit_field_insert() -> None:
     a, b = np.array([0x12345678, 0xFFFFFFFF, 7], np.uint64), np.array([0xAAAAAAAABBBBBBBB, 0, 2**64 - 1], np.uint64)
     mine = kit.apply("bfi.b64 {d}, {a}, {b}, 32, 32;", [("b64", a), ("b64", b)], "b64")
-    assert mine.tolist() == [((x & 0xFFFFFFFF) << 32) | (y & 0xFFFFFFFF) for x, y in zip(a.tolist(), b.tolist(), strict=True)]
+    assert mine.tolist() == [
+        ((x & 0xFFFFFFFF) << 32) | (y & 0xFFFFFFFF) for x, y in zip(a.tolist(), b.tolist(), strict=True)
+    ]
     mine = kit.apply("bfi.b64 {d}, {a}, {b}, 4, 8;", [("b64", a), ("b64", b)], "b64")
     assert mine.tolist() == [((x & 0xFF) << 4) | (y & ~0xFF0) for x, y in zip(a.tolist(), b.tolist(), strict=True)]
 
@@ -281,8 +285,12 @@ def test_conversions_between_widths() -> None:
     unsigned = signed.view(np.uint32)
     assert kit.apply("cvt.u64.u32 {d}, {a};", [("u32", unsigned)], "u64").tolist() == unsigned.tolist()
     long = np.array(integers(64, False), np.uint64)
-    assert kit.apply("cvt.u32.u64 {d}, {a};", [("u64", long)], "u32").tolist() == [x & 0xFFFFFFFF for x in long.tolist()]
-    assert kit.apply("cvt.u16.u32 {d}, {a};", [("u32", unsigned)], "u16").tolist() == [x & 0xFFFF for x in unsigned.tolist()]
+    assert kit.apply("cvt.u32.u64 {d}, {a};", [("u64", long)], "u32").tolist() == [
+        x & 0xFFFFFFFF for x in long.tolist()
+    ]
+    assert kit.apply("cvt.u16.u32 {d}, {a};", [("u32", unsigned)], "u16").tolist() == [
+        x & 0xFFFF for x in unsigned.tolist()
+    ]
     short = unsigned.astype(np.uint16)
     assert kit.apply("cvt.u32.u16 {d}, {a};", [("u16", short)], "u32").tolist() == short.tolist()
     same(kit.apply("neg.s32 {d}, {a};", [("s32", signed)], "s32"), -signed)
@@ -567,7 +575,10 @@ def test_parameters_are_laid_out_by_alignment() -> None:
         ("lop3.b32 %r1, %r2, %r3, %r4, 0x96;", "Unsupported instruction: lop3"),
         ("add.rz.f32 %f1, %f2, %f3;", "Unsupported instruction: add.rz.f32"),
         ("bar.sync 1, 64;", "a barrier of a part of a block"),
-        ("wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16 {%f0, %f1, %f2, %f3}, %q1, %q2, 1, 1, 1, 0, 0;", "Unsupported"),
+        (
+            "wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16 {%f0, %f1, %f2, %f3}, %q1, %q2, 1, 1, 1, 0, 0;",
+            "Unsupported",
+        ),
         ("ld.local.b32 %r1, [%q1];", "Unsupported instruction: ld.local.b32"),
     ],
 )
@@ -587,4 +598,3 @@ def test_lines_of_source_are_reported() -> None:
                                                           "st.global.b32 [0], 1;", [])  # fmt: skip
     with pytest.raises(Finding, match=r"kernel.py:9 \(inlined at kernel.py:30\)\n  block 0, thread 0"):
         kit.Device().launch(text, [])
-

@@ -56,7 +56,9 @@ def test_spectral_norm(shapes: list[tuple[int, int]], dtype: torch.dtype, target
         for result in (*ys, sigma, *new_us, *new_vs):
             session.assert_written(result)
         truth = spectral_norm_reference.spectral_norm_fwd(*([x.double() for x in xs] for xs in inputs), n, EPS, dims)
-        peer = spectral_norm_reference.spectral_norm_fwd(*([x.to(accumulate) for x in xs] for xs in inputs), n, EPS, dims)
+        peer = spectral_norm_reference.spectral_norm_fwd(
+            *([x.to(accumulate) for x in xs] for xs in inputs), n, EPS, dims
+        )
         for i, weight in enumerate(inputs[0]):
             # The terms that sigma is a sum of: without iterations they cancel. A sum over w elements takes few roundings,
             # being a tree of chains; y inherits the error of sigma, in A.

@@ -354,9 +354,7 @@ def _cvt(c: Compiler, ins: Instruction) -> Run:
     a, b = NUMPY[source], NUMPY[to]
     if to in ("f16x2", "bf16x2") and source == "f32":
         half = ar.to_f16 if to == "f16x2" else ar.to_bf16
-        return elementwise(
-            c, ins, [F32, F32], U32, lambda x, y: (half(x).astype(U32) << U32(16)) | half(y).astype(U32)
-        )
+        return elementwise(c, ins, [F32, F32], U32, lambda x, y: (half(x).astype(U32) << U32(16)) | half(y).astype(U32))
     if to == "tf32":
         return elementwise(c, ins, [F32], U32, ar.to_tf32_rna)
     if to == "bf16" and source == "f32":

@@ -159,10 +159,13 @@ class Launch:
         static = sum(size for _, size in program.variables)
         if static + shared_bytes > shared_limit:
             raise Finding(
-                "shared memory", f"{program.kernel.name} uses {static + shared_bytes} bytes, the limit is {shared_limit}"
+                "shared memory",
+                f"{program.kernel.name} uses {static + shared_bytes} bytes, the limit is {shared_limit}",
             )
         if program.kernel.threads not in (None, threads):
-            raise Finding("launch", f"{program.kernel.name} is made for {program.kernel.threads} threads, got {threads}")
+            raise Finding(
+                "launch", f"{program.kernel.name} is made for {program.kernel.threads} threads, got {threads}"
+            )
 
 
 _launches = 0
@@ -521,7 +524,9 @@ class Execution:
             if not done.all():
                 per = len(index) // len(lanes)
                 left = ~done
-                kept.append((lanes[left], group[left], index.reshape(-1, per)[left].reshape(-1), rows[left], offset[left]))
+                kept.append(
+                    (lanes[left], group[left], index.reshape(-1, per)[left].reshape(-1), rows[left], offset[left])
+                )
         self.copies = kept
         self.shared.any_pending = bool(kept)
 
@@ -558,7 +563,9 @@ class Execution:
         offset = block[:, None, None] * self.stride + np.where(inside, a, 0)
         inside &= self.shared.valid[offset] & (a % 4 == 0)
         if not inside.all():
-            self.fail("out of bounds", "a matrix descriptor leaves shared memory", int(np.argwhere(~inside)[0][0]) * 128)
+            self.fail(
+                "out of bounds", "a matrix descriptor leaves shared memory", int(np.argwhere(~inside)[0][0]) * 128
+            )
         flat = offset.reshape(-1)
         index, _ = self.shared.granules(flat, 4)
         per = len(index) // len(d)
@@ -761,7 +768,9 @@ class Execution:
 
     # Counters
 
-    def _count(self, space: str, address: np.ndarray, m: np.ndarray | None, width: int, is_store: bool, how: str) -> None:
+    def _count(
+        self, space: str, address: np.ndarray, m: np.ndarray | None, width: int, is_store: bool, how: str
+    ) -> None:
         counters = self.state.counters
         lanes = np.arange(self.threads) if m is None else np.flatnonzero(m)
         if not len(lanes):

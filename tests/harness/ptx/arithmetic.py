@@ -163,7 +163,9 @@ def extract_bits(a, position, length):
     kind = wide.dtype.type
     available = np.minimum(length, np.where(position < bits, bits - position.astype(S64), 0)).astype(S64)
     field_ = shift_right(wide, np.minimum(position, U32(bits - 1)).astype(U32))
-    keep = np.where(available >= 64, U64(0xFFFFFFFFFFFFFFFF), (U64(1) << np.minimum(available, 63).astype(U64)) - U64(1))
+    keep = np.where(
+        available >= 64, U64(0xFFFFFFFFFFFFFFFF), (U64(1) << np.minimum(available, 63).astype(U64)) - U64(1)
+    )
     value = (field_.view(U64) & keep).view(wide.dtype)
     if a.dtype.kind == "i":
         last = np.minimum(position.astype(S64) + length.astype(S64) - 1, bits - 1)

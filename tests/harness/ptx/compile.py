@@ -33,7 +33,7 @@ from . import execute, memory
 from .parse import Kernel, parse
 
 HERE = Path(__file__).parent
-ROOT = HERE.parent.parent
+ROOT = HERE.parents[2]
 KERNELS = Path(aot.__file__).parent
 CACHE = Path(os.environ.get("LIPGAN_PTX_CACHE", Path(tempfile.gettempdir()) / f"lipgan-ptx-{os.getuid()}"))
 NVCC = shutil.which("nvcc")
