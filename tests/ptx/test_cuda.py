@@ -1,0 +1,285 @@
+"""What nvcc emits, on the emulator: short functions with known results, and csrc/cuda/spectral_norm.cu with its launcher."""
+
+import ctypes
+import os
+
+import numpy as np
+import pytest
+import torch
+from ptx import compile as compilers
+from ptx import kit
+from tolerance import assert_as_accurate
+from torch import Tensor
+
+from lipgan.reference import spectral_norm as reference
+
+FULL = os.environ.get("LIPGAN_PTX_FULL") == "1"
+ARCHITECTURES = [80, 90]
+DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]  # numbered as in lipgan/dtype.h
+EPS = 1e-12
+
+pytestmark = pytest.mark.skipif(compilers.NVCC is None, reason="needs nvcc")
+
+# Ten lines each, compiled as they are: what comes out is known without any of the emulator's code.
+FUNCTIONS = r"""
+#include <cuda_fp16.h>
+#include <cuda_bf16.h>
+#include <cooperative_groups.h>
+
+extern "C" __global__ void block_sums(const float* x, float* sums, int n) {
+  __shared__ float part[32];
+  int i = blockIdx.x * blockDim.x + threadIdx.x;
+  float v = i < n ? x[i] : 0.0f;
+  for (int o = 16; o > 0; o /= 2) v += __shfl_down_sync(0xffffffffu, v, o);
+  if (threadIdx.x % 32 == 0) part[threadIdx.x / 32] = v;
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    float total = 0;
+    for (int w = 0; w < blockDim.x / 32; ++w) total += part[w];
+    sums[blockIdx.x] = total;
+  }
+}
+
+extern "C" __global__ void transpose(const int* in, int* out, int n) {
+  __shared__ int tile[32][33];
+  int x = threadIdx.x % 32, y = threadIdx.x / 32;
+  for (int r = y; r < 32; r += 8) tile[r][x] = in[r * n + x];
+  __syncthreads();
+  for (int r = y; r < 32; r += 8) out[r * n + x] = tile[x][r];
+}
+
+extern "C" __global__ void digits(const unsigned* x, int* out, int n) {
+  int i = threadIdx.x;
+  if (i >= n) return;
+  unsigned v = x[i];
+  int sum = 0;
+  while (v) {
+    sum += v % 10;
+    v /= 10;
+  }
+  out[i] = sum;
+}
+
+extern "C" __global__ void collatz(const long long* x, int* steps) {
+  long long v = x[threadIdx.x];
+  int n = 0;
+  while (v != 1) {
+    v = v % 2 ? 3 * v + 1 : v / 2;
+    ++n;
+  }
+  steps[threadIdx.x] = n;
+}
+
+extern "C" __global__ void halves(const float* x, __half* h, __nv_bfloat16* b, float* back) {
+  int i = threadIdx.x;
+  h[i] = __float2half_rn(x[i]);
+  b[i] = __float2bfloat16_rn(x[i]);
+  back[i] = __half2float(h[i]) + __bfloat162float(b[i]);
+}
+
+extern "C" __global__ void prefix_sums(const int* x, int* out) {
+  __shared__ int buffer[2][128];
+  int i = threadIdx.x, from = 0;
+  buffer[0][i] = x[i];
+  __syncthreads();
+  for (int o = 1; o < 128; o *= 2) {
+    buffer[1 - from][i] = buffer[from][i] + (i >= o ? buffer[from][i - o] : 0);
+    from = 1 - from;
+    __syncthreads();
+  }
+  out[i] = buffer[from][i];
+}
+
+extern "C" __global__ void everyone_sees(int* slots, int* seen) {
+  auto grid = cooperative_groups::this_grid();
+  if (threadIdx.x == 0) slots[blockIdx.x] = 1 + blockIdx.x;
+  grid.sync();
+  int sum = 0;
+  for (int b = 0; b < gridDim.x; ++b) sum += slots[b];
+  grid.sync();
+  if (threadIdx.x == 0) slots[blockIdx.x] = -sum;
+  seen[blockIdx.x * blockDim.x + threadIdx.x] = sum;
+}
+
+extern "C" __global__ void any_negative(const double* x, int* out) {
+  int any = __syncthreads_or(x[blockIdx.x * blockDim.x + threadIdx.x] < 0);
+  double root = sqrt(fabs(x[0]));
+  out[blockIdx.x * blockDim.x + threadIdx.x] = any * 10 + (root * root == fabs(x[0]));
+}
+"""
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def functions(request: pytest.FixtureRequest) -> str:
+    return compilers.nvcc_ptx(FUNCTIONS, request.param)
+
+
+def test_block_sums(functions: str) -> None:
+    device = kit.Device()
+    x = device.array(np.arange(300, dtype=np.float32))
+    sums = device.array(np.zeros(3, np.float32), written=False)
+    device.launch(functions, [x, sums, np.int32(300)], grid=3, threads=128, name="block_sums")
+    assert sums.tolist() == [sum(range(128)), sum(range(128, 256)), sum(range(256, 300))]
+
+
+def test_transposition_through_shared_memory(functions: str) -> None:
+    device = kit.Device()
+    x = device.array(np.arange(1024, dtype=np.int32).reshape(32, 32))
+    out = device.array(np.zeros((32, 32), np.int32), written=False)
+    device.launch(functions, [x, out, np.int32(32)], threads=256, name="transpose")
+    assert (out == x.T).all()
+
+
+def test_loops_of_different_lengths(functions: str) -> None:
+    device = kit.Device()
+    numbers = [0, 7, 10, 999, 4294967295, 1234567890, *range(90, 110)]
+    out = device.array(np.zeros(len(numbers), np.int32), written=False)
+    x = device.array(np.array(numbers, np.uint32))
+    device.launch(functions, [x, out, np.int32(len(numbers))], threads=32, name="digits")
+    assert out.tolist() == [sum(map(int, str(n))) for n in numbers]
+    steps = device.array(np.zeros(32, np.int32), written=False)
+    device.launch(functions, [device.array(np.arange(1, 33, dtype=np.int64)), steps], name="collatz")
+
+    def collatz(v: int) -> int:
+        return 0 if v == 1 else 1 + collatz(3 * v + 1 if v % 2 else v // 2)
+
+    assert steps.tolist() == [collatz(v) for v in range(1, 33)]
+
+
+def test_half_types(functions: str) -> None:
+    device = kit.Device()
+    values = torch.randn(32) * torch.logspace(-6, 4, 32)
+    x = device.array(values.numpy())
+    h, b = (device.array(np.zeros(32, np.uint16), written=False) for _ in range(2))
+    back = device.array(np.zeros(32, np.float32), written=False)
+    device.launch(functions, [x, h, b, back], name="halves")
+    assert (h.view(np.float16) == values.half().numpy()).all()
+    assert torch.equal(torch.from_numpy(b.copy()).view(torch.bfloat16), values.bfloat16())
+    assert (back == (values.half().float() + values.bfloat16().float()).numpy()).all()
+
+
+def test_prefix_sums(functions: str) -> None:
+    device = kit.Device()
+    values = np.random.default_rng(0).integers(-9, 9, 128).astype(np.int32)
+    out = device.array(np.zeros(128, np.int32), written=False)
+    device.launch(functions, [device.array(values), out], threads=128, name="prefix_sums")
+    assert out.tolist() == np.cumsum(values).tolist()
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 5])
+def test_grid_barriers(functions: str, blocks: int) -> None:
+    device = kit.Device()
+    slots = device.array(np.zeros(blocks, np.int32), written=False)
+    seen = device.array(np.zeros(64 * blocks, np.int32), written=False)
+    device.launch(functions, [slots, seen], grid=blocks, threads=64, name="everyone_sees", cooperative=True)
+    total = blocks * (blocks + 1) // 2
+    assert seen.tolist() == [total] * (64 * blocks)
+    assert slots.tolist() == [-total] * blocks
+
+
+def test_votes_of_a_block(functions: str) -> None:
+    device = kit.Device()
+    values = np.full(128, 4.0)
+    values[100] = -1.0
+    out = device.array(np.zeros(128, np.int32), written=False)
+    device.launch(functions, [device.array(values), out], grid=2, threads=64, name="any_negative")
+    assert out.tolist() == [1] * 64 + [11] * 64
+
+
+SPECTRAL_NORM = r"""
+#include "cuda/spectral_norm.cu"
+
+using lipgan::SpectralNormFwdLayer;
+
+extern "C" {
+int64_t workspace_size(const SpectralNormFwdLayer* layers, int64_t num_layers) {
+  return lipgan::cuda::spectral_norm_fwd_workspace(layers, num_layers);
+}
+int64_t table_size(int64_t num_layers) { return lipgan::cuda::spectral_norm_fwd_table_size(num_layers); }
+int spectral_norm_fwd(int dtype, const SpectralNormFwdLayer* layers, int64_t num_layers, void* sigma,
+                      int64_t n_power_iterations, double eps, void* workspace, void* table) {
+  return lipgan::cuda::spectral_norm_fwd(static_cast<lipgan::Dtype>(dtype), layers, num_layers, sigma,
+                                         n_power_iterations, eps, workspace, table, nullptr);
+}
+}
+"""
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def library(request: pytest.FixtureRequest) -> compilers.CudaLibrary:
+    return load(request.param)
+
+
+def load(architecture: int, source: str = SPECTRAL_NORM, edit=lambda ptx: ptx) -> compilers.CudaLibrary:
+    loaded = compilers.CudaLibrary(source, architecture, edit)
+    loaded.library.workspace_size.restype = loaded.library.table_size.restype = ctypes.c_int64
+    return loaded
+
+
+def run(
+    library: compilers.CudaLibrary, shapes: list[tuple[int, int]], dtype: torch.dtype, n: int, *, blocks: int = 2,
+    misaligned: bool = False, **options,
+) -> None:  # fmt: skip
+    """Launch on random matrices and compare with the reference."""
+    torch.manual_seed(1)
+    session = compilers.Session("sm_90")
+    inputs = []
+    for h, w in shapes:
+        unit = [torch.nn.functional.normalize(torch.randn(k, dtype=torch.float64), dim=0) for k in (h, w)]
+        inputs.append([x.to(dtype) for x in (torch.randn(h, w, dtype=torch.float64), *unit)])
+    given = [[session.copy(x, misaligned) for x in layer] for layer in inputs]
+
+    def empty(shape, kind: torch.dtype) -> Tensor:
+        tensor = session.allocate(torch.empty(shape, dtype=kind))
+        session.register(tensor, written=False)
+        return tensor
+
+    outputs = [[empty(x.shape, dtype) for x in layer] for layer in inputs]
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    sigma = empty([len(shapes)], wide)
+    rows = np.array(
+        [[t.data_ptr() for t in (*a, *b)] + [1, *a[0].shape] for a, b in zip(given, outputs, strict=True)], np.int64
+    )
+    table, count = ctypes.c_void_p(rows.ctypes.data), ctypes.c_int64(len(shapes))
+    # Arrays of doubles or floats; rows of pointers, 64-bit and 32-bit numbers and flags.
+    workspace = empty([library.library.workspace_size(table, count) // 4], torch.int32)
+    device_table = empty([library.library.table_size(count)], torch.uint8)
+    error = library.call(
+        "spectral_norm_fwd", DTYPES.index(dtype), table, count, ctypes.c_void_p(sigma.data_ptr()), ctypes.c_int64(n),
+        ctypes.c_double(EPS), ctypes.c_void_p(workspace.data_ptr()), ctypes.c_void_p(device_table.data_ptr()),
+        memory=session.memory, multiprocessors=blocks, **options,
+    )  # fmt: skip
+    assert error == 0
+    arguments = [[x for layer in inputs for x in layer[i : i + 1]] for i in range(3)]
+    dims = [0] * len(shapes)
+    truth = reference.spectral_norm_fwd(*([x.double() for x in xs] for xs in arguments), n, EPS, dims)
+    peer = reference.spectral_norm_fwd(*([x.to(wide) for x in xs] for xs in arguments), n, EPS, dims)
+    for i, (y, u, v) in enumerate(outputs):
+        for result in (y, u, v, sigma):
+            session.assert_written(result)
+        # As in tests of the same source on the host: the terms of sigma cancel where nothing is iterated.
+        cancels = 1.0 if n else float(inputs[i][0].double().norm() / truth[1][i].abs())
+        floor = 1.0 + (cancels * 2.0**-8 if dtype.itemsize == 2 else 16.0 * max(n, 1) * cancels)
+        for mine, theirs, exact in (
+            (sigma[i], peer[1][i], truth[1][i]), (y, peer[0][i], truth[0][i]), (u, peer[2][i], truth[2][i]),
+            (v, peer[3][i], truth[3][i]),
+        ):  # fmt: skip
+            assert_as_accurate(mine, theirs.to(mine.dtype), exact, roundings=floor)
+
+
+# One block of rows; ragged; several blocks of rows, columns and chunks, in a group.
+GROUPS = [[(5, 16)], [(7, 13), (24, 64)], [(37, 1100), (1, 9), (64, 27)]]
+if FULL:
+    GROUPS += [[(1, 1), (1, 257), (61, 1), (7, 13)], [(600, 128)], [(19, 1032), (3, 4104)], [(2, 5003), (131, 260)]]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shapes", GROUPS, ids=str)
+def test_spectral_norm(library: compilers.CudaLibrary, shapes: list[tuple[int, int]], dtype: torch.dtype) -> None:
+    for n in (0, 2):
+        run(library, shapes, dtype, n)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_spectral_norm_without_alignment(library: compilers.CudaLibrary, dtype: torch.dtype) -> None:
+    run(library, [(9, 48)], dtype, 1, blocks=3, misaligned=True)
