@@ -92,7 +92,7 @@ def outcome(session: Session, driver: Driver, clean: list[Tensor]) -> str:
         return finding.kind
     except AssertionError:
         return "not written"
-    same = all(torch.equal(a, b) or (a.isnan() == b.isnan()).all() and a.nan_to_num().equal(b.nan_to_num())
+    same = all(torch.equal(a, b) or ((a.isnan() == b.isnan()).all() and a.nan_to_num().equal(b.nan_to_num()))
                for a, b in zip(results, clean, strict=True))  # fmt: skip
     return "" if same else "results"
 
@@ -169,7 +169,7 @@ SOURCE: dict[str, tuple[str, str, str, Driver]] = {
         interpolate(5, 61)),
     "rows of norms, unmasked": (
         "rows", "scale, target = tl.full([], scale, ACC), tl.full([], target, ACC)\n    row =",
-        "h += 1\n    scale, target = tl.full([], scale, ACC), tl.full([], target, ACC)\n    row =", 
+        "h += 1\n    scale, target = tl.full([], scale, ACC), tl.full([], target, ACC)\n    row =",
         penalty((31, 61, 1), "max")),
     "norms of columns, unmasked": (
         "columns", "tl.store(norms + sample * w + cols, n, mask=cols < w)", "tl.store(norms + sample * w + cols, n)",
