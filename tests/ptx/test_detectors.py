@@ -41,7 +41,7 @@ COPY = (
 GUARDED = "setp.lt.u32 %p1, %r3, {n}; @!%p1 bra $end; " + READ + "mov.b32 %r11, %r10;" + WRITE + " $end:"
 BRANCH = "setp.lt.u32 %p1, %r0, {n}; @!%p1 bra $end; bar.sync 0; $end: " + READ + "mov.b32 %r11, %r10;" + WRITE
 SHUFFLE = READ + "setp.lt.u32 %p1, %r0, {n}; @%p1 shfl.sync.bfly.b32 %r11, %r10, 1, 31, -1; @%p1" + WRITE
-LOOP = "mov.u32 %r20, 0; $loop: add.u32 %r20, %r20, {step}; setp.ne.u32 %p1, %r20, 10; @%p1 bra $loop;" + READ + "mov.b32 %r11, %r10;" + WRITE  # fmt: skip  # noqa: E501
+LOOP = "mov.u32 %r20, 0; $loop: add.u32 %r20, %r20, {step}; setp.ne.u32 %p1, %r20, 10; @%p1 bra $loop;" + READ + "mov.b32 %r11, %r10;" + WRITE  # fmt: skip
 
 CLEAN = {
     "exchange": (EXCHANGE, {}), "in a warp": (IN_A_WARP, {}), "again": (AGAIN, {}), "copy": (COPY, {}),
