@@ -37,10 +37,11 @@ def test_the_regularizer_keeps_samples_apart() -> None:
     assert alike[1] < alike[0]
 
 
-def test_thirty_steps_restore_the_data_better_than_grey() -> None:
+def test_sixty_steps_restore_the_data_better_than_grey() -> None:
     data = load("digits")
-    row = checks.recipe("ebgan", batch_size=16)
-    trainer = Trainer.from_recipe(row, data).fit(30)
+    # At the recipe's own learning rates so few steps depend on the last places of the processor's arithmetic.
+    row = checks.recipe("ebgan", batch_size=16, generator_lr=2e-4, critic_lr=2e-4)
+    trainer = Trainer.from_recipe(row, data).fit(60)
     with torch.no_grad():
         restored = float(energies(trainer.system, data.samples).mean())
     assert restored < 0.7 * float(data.samples.square().mean())
