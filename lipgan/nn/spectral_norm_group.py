@@ -133,6 +133,12 @@ class SpectralNormGroup:
         """The normalized weights; u and v move on where ``iterations_of(parametrization)`` is not 0."""
         members = self._members
         rows = [(*member.tensors(), member.parametrization) for member in members]
+        for member, row in zip(members, rows, strict=True):
+            if hasattr(row[0], "_local_tensor"):
+                raise ValueError(
+                    f"model must hold whole weights when its forward begins, got a part of {member.name}.weight, "
+                    "sharded by fully_shard: normalize each layer by lipgan.spectral_norm instead"
+                )
         # One call for each combination that the members of a call have in common; in nearly every model there is one.
         keys = [(row[0].dtype, row[0].device, iterations_of(row[3]), row[3].eps) for row in rows]
         normalized: list[Any] = [None] * len(rows)

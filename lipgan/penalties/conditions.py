@@ -53,6 +53,46 @@ def unwrap(critic: Any) -> Any:
             return critic
 
 
+def _sharded_classes() -> tuple[type, ...]:
+    """The classes whose weights are in parts between forwards; none where their module is not loaded."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    names = ("FSDPModule", "FullyShardedDataParallel")
+    return tuple(cls for name in names if isinstance(cls := getattr(fsdp, name, None), type))
+
+
+def _sharded(name: str, module: object) -> ValueError:
+    return ValueError(
+        f"critic must not be sharded (FSDP), got {name} ({type(module).__name__}): its weights are freed after each "
+        "pass, and the passes of a penalty need them all; DistributedDataParallel keeps them"
+    )
+
+
+class Unsharded:
+    """Refuses critics with modules that are sharded: a module sooner than anything runs, a function as they run."""
+
+    def __init__(self, critic: Any) -> None:
+        self._classes = _sharded_classes()
+        self._hook: Any = None
+        if self._classes and isinstance(critic, nn.Module):
+            for name, module in critic.named_modules():
+                if isinstance(module, self._classes):
+                    raise _sharded(f"module {name!r}" if name else "the critic itself", module)
+
+    def __enter__(self) -> None:
+        if self._classes:
+            thread = threading.get_ident()
+
+            def check(module: nn.Module, args: Any) -> None:
+                if isinstance(module, self._classes) and threading.get_ident() == thread:
+                    raise _sharded("a module", module)
+
+            self._hook = nn.modules.module.register_module_forward_pre_hook(check)
+
+    def __exit__(self, *error: Any) -> None:
+        if self._hook is not None:
+            self._hook.remove()
+
+
 class Float32InPlaceOfFloat16:
     """Within it a penalty that autocast would run in float16 runs in float32; called, it converts arguments to that."""
 

@@ -17,6 +17,7 @@ from lipgan.ops.gradient_penalty import interpolate as interpolate_by
 from lipgan.penalties import engines
 from lipgan.penalties.conditions import (
     Float32InPlaceOfFloat16,
+    Unsharded,
     as_data,
     clone_if_inference,
     through_ddp,
@@ -79,7 +80,8 @@ def gradient_penalty(
     DistributedDataParallel: give the wrapper, which then synchronizes the gradients as those of any forward pass; they
     equal those of the joined batch, except for kind "max", which takes the maximum of each process's own samples, and
     "dragan", whose noise is as wide as those.
-    Give the wrapped module only in a loss that has a forward pass of the wrapper in it as well.
+    Give the wrapped module only in a loss that has a forward pass of the wrapper in it as well. Critics whose weights
+    are sharded (``fully_shard``, FullyShardedDataParallel) are refused.
 
     ``torch.autocast``: in bfloat16 the critic runs as elsewhere. In place of float16 it runs in float32, whose range
     the penalty's intermediate results need, unless it has float16 parameters.
@@ -110,7 +112,8 @@ def gradient_penalty(
             a weight or target that is not a number, ``critic_args`` that are not a list or tuple.
         ValueError: shapes or devices that differ, an empty batch, NaN in the samples (looked for on the CPU only:
             elsewhere it would wait for the device), an unknown kind, norm or engine, a negative or infinite target, a
-            weight that is not finite, a critic whose scores do not depend on the samples, or that returns their mean.
+            weight that is not finite, a critic whose scores do not depend on the samples, that returns their mean, or
+            that is sharded.
         UnsupportedCriticError: ``engine="fused"`` and a critic that it cannot follow.
 
     Example:
@@ -153,6 +156,7 @@ def _gradient_penalty(
     check_critic(critic, critic_args)
     if engine != "autograd":
         real, fake, critic_args = as_data(real), as_data(fake), [as_data(item) for item in critic_args]
+    unsharded = Unsharded(critic)
     differentiable = torch.is_grad_enabled()
     # Autograd takes no part in inference mode, but the engines need it.
     with torch.inference_mode(False), torch.no_grad():
@@ -170,7 +174,7 @@ def _gradient_penalty(
                 return _r1_and_r2(CriticCall(critic, args, output), x, form, engine, differentiable)
             return engines.penalty(CriticCall(critic, args, output), x, form, engine, differentiable)
 
-        with torch.set_grad_enabled(differentiable), Float32InPlaceOfFloat16(critic, x) as wide:
+        with torch.set_grad_enabled(differentiable), unsharded, Float32InPlaceOfFloat16(critic, x) as wide:
             return through_ddp(penalty, critic, x, *wide(critic_args))
 
 
@@ -215,7 +219,11 @@ def explain(
 
 
 def _explain(critic: Critic, real: Tensor, critic_args: Sequence[Any], output: Output) -> str | None:
-    with torch.inference_mode(False), Float32InPlaceOfFloat16(critic, real) as wide:
+    try:
+        unsharded = Unsharded(critic)
+    except ValueError as error:
+        return str(error)
+    with torch.inference_mode(False), unsharded, Float32InPlaceOfFloat16(critic, real) as wide:
         args = wide([as_data(clone_if_inference(item)) for item in critic_args])
         return engines.explain(CriticCall(unwrap(critic), args, output), as_data(clone_if_inference(real)))
 
