@@ -30,7 +30,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from triton.runtime.interpreter import InterpretedFunction
 
 from . import execute, memory
-from .parse import Kernel, parse
+from .parse import parse
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
