@@ -1,4 +1,4 @@
-"""What nvcc emits, on the emulator: short functions with known results, and csrc/cuda/spectral_norm.cu with its launcher."""
+"""What nvcc emits, on the emulator: short functions with known results, and csrc/cuda/spectral_norm.cu."""
 
 import ctypes
 import os

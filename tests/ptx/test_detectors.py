@@ -11,8 +11,8 @@ mad.lo.s32 %r3, %r1, %r2, %r0; mul.wide.u32 %q3, %r3, 4; add.s64 %q4, %q1, %q3; 
 mov.u32 %r4, smem; shl.b32 %r5, %r0, 2; add.s32 %r6, %r4, %r5; xor.b32 %r7, %r5, 128; add.s32 %r7, %r4, %r7;
 xor.b32 %r8, %r5, 4; add.s32 %r8, %r4, %r8;
 """
-# %q4, %q5: this thread's word of the input and of the output. %r6: its word of shared memory; %r7 and %r8: the word of a
-# thread of the next warp, and of the same warp.
+# %q4, %q5: this thread's word of the input and of the output. %r6: its word of shared memory; %r7 and %r8: the word of
+# a thread of the next warp, and of the same warp.
 
 
 def run(body: str, *, grid: int = 1, threads: int = 64, size: int | None = None, ordered: bool = True, **options):
@@ -55,7 +55,8 @@ def test_no_false_alarm(name: str) -> None:
     body, options = CLEAN[name]
     out = run(body, **options)
     expected = {
-        "exchange": np.arange(64) ^ 32, "in a warp": np.arange(64) ^ 1, "again": np.arange(64), "copy": np.arange(64) ^ 32,
+        "exchange": np.arange(64) ^ 32, "in a warp": np.arange(64) ^ 1, "again": np.arange(64),
+        "copy": np.arange(64) ^ 32,
         "guarded": np.arange(60), "branch": np.arange(64), "loop": np.arange(64),
         "shuffle": np.where(np.arange(64) < 32, np.arange(64) ^ 1, 0xFFFFFFFF),
     }[name]  # fmt: skip
@@ -68,7 +69,8 @@ FAULTS = {
         READ + "st.shared.b32 [%r6], %r10; bar.sync 0; st.shared.b32 [%r6], %r10; ld.shared.b32 %r11, [%r7];" + WRITE,
         {}, "race: reads what thread 32 of block 0 writes",
     ),
-    "no barrier between reader and writer": (AGAIN.replace("bar.sync 0; st.shared", "st.shared"), {}, "race: writes what"),
+    "no barrier between reader and writer": (
+        AGAIN.replace("bar.sync 0; st.shared", "st.shared"), {}, "race: writes what"),
     "no barrier within a warp": (IN_A_WARP.replace("bar.warp.sync -1;", ""), {}, "race: reads what thread 1"),
     "a barrier of the warp between warps": (EXCHANGE.replace("bar.sync 0;", "bar.warp.sync -1;"), {}, "uninit|race"),
     "two threads write one word": (READ + "st.shared.b32 [%r4], %r10;", {}, "race: two threads write different values"),
@@ -78,7 +80,8 @@ FAULTS = {
     "a copy that the kernel leaves behind": (
         COPY.split("cp.async.wait_group")[0], {}, "race: the kernel ends with an asynchronous copy",
     ),
-    "one past the end, read": (GUARDED.format(n=61), {"size": 60}, "out of bounds: 4 bytes .* 240 bytes from the start"),
+    "one past the end, read": (
+        GUARDED.format(n=61), {"size": 60}, "out of bounds: 4 bytes .* 240 bytes from the start"),
     "one past the end, written": (
         GUARDED.format(n=60) + " mov.u32 %r11, 1; setp.eq.u32 %p2, %r0, 0; @%p2 st.global.b32 [%q2 + 240], %r11;",
         {"size": 60}, "out of bounds",
@@ -86,7 +89,8 @@ FAULTS = {
     "one before the start": (READ.replace("[%q4]", "[%q4 + -4]"), {}, "out of bounds"),
     "null": ("mov.u64 %q6, 0; ld.global.b32 %r10, [%q6];", {}, "out of bounds"),
     "shared memory past its size": (EXCHANGE, {"shared_bytes": 252}, "out of bounds: 4 bytes at shared address"),
-    "more shared memory than there is": (EXCHANGE, {"shared_bytes": 1024, "shared_limit": 1000}, "shared memory: kernel"),
+    "more shared memory than there is": (
+        EXCHANGE, {"shared_bytes": 1024, "shared_limit": 1000}, "shared memory: kernel"),
     "a vector at an odd address": ("ld.global.v2.b32 {%r10, %r11}, [%q4];", {}, "misaligned: an access of 8 bytes"),
     "a vector of shared memory at an odd address": (
         "st.shared.v4.b32 [%r6], {%r0, %r0, %r0, %r0};", {}, "misaligned: an access of 16 bytes",
@@ -113,7 +117,8 @@ FAULTS = {
         "setp.eq.u32 %p1, %r0, 0; @%p1 st.global.b32 [%q2], %r1;", {"grid": 2}, "race: writes what|two threads write",
     ),
     "blocks that write one word, one after the other": (
-        "setp.eq.u32 %p1, %r0, 0; @%p1 st.global.b32 [%q2], %r2;", {"grid": 2, "lanes": 64}, "race: writes what thread 0",
+        "setp.eq.u32 %p1, %r0, 0; @%p1 st.global.b32 [%q2], %r2;", {"grid": 2, "lanes": 64},
+        "race: writes what thread 0",
     ),
     "a block that reads what another one writes": (
         "setp.eq.u32 %p1, %r0, 0; setp.eq.u32 %p2, %r1, 0; and.pred %p3, %p1, %p2; @%p3 st.global.b32 [%q1], %r1;"

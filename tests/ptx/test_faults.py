@@ -92,7 +92,7 @@ def outcome(session: Session, driver: Driver, clean: list[Tensor]) -> str:
         return finding.kind
     except AssertionError:
         return "not written"
-    same = all(torch.equal(a, b) or ((a.isnan() == b.isnan()).all() and a.nan_to_num().equal(b.nan_to_num()))
+    same = all(torch.equal(a, b) or torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)
                for a, b in zip(results, clean, strict=True))  # fmt: skip
     return "" if same else "results"
 
@@ -102,9 +102,9 @@ SYNCHRONIZATION = re.compile(
     r"|fence\.proxy\.async[.:\w]*;|wgmma\.fence[^;]*;|cp\.async\.commit_group;"
 )
 
-# Launch -> instructions that may go: the first commit of a pipeline joins the next one, which is waited for as well; with
-# nothing written to shared memory since a proxy fence, another one has nothing to do; and the sums of consecutive wgmma
-# are ordered, so that a wait between them only keeps registers alive.
+# Launch -> instructions that may go: the first commit of a pipeline joins the next one, which is waited for as well;
+# with nothing written to shared memory since a proxy fence, another one has nothing to do; and the sums of consecutive
+# wgmma are ordered, so that a wait between them only keeps registers alive.
 REDUNDANT = {
     "rows": {}, "columns": {}, "iterate": {},
     "gram": {"cp.async.commit_group": 1},
@@ -190,7 +190,8 @@ SOURCE: dict[str, tuple[str, str, str, Driver]] = {
         "finalize", "tl.store(top, m)\n        tl.store(top + 1,", "tl.store(top, m)\n        tl.store(top,",
         penalty((31, 61, 1), "max")),
     "v, one too many": (
-        "iterate", "x = tl.load(v + cols, mask=cols < w,", "x = tl.load(v + cols, mask=cols <= w,", spectral(9, 1031, 1)),
+        "iterate", "x = tl.load(v + cols, mask=cols < w,",
+        "x = tl.load(v + cols, mask=cols <= w,", spectral(9, 1031, 1)),
     "the partial sums, unmasked": (
         "iterate", "tl.sum(tile * ratio[:, None], axis=0), mask=cols < padded_w)",
         "tl.sum(tile * ratio[:, None], axis=0))", spectral(9, 1030, 1)),

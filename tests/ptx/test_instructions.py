@@ -16,8 +16,8 @@ rng = np.random.default_rng(0)
 
 FLOATS = {
     "f32": np.concatenate([
-        np.array([0.0, -0.0, 1.0, -1.0, 1.5, 3.0, 1e-45, -1e-40, 1.17549435e-38, 3.4e38, -3.4e38, np.inf, -np.inf, np.nan,
-                  0.1, 16777217.0, 1 + 2.0**-23, 1 - 2.0**-24], F32),
+        np.array([0.0, -0.0, 1.0, -1.0, 1.5, 3.0, 1e-45, -1e-40, 1.17549435e-38, 3.4e38, -3.4e38, np.inf, -np.inf,
+                  np.nan, 0.1, 16777217.0, 1 + 2.0**-23, 1 - 2.0**-24], F32),
         rng.standard_normal(40).astype(F32), (rng.standard_normal(20) * 10.0 ** rng.integers(-38, 38, 20)).astype(F32),
     ]),
     "f64": np.concatenate([
@@ -314,7 +314,8 @@ def test_conversions_of_floats() -> None:
 @pytest.mark.parametrize("kind", ["f16", "bf16"])
 def test_half_types(kind: str) -> None:
     f = np.concatenate([FLOATS["f32"], (rng.standard_normal(200) * 10.0 ** rng.integers(-9, 6, 200)).astype(F32),
-                        np.array([65504, 65519.996, 65520, 1 + 2.0**-11, 1 + 3 * 2.0**-11, 2.0**-25, 2.0**-24], F32)])  # fmt: skip
+                        np.array([65504, 65519.996, 65520, 1 + 2.0**-11, 1 + 3 * 2.0**-11, 2.0**-25, 2.0**-24], F32),
+    ])  # fmt: skip
     bits = kit.apply(f"cvt.rn.{kind}.f32 {{d}}, {{a}};", [("f32", f)], "b16")
 
     def value(half: np.ndarray) -> np.ndarray:
@@ -594,7 +595,8 @@ def test_a_module_of_several_kernels() -> None:
 
 
 def test_lines_of_source_are_reported() -> None:
-    text = '.file 1 "/somewhere/kernel.py"\n' + kit.entry(".loc 1 7 3\n.loc 1 9 0, function_name $x, inlined_at 1 30 4\n"
+    text = '.file 1 "/somewhere/kernel.py"\n'
+    text += kit.entry(".loc 1 7 3\n.loc 1 9 0, function_name $x, inlined_at 1 30 4\n"
                                                           "st.global.b32 [0], 1;", [])  # fmt: skip
     with pytest.raises(Finding, match=r"kernel.py:9 \(inlined at kernel.py:30\)\n  block 0, thread 0"):
         kit.Device().launch(text, [])

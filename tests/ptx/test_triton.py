@@ -27,8 +27,8 @@ def wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-# A tile of 4 x 1024 and the column sums of 16 x 128: in one block, up to its edge and beyond, several of them; the square
-# tile of small layers, in a group; a width that takes the 16-byte loads next to one that does not.
+# A tile of 4 x 1024 and the column sums of 16 x 128: in one block, up to its edge and beyond, several of them; the
+# square tile of small layers, in a group; a width that takes the 16-byte loads next to one that does not.
 SPECTRAL_SHAPES = [[(3, 700)], [(4, 1030)], [(9, 1040), (7, 1025)], [(64, 27), (1, 48)]]
 if FULL:
     SPECTRAL_SHAPES += [[(1, 1)], [(1, 13), (13, 1)], [(23, 16), (6, 2048), (5, 7)], [(130, 250)], [(3, 20000)]]
@@ -60,8 +60,8 @@ def test_spectral_norm(shapes: list[tuple[int, int]], dtype: torch.dtype, target
             *([x.to(accumulate) for x in xs] for xs in inputs), n, EPS, dims
         )
         for i, weight in enumerate(inputs[0]):
-            # The terms that sigma is a sum of: without iterations they cancel. A sum over w elements takes few roundings,
-            # being a tree of chains; y inherits the error of sigma, in A.
+            # The terms that sigma is a sum of: without iterations they cancel. A sum over w elements takes few
+            # roundings, being a tree of chains; y inherits the error of sigma, in A.
             u, v = truth[2][i].abs(), truth[3][i].abs()
             terms = float(u @ weight.double().abs() @ v)
             relative = terms / float(truth[1][i].abs())
@@ -93,8 +93,8 @@ def _spectral_backward(i, grad_ys, grad_sigma, ys, sigma, us, vs, dtype: torch.d
     return (dy - along * torch.outer(u, v)) / s, float((size / s).abs())
 
 
-# Rows of one tile of 32 x 64: a part of it, ragged, several; rows in a tile of their own. Columns: one tile; a ragged one,
-# walked down; several tiles and samples. Rows too long for registers, in parts.
+# Rows of one tile of 32 x 64: a part of it, ragged, several; rows in a tile of their own. Columns: one tile; a ragged
+# one, walked down; several tiles and samples. Rows too long for registers, in parts.
 PENALTY_SHAPES = [(17, 64, 1), (31, 61, 1), (70, 50, 1), (2, 4099, 1), (1, 7, 64), (2, 70, 66), (3, 3, 100)]
 WEIGHT, AIM = 10.0 / 3.0, 0.7
 

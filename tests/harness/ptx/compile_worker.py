@@ -44,7 +44,7 @@ def answer(request: tuple[Any, ...]) -> dict[str, Any]:
         {(launch.kernel.arg_names.index(n),): [["tt.divisibility", 16]] for n in launch.aligned},
     )  # fmt: skip
     # The machine code is not needed.
-    with mock.patch.object(CUDABackend, "make_cubin", lambda self, *rest, **keywords: b""):
+    with mock.patch.object(CUDABackend, "make_cubin", return_value=b""):
         compiled = triton.compile(source, target=aot.TARGETS[target], options=dict(launch.options))
     metadata = compiled.metadata
     for asked in ("global_scratch_size", "profile_scratch_size"):

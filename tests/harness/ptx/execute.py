@@ -1,8 +1,8 @@
 """A launch of a kernel: blocks of threads, side by side in NumPy arrays.
 
-Threads that stand at the same instruction run together; after a branch that divides them, those at the lowest address go
-first, so that they meet again where control flow joins. A barrier holds the threads of a block until all of them stand
-at it. Blocks of a plain launch run a few at a time, those of a cooperative one all together.
+Threads that stand at the same instruction run together; after a branch that divides them, those at the lowest address
+go first, so that they meet again where control flow joins. A barrier holds the threads of a block until all of them
+stand at it. Blocks of a plain launch run a few at a time, those of a cooperative one all together.
 """
 
 from collections import Counter
@@ -248,7 +248,7 @@ class Execution:
             self.being_read: list[list[np.ndarray]] = []
         else:
             self.shared = None
-        # Asynchronous copies: (lanes, group of each, granules, bytes [n, width], offsets), and each lane's group number.
+        # Asynchronous copies: (lanes, group of each, granules, bytes [n, width], offsets), and the group of each lane.
         self.copies: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
         self.copy_group = np.zeros(self.threads, S32)
         # Asynchronous products: results by register, of the open group and of those committed; and what they read.
@@ -790,8 +790,8 @@ class Execution:
                 counters.load_sectors += sectors
                 counters.load_widths[width] += len(lanes) * width
             return
-        # Banks of 4 bytes; requests of 8 (16) bytes a thread are served by half (quarter) warps. Of one word many threads
-        # may read.
+        # Banks of 4 bytes; requests of 8 (16) bytes a thread are served by half (quarter) warps. Many threads may
+        # read one word.
         part = warp * 4 + (self.lane[lanes] * max(width // 4, 1) // 32 if how != "matrix" else 0)
         words = (a >> 2)[:, None] + np.arange(max(width // 4, 1))
         keys = np.unique((np.repeat(part, words.shape[1]) << 32) | words.reshape(-1))

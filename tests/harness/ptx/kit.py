@@ -66,7 +66,7 @@ def apply(instruction: str, inputs: Sequence[tuple[str, Any]], output: str) -> n
     """What an instruction does with arrays, an element a thread.
 
     Args:
-        instruction: with {d} for the destination, {a}, {b}, {c} for the operands, {p} for a predicate to keep as 0 or 1.
+        instruction: with {d} for the destination, {a}, {b}, {c} for the operands, {p} for a predicate kept as 0 or 1.
         inputs: (type, values) of a, b, c.
         output: type of the destination; "pred" stores {p} as b32.
     """
