@@ -1,7 +1,6 @@
 """Fused kernels for Lipschitz-constrained GANs, as PyTorch ops, layers and a thin trainer."""
 
 import importlib
-from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -14,7 +13,7 @@ if TYPE_CHECKING:
     from lipgan.penalties import gradient_penalty, interpolate
     from lipgan.training import Trainer
 
-__version__ = _version("lipgan")
+    __version__: str
 
 __all__ = [
     "SpectralNormGroup",
@@ -75,6 +74,11 @@ _MODULES = (
 def __getattr__(name: str) -> Any:
     if name in _FROM:
         value = getattr(importlib.import_module(_FROM[name]), name)
+    elif name == "__version__":
+        # Its package reads e-mail headers, which takes as long to import as all that --help needs.
+        from importlib.metadata import version
+
+        value = version("lipgan")
     elif name in _MODULES:
         value = importlib.import_module(f"lipgan.{name}")
     else:

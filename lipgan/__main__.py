@@ -1,14 +1,17 @@
 """The command line: ``lipgan``, or ``python -m lipgan``.
 
-Exit status: 0 done, 2 bad input or a failure that was explained in one line on stderr, 130 stopped by Ctrl-C.
+Exit status: 0 done, 2 bad input or a failure that was explained in one line on stderr, 128 and the number of the
+signal that stopped it: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP.
 """
 
 import importlib
+import signal
 import sys
+from argparse import Namespace
 from collections.abc import Callable, Sequence
-from types import MappingProxyType
+from types import FrameType, MappingProxyType
 
-from lipgan.commands import parser
+from lipgan import _signals
 
 __all__ = ["main"]
 
@@ -31,18 +34,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: --help (status 0), or arguments that do not parse (status 2).
     """
-    args = parser.build().parse_args(arguments)
-    try:
+    with _signals.handling(_signals.leave):
+        # Imported here, where Ctrl-C is waited for already.
+        from lipgan.commands import parser
+
+        args = parser.build().parse_args(arguments)
         command: Callable[..., int | None] = importlib.import_module(_COMMANDS[args.command]).main
-        return command(args) or 0
-    except KeyboardInterrupt:
-        print("lipgan: stopped", file=sys.stderr)
-        return 130
-    except OSError as error:
+        return _run(command, args)
+
+
+def _run(command: Callable[..., int | None], args: Namespace) -> int:
+    received: list[int] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        raise _signals.Stopped(number)
+
+    try:
+        with _signals.handling(interrupt):
+            return command(args) or 0
+    except BaseException as error:
+        # An import that was interrupted may raise anything.
+        if received or isinstance(error, KeyboardInterrupt):
+            print("lipgan: stopped", file=sys.stderr)
+            return 128 + (received or [signal.SIGINT])[0]
+        return _explain(error)
+
+
+def _explain(error: BaseException) -> int:
+    if isinstance(error, OSError):
         return _fail(f"{error.filename or 'input or output'}: {error.strerror or error}")
-    except (ValueError, ArithmeticError) as error:
+    if isinstance(error, (ValueError, ArithmeticError)):
         return _fail(str(error))
-    except (RuntimeError, MemoryError) as error:
+    if isinstance(error, (RuntimeError, MemoryError)):
         # torch has an exception of its own for an accelerator's memory, but none for the CPU's.
         if isinstance(error, MemoryError) or ("memory" in str(error) and "alloc" in str(error)):
             return _fail("out of memory; try a smaller batch, size or number of samples")
@@ -50,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         if isinstance(error, UnavailableError):
             return _fail(str(error))
-        raise
+    raise error
 
 
 def _fail(message: str) -> int:

@@ -16,7 +16,7 @@ from types import ModuleType
 import torch
 
 from lipgan._choices import BENCHMARKS
-from lipgan._files import write_atomically
+from lipgan._files import check_destination, write_atomically
 from lipgan.bench.harness import Table, machine
 from lipgan.commands.console import find_device
 
@@ -24,6 +24,11 @@ from lipgan.commands.console import find_device
 def main(args: argparse.Namespace) -> None:
     """Run the benchmarks that ``args.which`` names; print tables, write ``args.json`` and pictures in ``args.plot``."""
     find_device(args.device)
+    if args.json is not None:
+        check_destination(args.json)
+    if args.plot is not None:
+        Path(args.plot).mkdir(parents=True, exist_ok=True)
+        check_destination(Path(args.plot) / f"{BENCHMARKS[0]}.png")
     if args.threads is not None:
         if args.threads < 1:
             raise ValueError(f"--threads must be at least 1, got {args.threads}")
@@ -51,5 +56,4 @@ def _plot(module: ModuleType, tables: list[Table], path: Path) -> None:
     module.plot(tables, figure.subplots())
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=120)
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, picture.getvalue())

@@ -1,12 +1,11 @@
-"""What the commands share: the device, progress, lines on stderr, and checks of where results go."""
+"""What the commands share: the device, progress, and lines on stderr."""
 
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 
-__all__ = ["check_folder", "find_device", "progress_bar", "say"]
+__all__ = ["find_device", "progress_bar", "say"]
 
 
 def find_device(name: str | None) -> torch.device:
@@ -19,12 +18,6 @@ def find_device(name: str | None) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
     return device
-
-
-def check_folder(output: Path | None) -> None:
-    """ValueError unless ``output`` is None or lies in a folder that exists."""
-    if output is not None and not output.absolute().parent.is_dir():
-        raise ValueError(f"{output} cannot be written: {output.absolute().parent} is not a folder")
 
 
 def progress_bar(batches: Iterator[torch.Tensor], number: int) -> Iterator[torch.Tensor]:

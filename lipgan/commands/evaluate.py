@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 import lipgan
 from lipgan import _choices, data
-from lipgan._files import write_atomically
-from lipgan.commands.console import check_folder, find_device, progress_bar, say
+from lipgan._files import check_destination, write_atomically
+from lipgan.commands.console import find_device, progress_bar, say
 from lipgan.commands.sources import as_image_files, find_extractor
 from lipgan.data import Dataset
 from lipgan.data.images import default_workers, find_images, image_batches
@@ -100,7 +100,8 @@ def main(args: argparse.Namespace) -> None:
     """
     device = find_device(args.device)
     for output in (args.json, args.plot):
-        check_folder(output)
+        if output is not None:
+            check_destination(output)
     if args.plot is not None and args.plot.suffix.lower() != ".png":
         raise ValueError(f"--plot {args.plot} must end in .png")
     protocol = protocols.get(args.protocol)

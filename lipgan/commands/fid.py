@@ -5,8 +5,8 @@ import json
 from typing import Any
 
 import lipgan
-from lipgan._files import write_atomically
-from lipgan.commands.console import check_folder, find_device, progress_bar, say
+from lipgan._files import check_destination, write_atomically
+from lipgan.commands.console import find_device, progress_bar, say
 from lipgan.commands.sources import Reader, Side, find_extractor, find_source
 from lipgan.data.images import default_workers
 from lipgan.metrics import protocols
@@ -26,7 +26,8 @@ def main(args: argparse.Namespace) -> None:
     package = protocols.get(args.protocol)
     sources = find_source(args.a), find_source(args.b)
     for output in (args.save_stats, args.json):
-        check_folder(output)
+        if output is not None:
+            check_destination(output)
     from_images = any(source.kind in ("images", "data set") for source in sources)
     reader = Reader(
         find_extractor(args.features, args.download, package.preprocessing) if from_images else None,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from lipgan._files import write_atomically
+from lipgan._files import check_destination, write_atomically
 from lipgan.commands.console import find_device
 from lipgan.training import load_generator
 from lipgan.training.pictures import image_bytes, picture
@@ -25,6 +25,7 @@ def main(args: argparse.Namespace) -> None:
     format = Image.registered_extensions().get(args.output.suffix.lower())
     if format is None or format not in Image.SAVE:
         raise ValueError(f"{args.output} must end in the name of an image format, such as .png")
+    check_destination(args.output)
     path: Path = args.checkpoint / CHECKPOINT if args.checkpoint.is_dir() else args.checkpoint
     generator = load_generator(path, device=find_device(args.device))
     samples = draw(generator, args.number, args.seed or 0)

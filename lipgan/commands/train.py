@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import signal
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from lipgan import data, recipes
+from lipgan._files import remove_leftovers
 from lipgan.commands.console import find_device
 from lipgan.training import Trainer, config, distributed
 from lipgan.training.evaluation import SAMPLES
+from lipgan.training.lock import FolderInUseError, locked
 from lipgan.training.pictures import LABELS
-from lipgan.training.run import CHECKPOINT, CONFIG, Run
+from lipgan.training.run import CHECKPOINT, CONFIG, FILES, Run
 
 __all__ = ["main"]
 
@@ -49,14 +54,25 @@ def _execute(args: argparse.Namespace, given: dict[str, Any], device: torch.devi
     out: Path = args.out
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is not a folder")
+    with ExitStack() as stack:
+        # Before the checkpoint is read: the run that is writing it may be alive.
+        if out.is_dir():
+            stack.enter_context(_locked(out, device))
+            return _train(args, given, device)
+        return _train(args, given, device, lambda: stack.enter_context(_locked(out, device)))
+
+
+def _train(
+    args: argparse.Namespace, given: dict[str, Any], device: torch.device, lock: Callable[[], None] = lambda: None
+) -> int:
+    out: Path = args.out
     existing = out / CHECKPOINT
     values = {name: default for name, (_, default) in config.RUN_FIELDS.items()}
     if args.resume:
         trainer = _resumed(given, existing, device)
         values |= _planned(out) | given
     else:
-        if existing.exists() and not args.overwrite:
-            raise ValueError(f"{out} holds a run already: continue it with --resume, replace it with --overwrite")
+        _refuse_existing(args)
         values |= given
         trainer = _fresh(values, device)
     steps = values["steps"] or trainer.recipe.steps
@@ -66,6 +82,9 @@ def _execute(args: argparse.Namespace, given: dict[str, Any], device: torch.devi
             "took the learning rates to 0"
         )
     run = Run(trainer, out, steps=steps, save_every=values["save_every"], evaluate_every=values["evaluate_every"])
+    lock()
+    if not args.resume:
+        _refuse_existing(args)
     # Nobody writes before everybody has looked at what is there.
     distributed.wait()
     finished = run.execute()
@@ -74,13 +93,35 @@ def _execute(args: argparse.Namespace, given: dict[str, Any], device: torch.devi
     if not finished:
         again = f"lipgan train --resume --steps {steps} --out {shlex.quote(str(out))}"
         print(f"lipgan: stopped at step {trainer.step} and saved; continue with: {again}", file=sys.stderr)
-        return 130
+        return 128 + (run.signal or signal.SIGINT)
     if run.evaluated is not None:
         step, metrics = run.evaluated
         words = ", ".join(f"{LABELS.get(name, name)}: {value:.4g}" for name, value in metrics.items())
         print(f"{SAMPLES} samples of step {step}: {words}")
     print(f"step {trainer.step}: see {out / 'samples.png'}, {out / 'curves.png'}, {out / 'metrics.json'}")
     return 0
+
+
+def _refuse_existing(args: argparse.Namespace) -> None:
+    if (args.out / CHECKPOINT).exists() and not args.overwrite:
+        raise ValueError(f"{args.out} holds a run already: continue it with --resume, replace it with --overwrite")
+
+
+@contextmanager
+def _locked(out: Path, device: torch.device) -> Iterator[None]:
+    """The first process holds the lock of the folder, which is made; an error of its is one of all."""
+    failure: Exception | None = None
+    with ExitStack() as stack:
+        if distributed.rank() == 0:
+            try:
+                out.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(locked(out))
+                remove_leftovers(out, FILES)
+            except (OSError, FolderInUseError) as error:
+                failure = error
+        if distributed.in_any(failure is not None, device):
+            raise failure or FolderInUseError(f"{out} cannot be locked")
+        yield
 
 
 def _fields() -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from lipgan import recipes
+from lipgan import _signals, recipes
 from lipgan._checks import check_count
 from lipgan._files import write_atomically
 from lipgan.training import config, distributed
@@ -22,10 +22,11 @@ from lipgan.training.evaluation import Evaluation
 from lipgan.training.pictures import curves, picture, samples_shown
 from lipgan.training.trainer import Row, Trainer
 
-__all__ = ["CHECKPOINT", "CONFIG", "Run"]
+__all__ = ["CHECKPOINT", "CONFIG", "FILES", "Run"]
 
 CHECKPOINT = "checkpoint.pt"
 CONFIG = "config.toml"
+FILES = (CHECKPOINT, CONFIG, "metrics.jsonl", "metrics.json", "samples.png", "curves.png")
 BOARD = "tensorboard"
 
 
@@ -68,6 +69,7 @@ class Run:
         self.trainer, self.out, self.steps, self.save_every = trainer, out, steps, save_every
         self.evaluate_every = evaluate_every
         self.evaluated: tuple[int, dict[str, float]] | None = None
+        self.signal: int | None = None
         self._leads = distributed.rank() == 0
         self._evaluation = Evaluation(trainer.data) if evaluate_every is not None and self._leads else None
         self._started_at = trainer.step
@@ -80,8 +82,8 @@ class Run:
         or a full disk before time is spent on training.
 
         Returns:
-            True when step ``steps`` was reached, False when Ctrl-C stopped the run earlier; the folder is
-            whole and current in both cases.
+            True when step ``steps`` was reached, False when Ctrl-C, SIGTERM or SIGHUP stopped the run earlier (it is
+            then ``signal``); the folder is whole and current in both cases.
 
         Raises:
             OSError: a file cannot be written; it stays as the last write left it.
@@ -91,10 +93,13 @@ class Run:
             self.out.mkdir(parents=True, exist_ok=True)
         self._write()
         if self.trainer.step < self.steps:
-            with _progress(self.trainer, self.steps) as bar, self._stopping_on_interrupt(), self._board() as board:
+            with self._stopping(), _progress(self.trainer, self.steps) as bar, self._board() as board:
 
                 def after_step(trainer: Trainer) -> None:
                     bar.update()
+                    # Of a signal that came before the first step.
+                    if self.signal is not None:
+                        trainer.stop()
                     if self._evaluation is not None and trainer.step % (self.evaluate_every or 1) == 0:
                         self.evaluated = trainer.step, self._evaluation(trainer)
                         trainer.history[-1] |= self.evaluated[1]
@@ -106,22 +111,28 @@ class Run:
 
                 self._began = time.perf_counter()
                 self.trainer.fit(self.steps - self.trainer.step, callbacks=[after_step])
-            self._write()
+                bar.close()
+                self._write()
         return self.trainer.step == self.steps
 
     @contextmanager
-    def _stopping_on_interrupt(self) -> Iterator[None]:
-        """Let the first Ctrl-C end the run between two steps; a second one interrupts at once."""
+    def _stopping(self) -> Iterator[None]:
+        """Let a signal end the run between two steps, and the folder be written; a second Ctrl-C interrupts at once.
 
-        def stop(signum: int, frame: FrameType | None) -> None:
-            signal.signal(signal.SIGINT, before)
+        Other signals do not: a system that shuts down, or torchrun, may well send several.
+        """
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            if number == signal.SIGINT and number in received:
+                raise _signals.Stopped(number)
+            received.append(number)
+            self.signal = received[0]
             self.trainer.stop()
 
-        before = signal.signal(signal.SIGINT, stop)
-        try:
+        received: list[int] = []
+
+        with _signals.handling(stop):
             yield
-        finally:
-            signal.signal(signal.SIGINT, before)
 
     @contextmanager
     def _board(self) -> Iterator[Callable[[Row], None]]:

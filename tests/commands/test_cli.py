@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,7 +18,7 @@ import torch
 from PIL import Image
 from system_checks import assert_same
 
-from lipgan import data, recipes
+from lipgan import _signals, data, recipes
 from lipgan.__main__ import main
 from lipgan.training import Trainer, config
 from lipgan.training.run import Run
@@ -205,6 +206,12 @@ def step_of(out: Path) -> int:
         return -1
 
 
+def heed_signals() -> None:
+    """In a process to be: what these tests inherit from nohup, or from the background of a script, is not for it."""
+    for number in _signals.STOPPING:
+        signal.signal(number, signal.SIG_DFL)
+
+
 def start(out: Path, *arguments: str) -> "subprocess.Popen[str]":
     """A run that would take hours, and writes its folder every five steps."""
     # Bits depend on how many threads share a sum.
@@ -222,7 +229,9 @@ def start(out: Path, *arguments: str) -> "subprocess.Popen[str]":
         "5",
         *arguments,
     ]
-    return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=heed_signals
+    )
 
 
 @pytest.mark.parametrize(
@@ -257,13 +266,18 @@ def test_a_killed_run_resumes_to_the_bits_of_an_uninterrupted_one(arguments: lis
         assert (out / name).read_bytes() == (whole / name).read_bytes()
 
 
-def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+def test_a_signal_saves_and_says_how_to_go_on(name: str, status: int, tmp_path: Path) -> None:
     out = tmp_path / "my run"
     process = start(out)
     wait_until(lambda: step_of(out) >= 5, process)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(getattr(signal, name))
+    if name != "SIGINT":
+        # Whoever shuts a system down may send it again.
+        time.sleep(0.1)
+        process.send_signal(getattr(signal, name))
     _, error = process.communicate()
-    assert process.returncode == 130, error
+    assert process.returncode == status, error
     assert "Traceback" not in error
     last = error.splitlines()[-1]
     step = torch.load(out / "checkpoint.pt", weights_only=True)["step"]
@@ -283,6 +297,75 @@ def test_ctrl_c_before_the_first_step_writes_nothing(
     assert train(tmp_path / "run", "--steps", "2") == 130
     assert one_line_error(capsys) == "lipgan: stopped"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_signals_that_are_ignored_stay_ignored() -> None:
+    """As under nohup, and as in the background of a script."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    others = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    try:
+        with _signals.handling(_signals.leave):
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+            assert signal.getsignal(signal.SIGTERM) == _signals.leave
+        assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == others
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+def test_a_signal_during_the_imports_is_one_line(name: str, status: int, tmp_path: Path) -> None:
+    """An exception in the middle of an import comes out as another one."""
+    (tmp_path / "torch.py").write_text(
+        "import os, signal, time\n"
+        "try:\n"
+        f"    os.kill(os.getpid(), signal.{name})\n"
+        "    time.sleep(60)\n"
+        "except KeyboardInterrupt:\n"
+        "    raise ImportError('half of it') from None\n"
+    )
+    command = [sys.executable, "-m", "lipgan", "train", "--out", str(tmp_path / "run")]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    process = subprocess.run(
+        command, env=environment, text=True, capture_output=True, timeout=50, preexec_fn=heed_signals
+    )
+    assert (process.returncode, process.stderr) == (status, "lipgan: stopped\n")
+
+
+def test_a_signal_that_comes_out_as_another_exception_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except KeyboardInterrupt:
+            raise ImportError("half of scikit-learn") from None
+
+    monkeypatch.setattr("lipgan.data.load", interrupted)
+    assert train(tmp_path / "run", "--steps", "2") == 143
+    assert one_line_error(capsys) == "lipgan: stopped"
+
+
+def test_two_runs_in_one_folder_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    process = start(out)
+    try:
+        wait_until(lambda: step_of(out) >= 5, process)
+        for arguments in ([], ["--overwrite"], ["--resume"]):
+            assert main(["train", "--out", str(out), *arguments]) == 2
+            error = one_line_error(capsys)
+            assert f"{out} is in use by process {process.pid} on {socket.gethostname()} since 2" in error
+        assert process.poll() is None
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    finally:
+        process.kill()
+    # What a process that was killed leaves behind: its lock, and a file half-written.
+    assert (out / ".lock").exists()
+    (out / ".checkpoint.pt.abcd_123").write_bytes(b"half")
+    (out / ".checkpoint.pt.kept").write_bytes(b"not ours")
+    steps = str(torch.load(out / "checkpoint.pt", weights_only=True)["step"] + 1)
+    assert resume(out, "--steps", steps) == 0
+    assert sorted(path.name for path in out.iterdir()) == [".checkpoint.pt.kept", *FILES]
 
 
 def test_a_full_disk_keeps_the_previous_state(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -468,7 +551,7 @@ def test_sample_refuses_bad_input(run: Path, tmp_path: Path, capsys: pytest.Capt
         ([str(tmp_path / "nothing.pt")], "nothing.pt: No such file"),
         ([str(tmp_path / "foreign.pt")], "not a lipgan checkpoint"),
         ([str(run), "-o", str(tmp_path / "grid.docx")], "image format"),
-        ([str(run), "-o", str(tmp_path / "missing" / "grid.png")], "grid.png: No such file"),
+        ([str(run), "-o", str(tmp_path / "missing" / "grid.png")], "missing is not a folder"),
     ):
         assert main(["sample", *arguments]) == 2
         assert message in one_line_error(capsys)

@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import threading
 import zipfile
 from pathlib import Path
 
@@ -356,3 +358,35 @@ def test_ctrl_c_leaves_nothing_half_written(
     assert main(["fid", *map(str, folders), "--features", "random", *outputs]) == 130
     assert capsys.readouterr().err == "lipgan: stopped\n"
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("flag", ["--json", "--save-stats"])
+def test_a_destination_that_cannot_be_written_is_refused_before_reading(
+    flag: str,
+    folders: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def read(self: Reader, source: Source) -> None:
+        raise AssertionError("something was read")
+
+    monkeypatch.setattr(Reader, "read", read)
+    error = refusal(capsys, *folders, "--features", "random", flag, tmp_path)
+    assert f"{tmp_path} cannot be written: it is a folder" in error
+
+
+def test_results_go_through_pipes_and_links(
+    folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipe, link = tmp_path / "pipe", tmp_path / "link.npz"
+    os.mkfifo(pipe)
+    link.symlink_to("stats.npz")
+    received: list[str] = []
+    reader = threading.Thread(target=lambda: received.append(pipe.read_text()), daemon=True)
+    reader.start()
+    value, _ = fid(capsys, *folders, "--features", "pixels", "--json", pipe, "--save-stats", link)
+    reader.join(20)
+    assert json.loads(received[0])["fid"] == value
+    assert link.is_symlink()
+    assert FeatureStats.load(tmp_path / "stats.npz").count == 24

@@ -149,6 +149,19 @@ def test_torchrun_fills_one_folder_stops_and_resumes(tmp_path: Path) -> None:
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(2, step + 5, 2))
 
+    process = torchrun(out, "--resume", "--steps", "1000000", "--save-every", "5")
+    try:
+        while step_of(out) < step + 10:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        _, error = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    later = step_of(out)
+    assert error.count(f"lipgan: stopped at step {later} and saved") == 1, error
+    assert int(torch.load(out / "checkpoint.pt", weights_only=True)["step"]) == later
+
     # The run of one process: that far, sums in another order have changed float32 losses by little.
     values = {**{name: default for name, (_, default) in config.RUN_FIELDS.items()}, **config.read(out / "config.toml")}
     alone = Trainer.from_recipe(config.recipe_of(values), data.load("ring"), seed=values["seed"], log_every=2).fit(4)
