@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -13,6 +15,8 @@ from torch.nn.utils.parametrizations import _SpectralNorm as _TorchSpectralNorm
 
 from lipgan._checks import check_count, check_floating
 from lipgan.nn._pickling import make_picklable
+from lipgan.nn._recomputation import keep, recall
+from lipgan.ops import _transforms
 from lipgan.ops.spectral_norm import normalize
 
 # Of the constructor: brings u and v near the leading singular vectors, as in torch.nn.utils.parametrizations.
@@ -58,8 +62,6 @@ class SpectralNorm(nn.Module):
         self.dim = dim % weight.ndim
         self.n_power_iterations = n_power_iterations
         self.eps = eps
-        # What the next forward returns, where a SpectralNormGroup has normalized the weight already.
-        self._normalized: Tensor | None = None
         if weight.ndim > 1:
             u, v = self._initial_vectors(weight.detach()) if vectors is None else vectors
             self.register_buffer("_u", u)
@@ -76,19 +78,14 @@ class SpectralNorm(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """``weight`` divided by its spectral norm, in the same shape."""
-        if self._normalized is not None:
-            return self._normalized
         if weight.ndim == 1:
             return F.normalize(weight, dim=0, eps=self.eps)
         iterations = self.n_power_iterations if self.training else 0
         u, v = self._u, self._v
         (y,), _, uv = normalize((weight,), (u,), (v,), iterations, self.eps, (self.dim,))
         if iterations:
-            # In place: replicas and graphs hold the buffers. The gradient uses the fresh u and v, so that another
-            # forward, or a broadcast of the buffers, before the backward changes nothing.
             h = u.shape[0]
-            u.copy_(uv[:h])
-            v.copy_(uv[h:])
+            overwrite_vectors((u, v), (uv[:h], uv[h:]))
         return y
 
     def right_inverse(self, value: Tensor) -> Tensor:
@@ -99,17 +96,79 @@ class SpectralNorm(nn.Module):
         return f"dim={self.dim}, n_power_iterations={self.n_power_iterations}, eps={self.eps}"
 
 
-class _Parametrizations(parametrize.ParametrizationList):
+def overwrite_vectors(old: Sequence[Tensor], new: Sequence[Tensor]) -> None:
+    """Move u and v on.
+
+    In place: replicas and graphs hold the buffers. The gradient uses the fresh u and v, so that another forward, or a
+    broadcast of the buffers, before the backward changes nothing.
+    """
+    if _transforms.active() and not torch.compiler.is_compiling():
+        for buffer, vector in zip(old, new, strict=True):
+            _transforms.overwrite(buffer, vector)
+    elif len(old) == 2:
+        old[0].copy_(new[0])
+        old[1].copy_(new[1])
+    else:
+        torch._foreach_copy_(list(old), list(new))
+
+
+def this_thread() -> int:
+    """The key of this thread in ``Parametrizations.served``; torch.compile, which cannot ask for it, takes 0."""
+    return 0 if torch.compiler.is_compiling() else threading.get_ident()
+
+
+class Parametrizations(parametrize.ParametrizationList):
     """torch's list of the parametrizations of a parameter, with a shorter way where there is only one.
 
     ``layer.weight`` otherwise spends as long in the search of the list as in a small layer's arithmetic.
+
+    Attributes:
+        served: None without a SpectralNormGroup. Otherwise, for each thread that is within a forward of the model, the
+            weight up to and including its spectral normalization, as the group has made it.
     """
 
+    served: dict[int, Tensor] | None = None
+
     def forward(self) -> Tensor:
+        served = self.served
+        if served is not None:
+            weight = self._from_group(served)
+            if weight is not None:
+                return weight
         if len(self._modules) > 1 or torch.compiler.is_compiling():
             return super().forward()
         held = self._parameters if "original" in self._parameters else self._buffers
         return self._modules["0"](held["original"])  # type: ignore[no-any-return]
+
+    def _from_group(self, served: dict[int, Tensor]) -> Tensor | None:
+        weight = served.get(this_thread())
+        if not torch.compiler.is_compiling():
+            if weight is None and torch._C._current_graph_task_id() != -1:
+                weight = recall(self)
+            else:
+                keep(self, weight)
+        if weight is None:
+            return None
+        if len(self._modules) > 1:
+            for parametrization in list(self)[self.position + 1 :]:
+                weight = parametrization(weight)
+        return weight
+
+    @property
+    def position(self) -> int:
+        """The place of the spectral normalization in the list, of the first one if there are several."""
+        for position, parametrization in enumerate(self):
+            if isinstance(parametrization, SpectralNorm):
+                return position
+        raise ValueError("the weight is not spectrally normalized by lipgan any more")
+
+    def before_normalization(self) -> Tensor:
+        """What the spectral normalization divides: the original, or what the members before it make of it."""
+        names = ["original"] if self.is_tensor else [f"original{k}" for k in range(self.ntensors)]
+        originals = [getattr(self, name) for name in names]
+        for parametrization in list(self)[: self.position]:
+            originals = [parametrization(*originals)]
+        return originals[0]
 
     def _get_name(self) -> str:
         return "ParametrizationList"
@@ -198,13 +257,16 @@ def spectral_norm(
         weight.detach(), n_power_iterations, default_dim(module) if dim is None else dim, eps
     )
     parametrize.register_parametrization(module, name, parametrization)
-    _use_fast_list(module, name)
+    use_fast_list(module, name)
     return module
 
 
-def _use_fast_list(module: nn.Module, name: str) -> None:
+def use_fast_list(module: nn.Module, name: str) -> None:
     """What a module has beside lipgan's parametrization: a short way, loading of torch's hook layout, pickling."""
-    _parametrizations(module, name).__class__ = _Parametrizations
+    parametrizations = _parametrizations(module, name)
+    if isinstance(parametrizations, Parametrizations):
+        return
+    parametrizations.__class__ = Parametrizations
     module.register_load_state_dict_pre_hook(_load_hook_layout)  # type: ignore[no-untyped-call]
     make_picklable(module)
 
@@ -222,7 +284,7 @@ def convert_from_torch(module: nn.Module, name: str) -> None:
         vectors = (theirs._u, theirs._v) if original.ndim > 1 else None
         ours = SpectralNorm(original, iterations, theirs.dim, theirs.eps, vectors=vectors).train(theirs.training)
         parametrizations[list(parametrizations).index(theirs)] = ours
-        _use_fast_list(module, name)
+        use_fast_list(module, name)
     elif hook is not None:
         original = getattr(module, f"{name}_orig")
         vectors = getattr(module, f"{name}_u"), getattr(module, f"{name}_v")
@@ -233,7 +295,7 @@ def convert_from_torch(module: nn.Module, name: str) -> None:
         parametrization = SpectralNorm(original, iterations, dim, eps, vectors=vectors).train(module.training)
         # unsafe only skips the trial forward, which would move u and v on.
         parametrize.register_parametrization(module, name, parametrization, unsafe=True)
-        _use_fast_list(module, name)
+        use_fast_list(module, name)
 
 
 def is_normalized(module: nn.Module, name: str) -> bool:
@@ -241,6 +303,13 @@ def is_normalized(module: nn.Module, name: str) -> bool:
     if parametrization_of(module, name) is not None or torch_parametrization_of(module, name) is not None:
         return True
     return hook_of(module, name) is not None
+
+
+def normalized_names(module: nn.Module) -> list[str]:
+    """The parameters of ``module`` that are spectrally normalized, by lipgan or by either form of torch's."""
+    names = list(cast(nn.ModuleDict, module.parametrizations)) if parametrize.is_parametrized(module) else []
+    names += [hook.name for hook in _hooks(module)]
+    return [name for name in names if is_normalized(module, name)]
 
 
 def torch_parametrization_of(module: nn.Module, name: str) -> Any:
@@ -251,14 +320,16 @@ def torch_parametrization_of(module: nn.Module, name: str) -> Any:
     return None
 
 
-def hook_of(module: nn.Module, name: str) -> Any:
-    """The hook of torch.nn.utils.spectral_norm for the parameter ``name``, or None."""
+def _hooks(module: nn.Module) -> list[Any]:
+    """The hooks of torch.nn.utils.spectral_norm."""
     from torch.nn.utils.spectral_norm import SpectralNorm as Hook
 
-    for hook in module._forward_pre_hooks.values():
-        if isinstance(hook, Hook) and hook.name == name:
-            return hook
-    return None
+    return [hook for hook in module._forward_pre_hooks.values() if isinstance(hook, Hook)]
+
+
+def hook_of(module: nn.Module, name: str) -> Any:
+    """The hook of torch.nn.utils.spectral_norm for the parameter ``name``, or None."""
+    return next((hook for hook in _hooks(module) if hook.name == name), None)
 
 
 def _load_hook_layout(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:

@@ -17,7 +17,8 @@ from lipgan._dtypes import accumulation_dtype
 
 def to_matrix(weight: Tensor, dim: int) -> Tensor:
     """``weight`` with ``dim`` in front and the others flattened: ``[h, w]``."""
-    return weight.movedim(dim, 0).flatten(1)
+    # reshape, not flatten: the vmap of torch.autograd.grad(..., is_grads_batched=True) has a rule for it.
+    return weight.movedim(dim, 0).reshape(weight.shape[dim], -1)
 
 
 def from_matrix(matrix: Tensor, like: Tensor, dim: int) -> Tensor:
@@ -33,7 +34,7 @@ def scale_of(sigma: Tensor) -> Tensor:
 
 def _normalize(x: Tensor, eps: float) -> Tensor:
     # The norm in float64: a float32 sum of squares leaves its range at entries of 1e19.
-    norm: Tensor = torch.linalg.vector_norm(x, dtype=torch.float64)
+    norm: Tensor = torch.linalg.vector_norm(x, dtype=torch.complex128 if x.is_complex() else torch.float64)
     return (x / norm.clamp_min(eps)).to(x.dtype)
 
 
@@ -47,8 +48,11 @@ def spectral_norm_fwd(
 ) -> tuple[list[Tensor], Tensor, list[Tensor], list[Tensor]]:
     """Normalize a group of weights.
 
+    It is differentiable in the weights, in every mode of differentiation that PyTorch has, with u and v constant.
+
     Args:
-        weights: floating, two or more dimensions each.
+        weights: floating or complex, two or more dimensions each. The transpose is the conjugate one, and sigma is
+            then complex, as in PyTorch.
         us: ``[h]`` each, in the dtype of the weight.
         vs: ``[w]`` each, likewise.
         n_power_iterations: 0 takes ``sigma = u^T W v`` of the vectors given.
@@ -62,11 +66,11 @@ def spectral_norm_fwd(
     for weight, u, v, dim in zip(weights, us, vs, dims, strict=True):
         wide = accumulation_dtype(weight.dtype)
         matrix = to_matrix(weight, dim).to(wide)
-        u_wide, v_wide = u.to(wide), v.to(wide)
+        constant, u_wide, v_wide = matrix.detach(), u.detach().to(wide), v.detach().to(wide)
         for _ in range(n_power_iterations):
-            u_wide = _normalize(matrix @ v_wide, eps)
-            v_wide = _normalize(matrix.T @ u_wide, eps)
-        sigma = u_wide @ (matrix @ v_wide)
+            u_wide = _normalize(constant @ v_wide, eps)
+            v_wide = _normalize(constant.mH @ u_wide, eps)
+        sigma = u_wide.conj() @ (matrix @ v_wide)
         ys.append(from_matrix((matrix * scale_of(sigma)).to(weight.dtype), weight, dim).contiguous())
         sigmas.append(sigma)
         new_us.append(u_wide.to(u.dtype, copy=True))
