@@ -23,6 +23,7 @@ from lipgan.nn.spectral_norm import (
     this_thread,
     use_fast_list,
 )
+from lipgan.nn.spectral_norm_layouts import SELF_NORMALIZING
 from lipgan.ops.spectral_norm import normalize, split_vectors
 
 _TARGETS = (
@@ -53,12 +54,25 @@ class _Member:
         self._parameters: dict[str, Any] = self.list._parameters
         self._chain: dict[str, Any] = self.list._modules
         self._vectors: dict[str, Any] = parametrization._buffers
+        self._moved: tuple[int, ...] = ()  # the shape of the weight with dim in front
+        if parametrization.hook_order:
+            with torch.no_grad():
+                self._moved = tuple(self.list.before_normalization().movedim(parametrization.dim, 0).shape)
 
-    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The weight that is to be normalized, u and v."""
+    def operands(self) -> tuple[Tensor, Tensor, Tensor, int, SpectralNorm]:
+        """The weight that is to be normalized, u, v and dim as the op takes them, and the settings."""
         alone = len(self._chain) == 1 and "original" in self._parameters
         weight = self._parameters["original"] if alone else self.list.before_normalization()
-        return weight, self._vectors["_u"], self._vectors["_v"]
+        parametrization = self.parametrization
+        if parametrization.hook_order:
+            return (*parametrization.in_hook_order(weight), parametrization)
+        return weight, self._vectors["_u"], self._vectors["_v"], parametrization.dim, parametrization
+
+    def shaped(self, y: Tensor) -> Tensor:
+        """The normalized weight in the shape of the weight."""
+        if not self.parametrization.hook_order:
+            return y
+        return y.reshape(self._moved).movedim(0, self.parametrization.dim)
 
 
 class SpectralNormGroup:
@@ -125,7 +139,7 @@ class SpectralNormGroup:
                 self._normalize(lambda _: 0)
         values: dict[str, float] = {}
         for names, sigma in list(self._sigmas):
-            values.update(zip(names, sigma.tolist(), strict=True))
+            values.update(zip(names, (sigma.abs() if sigma.is_complex() else sigma).tolist(), strict=True))
         return {name: values[name] for name in self.names}
 
     def remove(self) -> None:
@@ -151,22 +165,21 @@ class SpectralNormGroup:
     def _normalize(self, iterations_of: Callable[[SpectralNorm], int]) -> list[Tensor]:
         """The normalized weights; u and v move on where ``iterations_of(parametrization)`` is not 0."""
         members = self._members
-        rows = [(*member.tensors(), member.parametrization) for member in members]
+        rows = [member.operands() for member in members]
         # One call for each combination that the members of a call have in common; in nearly every model there is one.
-        keys = [(row[0].dtype, row[0].device, iterations_of(row[3]), row[3].eps) for row in rows]
+        keys = [(row[0].dtype, row[0].device, iterations_of(row[4]), row[4].eps) for row in rows]
         normalized: list[Any] = [None] * len(rows)
         sigmas = []
         for key in dict.fromkeys(keys):
             indices = [index for index, other in enumerate(keys) if other == key]
-            weights, us, vs, parametrizations = zip(*[rows[index] for index in indices], strict=True)
-            dims = [parametrization.dim for parametrization in parametrizations]
+            weights, us, vs, dims, _ = zip(*[rows[index] for index in indices], strict=True)
             _, _, iterations, eps = key
             ys, sigma, uv = normalize(weights, us, vs, iterations, eps, dims)
             if iterations > 0:
                 new_us, new_vs = split_vectors(uv, weights, dims)
                 overwrite_vectors([*us, *vs], [*new_us, *new_vs])
             for index, y in zip(indices, ys, strict=True):
-                normalized[index] = y
+                normalized[index] = members[index].shaped(y)
             sigmas.append(([members[index].name for index in indices], sigma.detach()))
         self._sigmas = sigmas  # at once: another thread may be reading them
         return normalized
@@ -176,8 +189,10 @@ def group_spectral_norm(model: nn.Module, *, n_power_iterations: int = 1, eps: f
     """Normalize every weight of ``model`` by its spectral norm, all of them in one call per forward of ``model``.
 
     The group takes in the layers that are spectrally normalized already, by lipgan or by either form of torch's, with
-    their state and their settings. If there are none, it normalizes the ``weight`` of every ``Linear``,
-    ``Conv1d/2d/3d``, ``ConvTranspose1d/2d/3d`` and ``Embedding`` first.
+    their state and their settings, whatever the name of the parameter. If there are none, it normalizes the ``weight``
+    of every ``Linear``, ``Conv1d/2d/3d``, ``ConvTranspose1d/2d/3d`` and ``Embedding``, and the ``in_proj_weight`` (or
+    ``q_proj_weight``, ``k_proj_weight``, ``v_proj_weight``) of every ``MultiheadAttention`` first. A weight that is
+    parametrized otherwise, by a mask for example, is normalized after that.
 
     Args:
         model: changed in place. The call that normalizes is a hook on its forward.
@@ -188,9 +203,10 @@ def group_spectral_norm(model: nn.Module, *, n_power_iterations: int = 1, eps: f
         The group.
 
     Raises:
-        ValueError: ``model`` has no such layer, is in a group already, ``n_power_iterations < 1``, ``eps <= 0``, or
-            a weight is empty.
-        TypeError: a weight is integer or complex.
+        ValueError: ``model`` has no such layer, is in a group already, ``n_power_iterations < 1``, ``eps <= 0``, a
+            weight is empty, or made by a hook (as of torch.nn.utils.weight_norm), or a layer has a spectral norm of
+            its own (those of mimicry and BigGAN-PyTorch). The model is then unchanged.
+        TypeError: a weight is integer.
 
     Example:
         >>> critic = torch.nn.Sequential(torch.nn.Linear(2, 64), torch.nn.ReLU(), torch.nn.Linear(64, 1))
@@ -207,7 +223,9 @@ def group_spectral_norm(model: nn.Module, *, n_power_iterations: int = 1, eps: f
     fresh = not chosen
     if fresh:
         chosen = [(path, module, name) for path, module in modules.items() for name in _targets(module)]
-    for path, module, name in chosen:  # all of them before any changes
+    for path, module in modules.items():  # all of them before any changes
+        _check_module(path, module)
+    for path, module, name in chosen:
         _check_target(path, module, name, fresh)
     if not chosen:
         raise ValueError(f"model {type(model).__name__} has no Linear, Conv, ConvTranspose or Embedding weight")
@@ -232,6 +250,17 @@ def _targets(module: nn.Module) -> list[str]:
         names = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
         return [name for name in names if getattr(module, name, None) is not None]
     return []
+
+
+def _check_module(path: str, module: nn.Module) -> None:
+    """Raise ValueError for a layer that divides its weight by sigma in its own forward: it would be divided twice."""
+    for buffers in SELF_NORMALIZING:
+        if all(buffer in module._buffers for buffer in buffers):
+            raise ValueError(
+                f"{path or 'model'} ({type(module).__name__}) has a spectral norm of its own, with the buffers "
+                f"{' and '.join(buffers)}: build the model of lipgan.nn.SNConv2d, SNLinear and SNEmbedding, "
+                "which load its state dict"
+            )
 
 
 def _full_name(path: str, name: str) -> str:
