@@ -8,5 +8,5 @@ FLOATING_NAMES = "float32, float64, float16 or bfloat16"
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which sums over numbers of ``dtype`` are taken: float64 for float64, else float32."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
+    """The dtype in which sums over numbers of ``dtype`` are taken: itself if float64 or complex, else float32."""
+    return dtype if dtype == torch.float64 or dtype.is_complex else torch.float32

@@ -19,6 +19,7 @@ from lipgan.nn.minibatch import MinibatchDiscrimination, MinibatchStdDev
 from lipgan.nn.orthogonal import OrthogonalConv2d, OrthogonalLinear, orthogonal
 from lipgan.nn.spectral_norm import SpectralNorm, spectral_norm
 from lipgan.nn.spectral_norm_group import SpectralNormGroup, group_spectral_norm
+from lipgan.nn.spectral_norm_layouts import hook_state_dict
 from lipgan.nn.virtual_batch_norm import VirtualBatchNorm
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "VirtualBatchNorm",
     "conv_spectral_norm",
     "group_spectral_norm",
+    "hook_state_dict",
     "orthogonal",
     "spectral_norm",
 ]

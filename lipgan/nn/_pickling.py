@@ -3,28 +3,64 @@
 ``parametrize`` gives a module a class of its own, made at run time, that pickle cannot find. Such a module is pickled
 as its original class and its state, and the class is made again on loading. Modules that torch's own functions
 parametrize are left alone.
+
+Recurrent layers hold the weights of their last forward too, and weak references to them: results of a computation,
+which neither pickle nor deepcopy takes. They are left out, and the first forward of the copy computes them anew.
 """
 
 from __future__ import annotations
 
+import copy
+import weakref
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+_FLAT = ("_flat_weights", "_flat_weight_refs")
+
 
 def make_picklable(module: nn.Module) -> None:
-    """Let the parametrized ``module`` be pickled and saved whole."""
+    """Let the parametrized ``module`` be pickled, saved whole and, if it is recurrent, copied after a forward."""
     cls = type(module)
     if "parametrizations" in module._modules and cls.__reduce_ex__ is not _reduce:
         cls.__reduce_ex__ = _reduce  # type: ignore[method-assign, assignment]
+        if isinstance(module, nn.RNNBase):
+            cls.__deepcopy__ = _deepcopy  # type: ignore[attr-defined]
+
+
+def _state(module: nn.Module) -> dict[str, Any]:
+    state = dict(module.__dict__)
+    if isinstance(module, nn.RNNBase):
+        for name in _FLAT:
+            state.pop(name, None)
+    return state
+
+
+def _forget_flat_weights(module: nn.RNNBase) -> None:
+    # As after an access of a normalized weight whose tensor is gone: the next forward collects all weights.
+    gone = weakref.ref(torch.empty(0))
+    names = module._flat_weights_names
+    flat = [None if parametrize.is_parametrized(module, name) else getattr(module, name, None) for name in names]
+    module.__dict__["_flat_weights"] = flat
+    module.__dict__["_flat_weight_refs"] = [gone if weight is None else weakref.ref(weight) for weight in flat]
+
+
+def _deepcopy(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    replica = module.__new__(type(module))
+    memo[id(module)] = replica
+    replica.__dict__ = copy.deepcopy(_state(module), memo)
+    if isinstance(replica, nn.RNNBase):
+        _forget_flat_weights(replica)
+    return replica
 
 
 def _reduce(module: nn.Module, protocol: Any) -> tuple[Any, ...]:
     original_class = type(module).__bases__[0]
     if not parametrize.is_parametrized(module):
         return object.__reduce_ex__(module, protocol)  # type: ignore[return-value]
-    return _rebuild, (original_class,), dict(module.__dict__), None, None, _restore
+    return _rebuild, (original_class,), _state(module), None, None, _restore
 
 
 def _rebuild(original_class: type[nn.Module]) -> nn.Module:
@@ -37,4 +73,6 @@ def _restore(module: nn.Module, state: dict[str, Any]) -> None:
     parametrizations: nn.ModuleDict = module.parametrizations  # type: ignore[assignment]
     for name in parametrizations:
         parametrize._inject_property(module, name)
+    if isinstance(module, nn.RNNBase):
+        _forget_flat_weights(module)
     make_picklable(module)

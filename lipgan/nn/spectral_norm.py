@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -13,10 +15,16 @@ from torch.nn.utils.parametrizations import _SpectralNorm as _TorchSpectralNorm
 
 from lipgan._checks import check_count, check_floating
 from lipgan.nn._pickling import make_picklable
+from lipgan.nn._recomputation import keep, recall
+from lipgan.nn.spectral_norm_layouts import to_own_layout
+from lipgan.ops import _transforms
 from lipgan.ops.spectral_norm import normalize
+from lipgan.reference.spectral_norm import from_matrix, to_matrix
 
 # Of the constructor: brings u and v near the leading singular vectors, as in torch.nn.utils.parametrizations.
 _WARM_UP_ITERATIONS = 15
+
+_COMPLEX = (torch.complex64, torch.complex128)
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
@@ -29,6 +37,9 @@ class SpectralNorm(nn.Module):
         n_power_iterations: iterations per forward in training mode; in eval mode there is none.
         eps: lower bound on a norm that is divided by.
 
+        hook_order: whether an iteration takes ``v = W^T u`` first, as the hook :func:`torch.nn.utils.spectral_norm`
+            does, and u and v start at random, without iterations.
+
     ``vectors`` gives u and v, where they are known; they are kept, not copied.
 
     Buffers ``_u`` ``[h]`` and ``_v`` ``[w]`` in the dtype of the weight; none for a weight of one dimension, which is
@@ -37,6 +48,7 @@ class SpectralNorm(nn.Module):
 
     _u: Tensor
     _v: Tensor
+    hook_order = False  # of one that was pickled by an earlier version
 
     def __init__(
         self,
@@ -45,6 +57,7 @@ class SpectralNorm(nn.Module):
         dim: int = 0,
         eps: float = 1e-12,
         *,
+        hook_order: bool = False,
         vectors: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         super().__init__()
@@ -58,8 +71,7 @@ class SpectralNorm(nn.Module):
         self.dim = dim % weight.ndim
         self.n_power_iterations = n_power_iterations
         self.eps = eps
-        # What the next forward returns, where a SpectralNormGroup has normalized the weight already.
-        self._normalized: Tensor | None = None
+        self.hook_order = hook_order
         if weight.ndim > 1:
             u, v = self._initial_vectors(weight.detach()) if vectors is None else vectors
             self.register_buffer("_u", u)
@@ -71,55 +83,131 @@ class SpectralNorm(nn.Module):
         h = weight.shape[self.dim]
         u = F.normalize(weight.new_empty(h).normal_(0, 1), dim=0, eps=self.eps)
         v = F.normalize(weight.new_empty(weight.numel() // h).normal_(0, 1), dim=0, eps=self.eps)
+        if self.hook_order:
+            return u, v
         _, _, uv = normalize((weight,), (u,), (v,), _WARM_UP_ITERATIONS, self.eps, (self.dim,))
         return uv[:h].clone(), uv[h:].clone()
 
     def forward(self, weight: Tensor) -> Tensor:
         """``weight`` divided by its spectral norm, in the same shape."""
-        if self._normalized is not None:
-            return self._normalized
         if weight.ndim == 1:
             return F.normalize(weight, dim=0, eps=self.eps)
         iterations = self.n_power_iterations if self.training else 0
-        u, v = self._u, self._v
-        (y,), _, uv = normalize((weight,), (u,), (v,), iterations, self.eps, (self.dim,))
+        u, v, dim, like = self._u, self._v, self.dim, weight
+        if self.hook_order:
+            weight, u, v, dim = self.in_hook_order(weight)
+        (y,), _, uv = normalize((weight,), (u,), (v,), iterations, self.eps, (dim,))
         if iterations:
-            # In place: replicas and graphs hold the buffers. The gradient uses the fresh u and v, so that another
-            # forward, or a broadcast of the buffers, before the backward changes nothing.
             h = u.shape[0]
-            u.copy_(uv[:h])
-            v.copy_(uv[h:])
-        return y
+            overwrite_vectors((u, v), (uv[:h], uv[h:]))
+        return from_matrix(y, like, self.dim) if self.hook_order else y
+
+    def in_hook_order(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
+        """``(weight, u, v, dim)`` by which the op takes the half steps in the order of the hook.
+
+        The op begins with ``u = W v``. Of the transposed matrix, with u and v exchanged, that is ``v = W^T u``.
+        """
+        return to_matrix(weight, self.dim), self._v, self._u, 1
 
     def right_inverse(self, value: Tensor) -> Tensor:
         """Assigning to the normalized weight sets the original one."""
         return value
 
     def extra_repr(self) -> str:
-        return f"dim={self.dim}, n_power_iterations={self.n_power_iterations}, eps={self.eps}"
+        order = ", hook_order=True" if self.hook_order else ""
+        return f"dim={self.dim}, n_power_iterations={self.n_power_iterations}, eps={self.eps}{order}"
 
 
-class _Parametrizations(parametrize.ParametrizationList):
+def overwrite_vectors(old: Sequence[Tensor], new: Sequence[Tensor]) -> None:
+    """Move u and v on.
+
+    In place: replicas and graphs hold the buffers. The gradient uses the fresh u and v, so that another forward, or a
+    broadcast of the buffers, before the backward changes nothing.
+    """
+    if _transforms.active() and not torch.compiler.is_compiling():
+        for buffer, vector in zip(old, new, strict=True):
+            _transforms.overwrite(buffer, vector)
+    elif len(old) == 2:
+        old[0].copy_(new[0])
+        old[1].copy_(new[1])
+    else:
+        torch._foreach_copy_(list(old), list(new))
+
+
+def this_thread() -> int:
+    """The key of this thread in ``Parametrizations.served``; torch.compile, which cannot ask for it, takes 0."""
+    return 0 if torch.compiler.is_compiling() else threading.get_ident()
+
+
+class Parametrizations(parametrize.ParametrizationList):
     """torch's list of the parametrizations of a parameter, with a shorter way where there is only one.
 
     ``layer.weight`` otherwise spends as long in the search of the list as in a small layer's arithmetic.
+
+    Attributes:
+        served: None without a SpectralNormGroup. Otherwise, for each thread that is within a forward of the model, the
+            weight up to and including its spectral normalization, as the group has made it.
     """
 
+    served: dict[int, Tensor] | None = None
+
     def forward(self) -> Tensor:
+        served = self.served
+        if served is not None:
+            weight = self._from_group(served)
+            if weight is not None:
+                return weight
         if len(self._modules) > 1 or torch.compiler.is_compiling():
             return super().forward()
         held = self._parameters if "original" in self._parameters else self._buffers
         return self._modules["0"](held["original"])  # type: ignore[no-any-return]
 
+    def _from_group(self, served: dict[int, Tensor]) -> Tensor | None:
+        weight = served.get(this_thread())
+        if not torch.compiler.is_compiling():
+            if weight is None and torch._C._current_graph_task_id() != -1:
+                weight = recall(self)
+            else:
+                keep(self, weight)
+        if weight is None:
+            return None
+        if len(self._modules) > 1:
+            for parametrization in list(self)[self.position + 1 :]:
+                weight = parametrization(weight)
+        return weight
+
+    @property
+    def position(self) -> int:
+        """The place of the spectral normalization in the list, of the first one if there are several."""
+        for position, parametrization in enumerate(self):
+            if isinstance(parametrization, SpectralNorm):
+                return position
+        raise ValueError("the weight is not spectrally normalized by lipgan any more")
+
+    def before_normalization(self) -> Tensor:
+        """What the spectral normalization divides: the original, or what the members before it make of it."""
+        return _input_of(self, self.position)
+
     def _get_name(self) -> str:
         return "ParametrizationList"
+
+
+def _input_of(parametrizations: Any, place: int) -> Tensor:
+    """What the member at ``place`` of a ParametrizationList is given."""
+    count = None if parametrizations.is_tensor else parametrizations.ntensors
+    names = ["original"] if count is None else [f"original{k}" for k in range(count)]
+    values: list[Tensor] = [getattr(parametrizations, name) for name in names]
+    for parametrization in list(parametrizations)[:place]:
+        values = [parametrization(*values)]
+    return values[0]
 
 
 def check_weight(weight: Tensor, name: str = "weight") -> None:
     """Raise TypeError or ValueError for a tensor that has no spectral norm."""
     if is_lazy(weight):
         raise ValueError(f"{name} is not initialized yet: run the lazy module once before")
-    check_floating(name, weight)
+    if weight.dtype not in _COMPLEX:
+        check_floating(name, weight)
     if weight.ndim == 0:
         raise ValueError(f"{name} must have at least one dimension, got a 0-dim tensor")
     if weight.numel() == 0:
@@ -157,28 +245,35 @@ def spectral_norm(
     n_power_iterations: int = 1,
     eps: float = 1e-12,
     dim: int | None = None,
+    *,
+    hook_order: bool = False,
 ) -> nn.Module:
     """Divide the parameter ``name`` of ``module`` by its spectral norm at every access.
 
     A drop-in for :func:`torch.nn.utils.parametrizations.spectral_norm`: the same numbers for the same seed, the same
     ``state_dict`` keys (``parametrizations.weight.original``, ``parametrizations.weight.0._u`` and ``._v``), the same
     behaviour in train and eval mode, and :func:`torch.nn.utils.parametrize.remove_parametrizations` undoes it. State
-    dicts of ``torch.nn.utils.spectral_norm`` (``weight_orig``, ``weight_u``, ``weight_v``) load too.
+    dicts of ``torch.nn.utils.spectral_norm`` (``weight_orig``, ``weight_u``, ``weight_v``) load too, and those of the
+    layers of mimicry and BigGAN-PyTorch; :func:`lipgan.nn.hook_state_dict` makes the first of these. A second
+    normalization of a parameter follows the first one, as in PyTorch.
 
     Args:
-        module: holds the parameter: float32, float64, float16 or bfloat16, of any shape.
+        module: holds the parameter: float32, float64, float16, bfloat16, complex64 or complex128, of any shape.
+            Complex ones are computed by plain PyTorch.
         name: of the parameter.
         n_power_iterations: iterations per forward in training mode.
         eps: lower bound on a norm that is divided by. Norms are taken in float32 or wider, so 1e-12 serves half types.
         dim: the dimension that becomes the rows of the matrix; None for 1 in ``ConvTranspose1d/2d/3d``, else 0.
+        hook_order: compute as the older hook :func:`torch.nn.utils.spectral_norm` does: v before u in an iteration,
+            from random vectors. The numbers of a fresh model are then those of the hook.
 
     Returns:
         ``module``, changed in place.
 
     Raises:
-        ValueError: no such parameter, spectral normalization applied to it already, an empty or 0-dim parameter,
-            ``n_power_iterations < 1``, ``eps <= 0``.
-        TypeError: an integer or complex parameter.
+        ValueError: no such parameter, one that has the hook :func:`torch.nn.utils.spectral_norm` already, an empty or
+            0-dim parameter, ``n_power_iterations < 1``, ``eps <= 0``.
+        TypeError: an integer parameter.
         IndexError: ``dim`` out of range.
 
     Example:
@@ -188,25 +283,27 @@ def spectral_norm(
 
     Source: Miyato et al. 2018, "Spectral Normalization for Generative Adversarial Networks", Algorithm 1.
     """
-    # Before the weight is touched: an access of a normalized weight moves u and v on.
-    if is_normalized(module, name):
+    if hook_of(module, name) is not None:
         raise ValueError(f"{name!r} of module {type(module).__name__} is spectrally normalized already")
     weight = getattr(module, name, None)
     if not isinstance(weight, Tensor):
         raise ValueError(f"module {type(module).__name__} has no parameter or buffer named {name!r}")
     check_weight(weight, name)
-    parametrization = SpectralNorm(
-        weight.detach(), n_power_iterations, default_dim(module) if dim is None else dim, eps
-    )
-    parametrize.register_parametrization(module, name, parametrization)
-    _use_fast_list(module, name)
+    dim = default_dim(module) if dim is None else dim
+    parametrization = SpectralNorm(weight.detach(), n_power_iterations, dim, eps, hook_order=hook_order)
+    # unsafe skips the trial forward, which moves u and v on: PyTorch's parametrization makes it, the hook does not.
+    parametrize.register_parametrization(module, name, parametrization, unsafe=hook_order)
+    use_fast_list(module, name)
     return module
 
 
-def _use_fast_list(module: nn.Module, name: str) -> None:
-    """What a module has beside lipgan's parametrization: a short way, loading of torch's hook layout, pickling."""
-    _parametrizations(module, name).__class__ = _Parametrizations
-    module.register_load_state_dict_pre_hook(_load_hook_layout)  # type: ignore[no-untyped-call]
+def use_fast_list(module: nn.Module, name: str) -> None:
+    """What a module has beside lipgan's parametrization: a short way, loading of other layouts, pickling."""
+    parametrizations = _parametrizations(module, name)
+    if isinstance(parametrizations, Parametrizations):
+        return
+    parametrizations.__class__ = Parametrizations
+    module.register_load_state_dict_pre_hook(_load_other_layouts)  # type: ignore[no-untyped-call]
     make_picklable(module)
 
 
@@ -215,26 +312,28 @@ def convert_from_torch(module: nn.Module, name: str) -> None:
 
     The parameter stays the same object, so an optimizer that holds it goes on working.
     """
-    theirs, hook = torch_parametrization_of(module, name), hook_of(module, name)
-    if theirs is not None:
+    hook = hook_of(module, name)
+    while (theirs := torch_parametrization_of(module, name)) is not None:
         parametrizations = _parametrizations(module, name)
-        original = parametrizations.original
+        place = list(parametrizations).index(theirs)
+        weight = _input_of(parametrizations, place)
         iterations = getattr(theirs, "n_power_iterations", 1)  # absent for a weight of one dimension
-        vectors = (theirs._u, theirs._v) if original.ndim > 1 else None
-        ours = SpectralNorm(original, iterations, theirs.dim, theirs.eps, vectors=vectors).train(theirs.training)
-        parametrizations[list(parametrizations).index(theirs)] = ours
-        _use_fast_list(module, name)
-    elif hook is not None:
+        vectors = (theirs._u, theirs._v) if weight.ndim > 1 else None
+        ours = SpectralNorm(weight, iterations, theirs.dim, theirs.eps, vectors=vectors).train(theirs.training)
+        parametrizations[place] = ours
+        use_fast_list(module, name)
+    if hook is not None:
         original = getattr(module, f"{name}_orig")
         vectors = getattr(module, f"{name}_u"), getattr(module, f"{name}_v")
         iterations, eps, dim = hook.n_power_iterations, hook.eps, hook.dim
         torch.nn.utils.remove_spectral_norm(module, name)
         delattr(module, name)
         module.register_parameter(name, original)
-        parametrization = SpectralNorm(original, iterations, dim, eps, vectors=vectors).train(module.training)
+        parametrization = SpectralNorm(original, iterations, dim, eps, hook_order=True, vectors=vectors)
+        parametrization.train(module.training)
         # unsafe only skips the trial forward, which would move u and v on.
         parametrize.register_parametrization(module, name, parametrization, unsafe=True)
-        _use_fast_list(module, name)
+        use_fast_list(module, name)
 
 
 def is_normalized(module: nn.Module, name: str) -> bool:
@@ -242,6 +341,13 @@ def is_normalized(module: nn.Module, name: str) -> bool:
     if parametrization_of(module, name) is not None or torch_parametrization_of(module, name) is not None:
         return True
     return hook_of(module, name) is not None
+
+
+def normalized_names(module: nn.Module) -> list[str]:
+    """The parameters of ``module`` that are spectrally normalized, by lipgan or by either form of torch's."""
+    names = list(cast(nn.ModuleDict, module.parametrizations)) if parametrize.is_parametrized(module) else []
+    names += [hook.name for hook in _hooks(module)]
+    return [name for name in names if is_normalized(module, name)]
 
 
 def torch_parametrization_of(module: nn.Module, name: str) -> Any:
@@ -252,22 +358,22 @@ def torch_parametrization_of(module: nn.Module, name: str) -> Any:
     return None
 
 
-def hook_of(module: nn.Module, name: str) -> Any:
-    """The hook of torch.nn.utils.spectral_norm for the parameter ``name``, or None."""
+def _hooks(module: nn.Module) -> list[Any]:
+    """The hooks of torch.nn.utils.spectral_norm."""
     from torch.nn.utils.spectral_norm import SpectralNorm as Hook
 
-    for hook in module._forward_pre_hooks.values():
-        if isinstance(hook, Hook) and hook.name == name:
-            return hook
-    return None
+    return [hook for hook in module._forward_pre_hooks.values() if isinstance(hook, Hook)]
 
 
-def _load_hook_layout(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Rename the keys of torch.nn.utils.spectral_norm in ``state_dict`` to those of the parametrization."""
-    for name in cast(nn.ModuleDict, module.parametrizations):
-        if parametrization_of(module, name) is None:
-            continue
-        for old, new in (("orig", "original"), ("u", "0._u"), ("v", "0._v")):
-            key = f"{prefix}{name}_{old}"
-            if key in state_dict:
-                state_dict[f"{prefix}parametrizations.{name}.{new}"] = state_dict.pop(key)
+def hook_of(module: nn.Module, name: str) -> Any:
+    """The hook of torch.nn.utils.spectral_norm for the parameter ``name``, or None."""
+    return next((hook for hook in _hooks(module) if hook.name == name), None)
+
+
+def _load_other_layouts(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Rename the keys of other spectral norms in ``state_dict`` to those of the parametrization."""
+    for name, parametrizations in cast(nn.ModuleDict, module.parametrizations).items():
+        if isinstance(parametrizations, Parametrizations):
+            place = parametrizations.position
+            dim = cast(SpectralNorm, parametrizations[place]).dim
+            to_own_layout(state_dict, prefix, name, place, dim)

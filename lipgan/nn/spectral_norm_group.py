@@ -7,17 +7,23 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from lipgan._checks import check_count
 from lipgan.nn.spectral_norm import (
+    Parametrizations,
     SpectralNorm,
     check_settings,
     check_weight,
     convert_from_torch,
-    is_normalized,
+    normalized_names,
+    overwrite_vectors,
     parametrization_of,
     spectral_norm,
+    this_thread,
+    use_fast_list,
 )
+from lipgan.nn.spectral_norm_layouts import SELF_NORMALIZING
 from lipgan.ops.spectral_norm import normalize, split_vectors
 
 _TARGETS = (
@@ -35,19 +41,38 @@ _TARGETS = (
 class _Member:
     """One weight of the group."""
 
-    def __init__(self, name: str, module: nn.Module) -> None:
+    def __init__(self, name: str, module: nn.Module, tensor_name: str) -> None:
         self.name = name
-        parametrization = parametrization_of(module, "weight")
+        parametrization = parametrization_of(module, tensor_name)
         assert parametrization is not None
+        use_fast_list(module, tensor_name)
         self.parametrization: SpectralNorm = parametrization
+        self.list: Parametrizations = cast(Any, module.parametrizations)[tensor_name]
+        self.served: dict[int, Tensor] = {}
+        self.list.served = self.served
         # The dictionaries in which the modules hold their tensors: an attribute of a module takes ten times as long.
-        holder = cast(Any, module.parametrizations)["weight"]
-        self._originals: dict[str, Any] = holder._parameters if "original" in holder._parameters else holder._buffers
+        self._parameters: dict[str, Any] = self.list._parameters
+        self._chain: dict[str, Any] = self.list._modules
         self._vectors: dict[str, Any] = parametrization._buffers
+        self._moved: tuple[int, ...] = ()  # the shape of the weight with dim in front
+        if parametrization.hook_order:
+            with torch.no_grad():
+                self._moved = tuple(self.list.before_normalization().movedim(parametrization.dim, 0).shape)
 
-    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The original weight, u and v."""
-        return self._originals["original"], self._vectors["_u"], self._vectors["_v"]
+    def operands(self) -> tuple[Tensor, Tensor, Tensor, int, SpectralNorm]:
+        """The weight that is to be normalized, u, v and dim as the op takes them, and the settings."""
+        alone = len(self._chain) == 1 and "original" in self._parameters
+        weight = self._parameters["original"] if alone else self.list.before_normalization()
+        parametrization = self.parametrization
+        if parametrization.hook_order:
+            return (*parametrization.in_hook_order(weight), parametrization)
+        return weight, self._vectors["_u"], self._vectors["_v"], parametrization.dim, parametrization
+
+    def shaped(self, y: Tensor) -> Tensor:
+        """The normalized weight in the shape of the weight."""
+        if not self.parametrization.hook_order:
+            return y
+        return y.reshape(self._moved).movedim(0, self.parametrization.dim)
 
 
 class SpectralNormGroup:
@@ -55,10 +80,15 @@ class SpectralNormGroup:
 
     A forward of the model normalizes all of them by one call before its first layer runs; outside of a forward each
     ``layer.weight`` normalizes itself as :func:`lipgan.spectral_norm` does. The members of the group hold their own
-    parametrizations, so ``state_dict`` is that of the single layers.
+    parametrizations, so ``state_dict`` is that of the single layers. Of a weight with several parametrizations, the
+    group computes those before the normalization in that call too, and those after it at each access.
+
+    Threads may run forwards of the model at the same time. A part of the model within
+    ``torch.utils.checkpoint(use_reentrant=False)`` runs again with the weights of its forward.
 
     Attributes:
-        names: the modules of the group, as in ``model.named_modules()``.
+        names: the weights of the group: ``weight`` by the name of its module, as in ``model.named_modules()``, another
+            one by that of the parameter, such as ``"attention.in_proj_weight"``.
     """
 
     def __init__(self, model: nn.Module, members: list[_Member]) -> None:
@@ -108,31 +138,34 @@ class SpectralNormGroup:
             with torch.no_grad():
                 self._normalize(lambda _: 0)
         values: dict[str, float] = {}
-        for names, sigma in self._sigmas:
-            values.update(zip(names, sigma.tolist(), strict=True))
+        for names, sigma in list(self._sigmas):
+            values.update(zip(names, (sigma.abs() if sigma.is_complex() else sigma).tolist(), strict=True))
         return {name: values[name] for name in self.names}
 
     def remove(self) -> None:
         """Undo the grouping: every member normalizes itself again, at each access of its weight."""
         for handle in self._handles:
             handle.remove()
-        self._forget()
+        for member in self._members:
+            member.list.served = None
 
     def _before(self, model: nn.Module, args: Any) -> None:
+        # A replica of nn.DataParallel holds copies of the weights on its own device, which its layers normalize.
+        if getattr(model, "_is_replica", False):
+            return
+        thread = this_thread()
         for member, y in zip(self._members, self.normalize(), strict=True):
-            member.parametrization._normalized = y
+            member.served[thread] = y
 
     def _after(self, model: nn.Module, args: Any, output: Any) -> None:
-        self._forget()
-
-    def _forget(self) -> None:
+        thread = this_thread()
         for member in self._members:
-            member.parametrization._normalized = None
+            member.served.pop(thread, None)
 
     def _normalize(self, iterations_of: Callable[[SpectralNorm], int]) -> list[Tensor]:
         """The normalized weights; u and v move on where ``iterations_of(parametrization)`` is not 0."""
         members = self._members
-        rows = [(*member.tensors(), member.parametrization) for member in members]
+        rows = [member.operands() for member in members]
         for member, row in zip(members, rows, strict=True):
             if hasattr(row[0], "_local_tensor"):
                 raise ValueError(
@@ -140,21 +173,21 @@ class SpectralNormGroup:
                     "sharded by fully_shard: normalize each layer by lipgan.spectral_norm instead"
                 )
         # One call for each combination that the members of a call have in common; in nearly every model there is one.
-        keys = [(row[0].dtype, row[0].device, iterations_of(row[3]), row[3].eps) for row in rows]
+        keys = [(row[0].dtype, row[0].device, iterations_of(row[4]), row[4].eps) for row in rows]
         normalized: list[Any] = [None] * len(rows)
-        self._sigmas = []
+        sigmas = []
         for key in dict.fromkeys(keys):
             indices = [index for index, other in enumerate(keys) if other == key]
-            weights, us, vs, parametrizations = zip(*[rows[index] for index in indices], strict=True)
-            dims = [parametrization.dim for parametrization in parametrizations]
+            weights, us, vs, dims, _ = zip(*[rows[index] for index in indices], strict=True)
             _, _, iterations, eps = key
             ys, sigma, uv = normalize(weights, us, vs, iterations, eps, dims)
             if iterations > 0:
                 new_us, new_vs = split_vectors(uv, weights, dims)
-                torch._foreach_copy_([*us, *vs], [*new_us, *new_vs])
+                overwrite_vectors([*us, *vs], [*new_us, *new_vs])
             for index, y in zip(indices, ys, strict=True):
-                normalized[index] = y
-            self._sigmas.append(([members[index].name for index in indices], sigma.detach()))
+                normalized[index] = members[index].shaped(y)
+            sigmas.append(([members[index].name for index in indices], sigma.detach()))
+        self._sigmas = sigmas  # at once: another thread may be reading them
         return normalized
 
 
@@ -162,8 +195,10 @@ def group_spectral_norm(model: nn.Module, *, n_power_iterations: int = 1, eps: f
     """Normalize every weight of ``model`` by its spectral norm, all of them in one call per forward of ``model``.
 
     The group takes in the layers that are spectrally normalized already, by lipgan or by either form of torch's, with
-    their state and their settings. If there are none, it normalizes the ``weight`` of every ``Linear``,
-    ``Conv1d/2d/3d``, ``ConvTranspose1d/2d/3d`` and ``Embedding`` first.
+    their state and their settings, whatever the name of the parameter. If there are none, it normalizes the ``weight``
+    of every ``Linear``, ``Conv1d/2d/3d``, ``ConvTranspose1d/2d/3d`` and ``Embedding``, and the ``in_proj_weight`` (or
+    ``q_proj_weight``, ``k_proj_weight``, ``v_proj_weight``) of every ``MultiheadAttention`` first. A weight that is
+    parametrized otherwise, by a mask for example, is normalized after that.
 
     Args:
         model: changed in place. The call that normalizes is a hook on its forward.
@@ -174,9 +209,10 @@ def group_spectral_norm(model: nn.Module, *, n_power_iterations: int = 1, eps: f
         The group.
 
     Raises:
-        ValueError: ``model`` has no such layer, is in a group already, ``n_power_iterations < 1``, ``eps <= 0``, or
-            a weight is empty.
-        TypeError: a weight is integer or complex.
+        ValueError: ``model`` has no such layer, is in a group already, ``n_power_iterations < 1``, ``eps <= 0``, a
+            weight is empty, or made by a hook (as of torch.nn.utils.weight_norm), or a layer has a spectral norm of
+            its own (those of mimicry and BigGAN-PyTorch). The model is then unchanged.
+        TypeError: a weight is integer.
 
     Example:
         >>> critic = torch.nn.Sequential(torch.nn.Linear(2, 64), torch.nn.ReLU(), torch.nn.Linear(64, 1))
@@ -190,21 +226,65 @@ def group_spectral_norm(model: nn.Module, *, n_power_iterations: int = 1, eps: f
         if isinstance(getattr(hook, "__self__", None), SpectralNormGroup):
             raise ValueError(f"model {type(model).__name__} is in a SpectralNormGroup already")
     modules = dict(model.named_modules())
-    chosen = {name: module for name, module in modules.items() if is_normalized(module, "weight")}
-    if not chosen:
-        chosen = {name: module for name, module in modules.items() if isinstance(module, _TARGETS)}
-        for name, module in chosen.items():  # all of them before any changes
-            check_weight(cast(Tensor, module.weight), f"{name}.weight")
+    chosen = [(path, module, name) for path, module in modules.items() for name in normalized_names(module)]
+    fresh = not chosen
+    if fresh:
+        chosen = [(path, module, name) for path, module in modules.items() for name in _targets(module)]
+    for path, module in modules.items():  # all of them before any changes
+        _check_module(path, module)
+    for path, module, name in chosen:
+        _check_target(path, module, name, fresh)
     if not chosen:
         raise ValueError(f"model {type(model).__name__} has no Linear, Conv, ConvTranspose or Embedding weight")
     members = []
-    for name, module in chosen.items():
-        if is_normalized(module, "weight"):
-            convert_from_torch(module, "weight")
+    for path, module, name in chosen:
+        if fresh:
+            spectral_norm(module, name, n_power_iterations, eps)
         else:
-            spectral_norm(module, "weight", n_power_iterations, eps)
-        parametrization = parametrization_of(module, "weight")
+            convert_from_torch(module, name)
+        parametrization = parametrization_of(module, name)
         # A weight of one dimension has no u and v: it stays with its own cheap normalization.
         if parametrization is not None and hasattr(parametrization, "_u"):
-            members.append(_Member(name, module))
+            members.append(_Member(_full_name(path, name), module, name))
     return SpectralNormGroup(model, members)
+
+
+def _targets(module: nn.Module) -> list[str]:
+    """The parameters that the group normalizes in a model where nothing is normalized yet."""
+    if isinstance(module, _TARGETS):
+        return ["weight"]
+    if isinstance(module, nn.MultiheadAttention):
+        names = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+        return [name for name in names if getattr(module, name, None) is not None]
+    return []
+
+
+def _check_module(path: str, module: nn.Module) -> None:
+    """Raise ValueError for a layer that divides its weight by sigma in its own forward: it would be divided twice."""
+    for buffers in SELF_NORMALIZING:
+        if all(buffer in module._buffers for buffer in buffers):
+            raise ValueError(
+                f"{path or 'model'} ({type(module).__name__}) has a spectral norm of its own, with the buffers "
+                f"{' and '.join(buffers)}: build the model of lipgan.nn.SNConv2d, SNLinear and SNEmbedding, "
+                "which load its state dict"
+            )
+
+
+def _full_name(path: str, name: str) -> str:
+    return path if name == "weight" else ".".join(part for part in (path, name) if part)
+
+
+def _check_target(path: str, module: nn.Module, name: str, fresh: bool) -> None:
+    """Raise an error, with nothing changed yet, for a weight that the group cannot take."""
+    full = ".".join(part for part in (path, name) if part)
+    if not fresh:
+        return
+    parametrized = parametrize.is_parametrized(module, name)
+    if not parametrized and name not in module._parameters and name not in module._buffers:
+        raise ValueError(
+            f"{full} is made by a hook of {type(module).__name__} before each forward, as torch.nn.utils.weight_norm "
+            "and torch.nn.utils.prune do: remove it, or use a parametrization, such as "
+            "torch.nn.utils.parametrizations.weight_norm"
+        )
+    weight = getattr(module, name)
+    check_weight(cast(Tensor, weight), full)

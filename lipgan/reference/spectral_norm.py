@@ -17,7 +17,8 @@ from lipgan._dtypes import accumulation_dtype
 
 def to_matrix(weight: Tensor, dim: int) -> Tensor:
     """``weight`` with ``dim`` in front and the others flattened: ``[h, w]``."""
-    return weight.movedim(dim, 0).flatten(1)
+    # reshape, not flatten: the vmap of torch.autograd.grad(..., is_grads_batched=True) has a rule for it.
+    return weight.movedim(dim, 0).reshape(weight.shape[dim], -1)
 
 
 def from_matrix(matrix: Tensor, like: Tensor, dim: int) -> Tensor:
@@ -33,7 +34,7 @@ def scale_of(sigma: Tensor) -> Tensor:
 
 def _normalize(x: Tensor, eps: Tensor) -> Tensor:
     # The norm in float64: a float32 sum of squares leaves its range at entries of 1e19.
-    norm: Tensor = torch.linalg.vector_norm(x, dtype=torch.float64)
+    norm: Tensor = torch.linalg.vector_norm(x, dtype=torch.complex128 if x.is_complex() else torch.float64)
     return (x / torch.maximum(norm, eps)).to(x.dtype)
 
 
@@ -43,7 +44,7 @@ def unit_of(matrix: Tensor) -> Tensor:
     Where the largest entry is beyond the range that is left, or not a number, nothing can be mended: 1.
     """
     largest = matrix.detach().abs().amax()
-    if matrix.dtype == torch.float64:
+    if largest.dtype == torch.float64:
         outside = ((largest > 2.0**450) | (largest < 2.0**-450)) & (largest > 0)
         limit = 1000.0
     else:
@@ -62,8 +63,11 @@ def spectral_norm_fwd(
 ) -> tuple[list[Tensor], Tensor, list[Tensor], list[Tensor]]:
     """Normalize a group of weights.
 
+    It is differentiable in the weights, in every mode of differentiation that PyTorch has, with u and v constant.
+
     Args:
-        weights: floating, two or more dimensions each.
+        weights: floating or complex, two or more dimensions each. The transpose is the conjugate one, and sigma is
+            then complex, as in PyTorch.
         us: ``[h]`` each, in the dtype of the weight.
         vs: ``[w]`` each, likewise.
         n_power_iterations: 0 takes ``sigma = u^T W v`` of the vectors given.
@@ -80,11 +84,11 @@ def spectral_norm_fwd(
         unit = unit_of(matrix)
         matrix = matrix * unit
         scaled_eps = (eps * unit.double()).clamp_min(torch.finfo(torch.float64).tiny)
-        u_wide, v_wide = u.to(wide), v.to(wide)
+        constant, u_wide, v_wide = matrix.detach(), u.detach().to(wide), v.detach().to(wide)
         for _ in range(n_power_iterations):
-            u_wide = _normalize(matrix @ v_wide, scaled_eps)
-            v_wide = _normalize(matrix.T @ u_wide, scaled_eps)
-        sigma = u_wide @ (matrix @ v_wide)
+            u_wide = _normalize(constant @ v_wide, scaled_eps)
+            v_wide = _normalize(constant.mH @ u_wide, scaled_eps)
+        sigma = u_wide.conj() @ (matrix @ v_wide)
         sigmas.append(sigma / unit)
         # sigma may have no number where the quotient has one, so that both are taken in the unit.
         is_zero = sigmas[-1].abs() < torch.finfo(wide).tiny

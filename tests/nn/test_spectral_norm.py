@@ -491,7 +491,11 @@ def with_weight(weight: Tensor) -> nn.Module:
         (lambda: lipgan.spectral_norm(nn.LazyLinear(3)), ValueError, "weight is not initialized yet"),
         (unnamed(dim=2), IndexError, r"dim must be in \[-2, 1\] .* got 2"),
         (lambda: lipgan.spectral_norm(with_weight(torch.ones(2, 2).int())), TypeError, "got torch.int32"),
-        (lambda: lipgan.spectral_norm(with_weight(torch.ones(2, 2).cfloat())), TypeError, "got torch.complex64"),
+        (
+            lambda: lipgan.spectral_norm(with_weight(torch.ones(2, 2).to(torch.complex32))),
+            TypeError,
+            "got torch.complex32",
+        ),
         (lambda: lipgan.spectral_norm(with_weight(torch.ones(0, 2))), ValueError, "must not be empty"),
         (lambda: lipgan.spectral_norm(with_weight(torch.tensor(1.0))), ValueError, "0-dim"),
         (lambda: lipgan.group_spectral_norm(critic(), eps=-1.0), ValueError, "eps must be positive, got -1.0"),
@@ -504,9 +508,8 @@ def test_bad_input(call: Callable[[], object], error: type[Exception], message: 
         call()
 
 
-@pytest.mark.parametrize("first", [lipgan.spectral_norm, parametrizations.spectral_norm, torch.nn.utils.spectral_norm])
-def test_applying_it_twice_is_refused_and_changes_nothing(first: Callable[[nn.Module], nn.Module]) -> None:
-    layer = first(nn.Linear(3, 2))
+def test_applying_it_to_a_hooked_layer_is_refused_and_changes_nothing() -> None:
+    layer = torch.nn.utils.spectral_norm(nn.Linear(3, 2))
     before = copy.deepcopy(layer.state_dict())
     with pytest.raises(ValueError, match=r"'weight' of module .* is spectrally normalized already"):
         lipgan.spectral_norm(layer)

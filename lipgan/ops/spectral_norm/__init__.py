@@ -109,7 +109,8 @@ def spectral_norm(
 
     The matrix of the weight is ``weight.movedim(dim, 0).flatten(1)``, ``[h, w]``. An iteration is ``u = W v / |W v|``,
     ``v = W^T u / |W^T u|``; then ``sigma = u^T W v``. Differentiable any number of times in ``weight``, with u and v
-    held constant, as in Miyato et al. 2018 (Algorithm 1, eq. 20-22).
+    held constant, as in Miyato et al. 2018 (Algorithm 1, eq. 20-22). The transforms of torch.func, forward-mode
+    differentiation, and tracers and exporters see PyTorch's own operations, whatever the backend.
 
     Args:
         weight: two or more dimensions; float32, float64, float16 or bfloat16 (sums of half types are float32).

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
-from lipgan.ops import _backend
+from lipgan.ops import _backend, _transforms
 from lipgan.ops.spectral_norm.backends import bwd, fwd, join_vectors, split_vectors
 from lipgan.reference import spectral_norm as reference
 
@@ -60,34 +61,26 @@ class _Backward(torch.autograd.Function):
         return None, None, None, to_dsigma, torch.stack(to_sigma), *to_grad_ys, *to_ys
 
 
-def _run(
-    dims: Sequence[int],
-    backend: str | None,
-    n_power_iterations: int,
-    eps: float,
-    vectors: tuple[Sequence[Tensor], Sequence[Tensor]],
-    *weights: Tensor,
-) -> tuple[Tensor, ...]:
-    function = fwd if _backend.is_plain(weights) else torch.ops.lipgan.spectral_norm_fwd.default
-    ys, sigma, uv = function(weights, vectors[0], vectors[1], n_power_iterations, eps, dims, backend)
-    return (uv, sigma, *ys)
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.dims, ctx.backend = inputs[:2]
-    ctx.mark_non_differentiable(output[0])
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*output)
-
-
 class _SpectralNorm(torch.autograd.Function):
     """weights -> (uv, sigma, ys); u and v are constants of the differentiation."""
 
     @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
-        output = _run(*inputs)
-        _save(ctx, inputs, output)
-        return output
+    def forward(
+        ctx: Any,
+        dims: Sequence[int],
+        backend: str | None,
+        n_power_iterations: int,
+        eps: float,
+        vectors: tuple[Sequence[Tensor], Sequence[Tensor]],
+        *weights: Tensor,
+    ) -> tuple[Tensor, ...]:
+        function = fwd if _backend.is_plain(weights) else torch.ops.lipgan.spectral_norm_fwd.default
+        ys, sigma, uv = function(weights, vectors[0], vectors[1], n_power_iterations, eps, dims, backend)
+        ctx.dims, ctx.backend = dims, backend
+        ctx.mark_non_differentiable(uv)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(uv, sigma, *ys)
+        return (uv, sigma, *ys)
 
     @staticmethod
     def backward(ctx: Any, _: None, grad_sigma: Tensor | None, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -107,7 +100,10 @@ class _SpectralNorm(torch.autograd.Function):
             for layer, y in zip(reached, ys, strict=True):
                 grad = grads[layer]
                 grad_ys.append(torch.zeros_like(y) if grad is None else grad)
-            if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
+            if _transforms.are_batched(grad_ys):
+                us, vs = split_vectors(uv, ys, dims)
+                inner = reference.spectral_norm_bwd(grad_ys, grad_sigma, ys, sigma, us, vs, dims)
+            elif torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
                 inner = _Backward.apply(dims, ctx.backend, uv, grad_sigma, sigma, *grad_ys, *ys)  # type: ignore[no-untyped-call]
             else:
                 function = bwd if _backend.is_plain(grad_ys) else torch.ops.lipgan.spectral_norm_bwd.default
@@ -117,11 +113,23 @@ class _SpectralNorm(torch.autograd.Function):
         return (None, None, None, None, None, *result)
 
 
-class _SpectralNormUnderTransforms(_SpectralNorm):
-    """The form that torch.func asks for. Elsewhere it costs three times as much a call as the other."""
+def _composes(weights: Sequence[Tensor]) -> bool:
+    """Whether the call has to be made of PyTorch's own operations.
 
-    forward = staticmethod(_run)  # type: ignore[assignment]
-    setup_context = staticmethod(_save)
+    Transforms of torch.func and forward-mode differentiation have rules for those, at every depth; tracers and
+    exporters (torch.jit.trace, torch.onnx.export, torch.export) hand a graph to programs that know no others; and
+    complex weights have no kernels.
+    """
+    if torch.compiler.is_compiling():
+        if torch.compiler.is_exporting() or _transforms.active():
+            return True
+    elif (
+        torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+        or torch._C._get_tracing_state() is not None
+    ):
+        return True
+    return weights[0].is_complex()
 
 
 def normalize(
@@ -135,10 +143,14 @@ def normalize(
 ) -> tuple[Sequence[Tensor], Tensor, Tensor]:
     """:func:`spectral_norm_group` for callers whose arguments are known to be good, as those of a layer are.
 
+    Under transforms, forward-mode differentiation, tracers and exporters, and for complex weights, it is the reference,
+    whatever the backend.
+
     Returns:
         ``(ys, sigma, uv)``; :func:`split_vectors` takes uv apart.
     """
-    under_transforms = torch._C._are_functorch_transforms_active()
-    function = _SpectralNormUnderTransforms if under_transforms else _SpectralNorm
-    uv, sigma, *ys = function.apply(dims, backend, n_power_iterations, eps, (us, vs), *weights)  # type: ignore[no-untyped-call]
+    if _composes(weights):
+        ys, sigma, new_us, new_vs = reference.spectral_norm_fwd(weights, us, vs, n_power_iterations, eps, dims)
+        return ys, sigma, join_vectors(new_us, new_vs)
+    uv, sigma, *ys = _SpectralNorm.apply(dims, backend, n_power_iterations, eps, (us, vs), *weights)  # type: ignore[no-untyped-call]
     return ys, sigma, uv
