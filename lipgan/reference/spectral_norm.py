@@ -60,6 +60,8 @@ def spectral_norm_fwd(
     n_power_iterations: int,
     eps: float,
     dims: Sequence[int],
+    *,
+    scaled: bool = True,
 ) -> tuple[list[Tensor], Tensor, list[Tensor], list[Tensor]]:
     """Normalize a group of weights.
 
@@ -73,6 +75,8 @@ def spectral_norm_fwd(
         n_power_iterations: 0 takes ``sigma = u^T W v`` of the vectors given.
         eps: lower bound on a norm that is divided by.
         dims: the dimension of each weight that becomes the rows of its matrix.
+        scaled: False leaves out the powers of two that keep weights near the ends of the range within it, for graphs
+            of few operations, which exporters know.
 
     Returns:
         ``ys`` shaped as the weights; ``sigma`` ``[len(weights)]`` in the accumulation dtype; new ``us`` and ``vs``.
@@ -81,15 +85,18 @@ def spectral_norm_fwd(
     for weight, u, v, dim in zip(weights, us, vs, dims, strict=True):
         wide = accumulation_dtype(weight.dtype)
         matrix = to_matrix(weight, dim).to(wide)
-        unit = unit_of(matrix)
-        matrix = matrix * unit
-        scaled_eps = (eps * unit.double()).clamp_min(torch.finfo(torch.float64).tiny)
+        unit = None
+        scaled_eps = torch.tensor(eps, dtype=torch.float64, device=weight.device)
+        if scaled:
+            unit = unit_of(matrix)
+            matrix = matrix * unit
+            scaled_eps = (eps * unit.double()).clamp_min(torch.finfo(torch.float64).tiny)
         constant, u_wide, v_wide = matrix.detach(), u.detach().to(wide), v.detach().to(wide)
         for _ in range(n_power_iterations):
             u_wide = _normalize(constant @ v_wide, scaled_eps)
             v_wide = _normalize(constant.mH @ u_wide, scaled_eps)
         sigma = u_wide.conj() @ (matrix @ v_wide)
-        sigmas.append(sigma / unit)
+        sigmas.append(sigma if unit is None else sigma / unit)
         # sigma may have no number where the quotient has one, so that both are taken in the unit.
         is_zero = sigmas[-1].abs() < torch.finfo(wide).tiny
         y = torch.where(is_zero, to_matrix(weight, dim).to(wide), matrix / torch.where(is_zero, 1.0, sigma))

@@ -113,23 +113,22 @@ class _SpectralNorm(torch.autograd.Function):
         return (None, None, None, None, None, *result)
 
 
+def _is_traced() -> bool:
+    """Whether a graph is being made for other programs: by torch.jit.trace, torch.onnx.export or torch.export."""
+    if torch.compiler.is_compiling():
+        return torch.compiler.is_exporting()
+    return torch._C._get_tracing_state() is not None
+
+
 def _composes(weights: Sequence[Tensor]) -> bool:
     """Whether the call has to be made of PyTorch's own operations.
 
-    Transforms of torch.func and forward-mode differentiation have rules for those, at every depth; tracers and
-    exporters (torch.jit.trace, torch.onnx.export, torch.export) hand a graph to programs that know no others; and
-    complex weights have no kernels.
+    Transforms of torch.func and forward-mode differentiation have rules for those, at every depth; programs that read
+    an exported graph know no others; and complex weights have no kernels.
     """
-    if torch.compiler.is_compiling():
-        if torch.compiler.is_exporting() or _transforms.active():
-            return True
-    elif (
-        torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
-        or torch._C._get_tracing_state() is not None
-    ):
+    if _transforms.active() or weights[0].is_complex():
         return True
-    return weights[0].is_complex()
+    return not torch.compiler.is_compiling() and forward_ad._current_level >= 0
 
 
 def normalize(
@@ -149,8 +148,11 @@ def normalize(
     Returns:
         ``(ys, sigma, uv)``; :func:`split_vectors` takes uv apart.
     """
-    if _composes(weights):
-        ys, sigma, new_us, new_vs = reference.spectral_norm_fwd(weights, us, vs, n_power_iterations, eps, dims)
+    traced = _is_traced()
+    if traced or _composes(weights):
+        ys, sigma, new_us, new_vs = reference.spectral_norm_fwd(
+            weights, us, vs, n_power_iterations, eps, dims, scaled=not traced
+        )
         return ys, sigma, join_vectors(new_us, new_vs)
     uv, sigma, *ys = _SpectralNorm.apply(dims, backend, n_power_iterations, eps, (us, vs), *weights)  # type: ignore[no-untyped-call]
     return ys, sigma, uv
