@@ -68,7 +68,9 @@ def find_extractor(name: str | None, download: bool, preprocessing: str = "pytor
             raise FileNotFoundError(error.errno, hint, error.filename) from error
     if download:
         raise ValueError(f"--download fetches the weights of inception, got --features {name}")
-    if name not in features.EXTRACTORS and Path(name).is_file():
+    path = Path(name)
+    # A name with a folder or a suffix is a file's, there or not.
+    if name not in features.EXTRACTORS and (path.is_file() or path.suffix or path.name != name):
         return features.get("inception", weights=name, preprocessing=preprocessing)
     return features.get(name)
 

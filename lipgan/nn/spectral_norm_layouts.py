@@ -109,7 +109,10 @@ def hook_state_dict(state_dict: Mapping[str, Any]) -> OrderedDict[str, Any]:
         ValueError: a parameter that is normalized has other parametrizations too, which the hook cannot express.
 
     Example:
-        >>> hooked.load_state_dict(lipgan.nn.hook_state_dict(critic.state_dict()))
+        >>> ours = lipgan.spectral_norm(torch.nn.Linear(3, 2))
+        >>> hooked = torch.nn.utils.spectral_norm(torch.nn.Linear(3, 2))
+        >>> hooked.load_state_dict(lipgan.nn.hook_state_dict(ours.state_dict()))
+        <All keys matched successfully>
     """
     pattern = re.compile(r"(.*?)parametrizations\.([^.]+)\.(?:(\d+)\.)?([^.]+)")
     parts: dict[str, dict[str, str]] = {}

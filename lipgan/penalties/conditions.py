@@ -54,7 +54,9 @@ def unwrap(critic: Any) -> Any:
 
 
 def _sharded_classes() -> tuple[type, ...]:
-    """The classes whose weights are in parts between forwards; none where their module is not loaded."""
+    """The classes whose weights are in parts between forwards; none in a process that cannot have such a module."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return ()
     fsdp = sys.modules.get("torch.distributed.fsdp")
     names = ("FSDPModule", "FullyShardedDataParallel")
     return tuple(cls for name in names if isinstance(cls := getattr(fsdp, name, None), type))
@@ -72,14 +74,16 @@ class Unsharded:
 
     def __init__(self, critic: Any) -> None:
         self._classes = _sharded_classes()
+        self._is_module = isinstance(critic, nn.Module)
         self._hook: Any = None
-        if self._classes and isinstance(critic, nn.Module):
+        if self._classes and self._is_module:
             for name, module in critic.named_modules():
                 if isinstance(module, self._classes):
                     raise _sharded(f"module {name!r}" if name else "the critic itself", module)
 
     def __enter__(self) -> None:
-        if self._classes:
+        # torch.compile's modules warn of hooks on all modules, so that only a function is followed by one.
+        if self._classes and not self._is_module:
             thread = threading.get_ident()
 
             def check(module: nn.Module, args: Any) -> None:

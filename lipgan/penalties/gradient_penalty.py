@@ -120,10 +120,10 @@ def gradient_penalty(
         >>> loss = critic(fake).mean() - critic(real).mean() + lipgan.gradient_penalty(critic, real, fake)
         >>> loss.backward()
 
-        A critic that judges packs of 10 rows (PacGAN, CTGAN), penalized by the norm of a pack, with one mixture each:
-        samples are packs then, of 10 rows.
+        A critic that judges packs of 2 rows (PacGAN, CTGAN), penalized by the norm of a pack, with one mixture each:
+        samples are packs then.
 
-        >>> packs = real.unflatten(0, (-1, 10)), fake.unflatten(0, (-1, 10))
+        >>> packs = real.unflatten(0, (-1, 2)), fake.unflatten(0, (-1, 2))
         >>> penalty = lipgan.gradient_penalty(lambda x: critic(x.flatten(0, 1)), *packs)
     """
     arguments = (critic, real, fake, kind, weight, target, norm, engine, generator, critic_args, output)
