@@ -85,7 +85,13 @@ def test_a_wrong_variant_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_run_writes_tables_json_and_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = torch.get_num_threads()
     args = argparse.Namespace(
-        which="spectral-norm", json=tmp_path / "out.json", plot=tmp_path / "plots", threads=1, seed=3, seconds=0.0, device=None
+        which="spectral-norm",
+        json=tmp_path / "out.json",
+        plot=tmp_path / "plots",
+        threads=1,
+        seed=3,
+        seconds=0.0,
+        device=None,
     )
     try:
         bench.main(args)
