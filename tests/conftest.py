@@ -6,7 +6,9 @@ import os
 os.environ.setdefault("TRITON_INTERPRET", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+import importlib.util
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +17,38 @@ from lipgan.ops import _backend
 
 # LIPGAN_TEST_POISON=1 runs every test with poisoned outputs.
 POISON_ALL = os.environ.get("LIPGAN_TEST_POISON", "0") == "1"
+
+
+TESTS = Path(__file__).parent
+# Triton's interpreter, its compiler, an emulator of a GPU, and training. `make test` leaves them to `make test-all`.
+SLOW_FOLDERS = {"kernels", "ptx", "systems", "training"}
+# Their files import Triton, or kernels that do.
+TRITON_FOLDERS = {"kernels", "ptx"}
+
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+if not HAS_TRITON:
+    collect_ignore_glob = [f"{folder}/*" for folder in sorted(TRITON_FOLDERS)]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if not HAS_TRITON:
+        terminalreporter.write_line(
+            f"Triton is not installed: left out tests/{', tests/'.join(sorted(TRITON_FOLDERS))}"
+        )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    missing = {backend: _backend.explain("spectral_norm", backend, "cpu") for backend in ("native", "triton")}
+    for item in items:
+        if item.path.relative_to(TESTS).parts[0] in SLOW_FOLDERS:
+            item.add_marker(pytest.mark.slow)
+        wanted = {mark.args[0] for mark in item.iter_markers("backend")}
+        # Tests of several backends name them as parameters.
+        parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+        wanted.update(value for value in parameters if isinstance(value, str) and value in missing)
+        for backend in wanted:
+            if missing[backend] is not None:
+                item.add_marker(pytest.mark.skip(reason=missing[backend]))
 
 
 @pytest.fixture(autouse=POISON_ALL)

@@ -446,10 +446,6 @@ def _spectral_norm_scale_kernel(
     weight_address = tl.load(addresses + _WEIGHT)
     y_address = tl.load(addresses + _Y)
     geometry += layer * _FWD_FIELDS
-    blocks = tl.load(geometry + _BLOCKS)
-    block_max = scratch + tl.load(geometry + _BLOCK_MAX)
-    block_sum = scratch + tl.load(geometry + _BLOCK_SUM)
-    block_unit = scratch + tl.load(geometry + _BLOCK_UNIT)
     # sigma is that of W times the unit, which may have no number of its own.
     if ITERATED:
         column_tiles = tl.load(geometry + _COLUMN_TILES)
@@ -459,6 +455,9 @@ def _spectral_norm_scale_kernel(
         s_norm, v_scale, unit = _load_norm(tile_max, tile_sum, tile_unit, column_tiles, EPS, TINY, STEP)
         sigma = tl.where(s_norm < tl.maximum(unit * EPS, TINY), s_norm * (s_norm * v_scale), s_norm)
     else:
+        blocks = tl.load(geometry + _BLOCKS)
+        block_sum = scratch + tl.load(geometry + _BLOCK_SUM)
+        block_unit = scratch + tl.load(geometry + _BLOCK_UNIT)
         unit = _load_unit(block_unit, blocks, STEP)
         sigma = _load_sum_in(block_sum, block_unit, unit, blocks, STEP)
     sigma_out = divide(sigma, unit)
@@ -486,6 +485,10 @@ def _spectral_norm_scale_kernel(
     if first < h:
         u = tl.load(addresses + _U_OUT).to(tl.pointer_type(DTYPE))
         if ITERATED:
+            blocks = tl.load(geometry + _BLOCKS)
+            block_max = scratch + tl.load(geometry + _BLOCK_MAX)
+            block_sum = scratch + tl.load(geometry + _BLOCK_SUM)
+            block_unit = scratch + tl.load(geometry + _BLOCK_UNIT)
             _, u_scale, t_unit = _load_norm(block_max, block_sum, block_unit, blocks, EPS, TINY, STEP)
             t = scratch + tl.load(geometry + _T)
             for start in range(first, tl.minimum(end, h), STEP):

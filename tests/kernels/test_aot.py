@@ -102,46 +102,64 @@ def _run(*command: str, cache: str | None = None) -> subprocess.CompletedProcess
     return subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, check=False)
 
 
-def test_every_kernel_compiles_within_the_limits() -> None:
-    done = _run("-m", "lipgan.kernels.aot", "--targets", "sm_90,gfx942")
+def test_every_kernel_is_among_the_cases() -> None:
+    done = _run(
+        "-c", "from lipgan.kernels import aot\nfor x in aot.launches_of(aot.CASES): print(x.name, x.describe())"
+    )
+    assert done.returncode == 0, done.stderr
+    rows = [(name, set(options)) for name, *options in map(str.split, done.stdout.splitlines())]
+    for name in ("iterate", "reduce", "sigma", "scale", "grad_dot", "grad_weight"):
+        assert any(kernel == f"_spectral_norm_{name}_kernel" for kernel, _ in rows)
+    for name in ("interpolate", "rows", "columns", "parts", "finalize", "scale"):
+        assert any(kernel == f"_gradient_penalty_{name}_kernel" for kernel, _ in rows)
+    for flag in ("OTHERS=True", "OTHERS=False"):
+        assert any(kernel == "_nearest_neighbours_kernel" and flag in options for kernel, options in rows)
+    for flag in ("CLOSED=True", "CLOSED=False"):
+        assert any(kernel == "_ball_counts_kernel" and flag in options for kernel, options in rows)
+    for dtype in ("fp32", "fp64", "fp16", "bf16"):
+        assert any(f"DTYPE={dtype}" in options for _, options in rows)
+    for name in ("gram", "product"):
+        for precision in ("ieee", "tf32x3"):
+            assert any(
+                kernel == f"_matrix_sqrt_{name}_kernel" and f"PRECISION={precision}" in options
+                for kernel, options in rows
+            )
+
+
+def test_the_command_compiles_an_op_within_the_limits() -> None:
+    """One op; the whole table is a step of .ci/run."""
+    done = _run("-m", "lipgan.kernels.aot", "--op", "matrix_sqrt", "--targets", "sm_90,gfx942")
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [line.split() for line in done.stdout.splitlines() if line.startswith("_")]
-    for name in ("iterate", "reduce", "sigma", "scale", "grad_dot", "grad_weight"):
-        assert any(row[0] == f"_spectral_norm_{name}_kernel" for row in rows)
-    for name in ("interpolate", "rows", "columns", "parts", "finalize", "scale"):
-        assert any(row[0] == f"_gradient_penalty_{name}_kernel" for row in rows)
-    for flag in ("OTHERS=True", "OTHERS=False"):
-        assert any(row[0] == "_nearest_neighbours_kernel" and flag in row for row in rows)
-    for flag in ("CLOSED=True", "CLOSED=False"):
-        assert any(row[0] == "_ball_counts_kernel" and flag in row for row in rows)
-    for dtype in ("fp32", "fp64", "fp16", "bf16"):
-        assert any(f"DTYPE={dtype}" in row for row in rows)
     for name in ("gram", "product"):
         for precision, targets in (("ieee", {"sm_90", "gfx942"}), ("tf32x3", {"sm_90"})):
             found = {
                 row[1] for row in rows if row[0] == f"_matrix_sqrt_{name}_kernel" and f"PRECISION={precision}" in row
             }
             assert found == targets
-    # The largest float32 tile, 8 x 1024 over 256 threads, is 8 loads of 16 bytes a thread, loaded twice;
-    # with fewer wide loads, some of W would come in 4 bytes at a time.
-    (iterate,) = (
-        row
-        for row in rows
-        if row[:2] == ["_spectral_norm_iterate_kernel", "sm_90"]
-        and {"FIRST=True", "DTYPE=fp32", "BLOCK_H=8", "BLOCK_W=1024"} <= set(row)
-    )
-    assert int(iterate[5]) >= 16
-    # The longest row, 64 KiB of float32 over 512 threads, is 8 loads of 16 bytes a thread; it is loaded once.
-    longest = [
-        int(row[5]) for row in rows if row[:2] == ["_gradient_penalty_rows_kernel", "sm_90"] and "BLOCK_W=16384" in row
-    ]
-    assert max(longest) == 8
+
+
+def _build_largest() -> dict[str, list[int]]:
+    """Wide loads of the largest tile and the longest row of float32."""
+    cases = aot.launches_of(["spectral_norm", "gradient_penalty"])
+    wanted = {
+        "iterate": ("_spectral_norm_iterate_kernel", {"FIRST=True", "DTYPE=fp32", "BLOCK_H=8", "BLOCK_W=1024"}),
+        "rows": ("_gradient_penalty_rows_kernel", {"BLOCK_W=16384"}),
+    }
+    return {
+        key: [
+            aot.build(launch, "sm_90").wide_loads
+            for launch in cases
+            if launch.name == name and options <= set(launch.describe().split())
+        ]
+        for key, (name, options) in wanted.items()
+    }
 
 
 def test_the_checks_can_fail_and_sizes_of_one_compile(tmp_path: Path) -> None:
     done = _run(__file__, cache=str(tmp_path))
     assert done.returncode == 0, done.stderr
-    found, small = json.loads(done.stdout)
+    found, small, largest = json.loads(done.stdout)
     assert found["_good_kernel"] == []
     assert found["_narrow_kernel"] == ["no 128-bit load"]
     assert "a matrix product in tf32" in found["_dot_kernel PRECISION=tf32"]
@@ -154,6 +172,12 @@ def test_the_checks_can_fail_and_sizes_of_one_compile(tmp_path: Path) -> None:
     # So small, nothing can be loaded in 128 bits.
     assert len(small) >= 8
     assert {text for violations in small.values() for text in violations} <= {"no 128-bit load"}
+    # The largest float32 tile, 8 x 1024 over 256 threads, is 8 loads of 16 bytes a thread, loaded twice;
+    # with fewer wide loads, some of W would come in 4 bytes at a time.
+    (iterate,) = largest["iterate"]
+    assert iterate >= 16
+    # The longest row, 64 KiB of float32 over 512 threads, is 8 loads of 16 bytes a thread; it is loaded once.
+    assert max(largest["rows"]) == 8
 
 
 def test_a_violation_sets_the_exit_status(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -236,4 +260,4 @@ def test_ieee_means_no_other_product() -> None:
 
 
 if __name__ == "__main__":
-    print(json.dumps([_build_rule_breakers(), _build_sizes_of_one()]))
+    print(json.dumps([_build_rule_breakers(), _build_sizes_of_one(), _build_largest()]))

@@ -62,6 +62,7 @@ def test_a_named_backend_without_a_form_is_an_error() -> None:
         nearest(x, backend="cuda")
 
 
+@pytest.mark.backend("triton")
 def test_a_perceptron_is_served_by_the_backend_that_was_named() -> None:
     """There is no Triton form of the closed form: the tape's op has one."""
     critic, x = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1)), torch.randn(5, 3)

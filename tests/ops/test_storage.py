@@ -165,6 +165,7 @@ def test_addresses_refuse_what_a_kernel_would_misread() -> None:
             address(tensor, torch.float32, 6, "cpu")
 
 
+@pytest.mark.backend("triton")
 def test_kernels_refuse_addresses_that_they_would_misread() -> None:
     from lipgan.kernels import spectral_norm as kernels
 
@@ -271,6 +272,7 @@ def test_roots_of_no_matrices(backend: str, shape: tuple[int, ...], grad: bool) 
         assert torch.autograd.grad(root.sum(), a)[0].shape == shape
 
 
+@pytest.mark.backend("triton")
 @pytest.mark.usefixtures("poisoned_outputs")
 @pytest.mark.parametrize("shape", [(0, 3), (3, 0), (0, 0), (0, 4, 3), (2, 0, 3), (2, 3, 0)])
 def test_polar_kernels_of_nothing(shape: tuple[int, ...]) -> None:
