@@ -1,5 +1,6 @@
 """Text of PTX to kernels: parameters, registers, shared variables, and instructions with their lines of source."""
 
+import functools
 import re
 import struct
 from dataclasses import dataclass, field
@@ -90,10 +91,12 @@ class Kernel:
 
 _COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
 _ALIGN_VARIABLE = re.compile(r"\.shared\s+\.align\s+(\d+)\s+\.(\w+)\s+([\w$]+)(?:\[(\d*)\])?")
+_INSTRUCTION = re.compile(r"(?:@(!?\s*%[\w$]+)\s+)?([\w.:]+)\s*(.*)")
 _PARAMETER = re.compile(r"\.param\s+(?:\.align\s+(\d+)\s+)?\.(\w+)\s+(?:\.ptr\s+(?:\.\w+\s+)*?(?:\.align\s+\d+\s+)?)?"
                         r"([\w$]+)(?:\[(\d+)\])?")  # fmt: skip
 
 
+@functools.lru_cache(1 << 16)
 def _operand(text: str) -> Operand:
     text = text.strip()
     if text.startswith("{"):
@@ -203,7 +206,7 @@ def _statement(statement: str, kernel: Kernel, where: str) -> None:
     elif statement.startswith("."):
         raise Unsupported(f"directive {statement!r}")
     else:
-        guard, opcode, rest = re.fullmatch(r"(?:@(!?\s*%[\w$]+)\s+)?([\w.:]+)\s*(.*)", statement).groups()
+        guard, opcode, rest = _INSTRUCTION.fullmatch(statement).groups()
         operands = tuple(_operand(t) for t in _split(rest))
         predicate = _operand(guard) if guard else None
         kernel.body.append(Instruction(predicate, opcode, operands, where, statement))
