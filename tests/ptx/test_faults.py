@@ -193,11 +193,10 @@ SOURCE: dict[str, tuple[str, str, str, Driver]] = {
         "iterate", "x = tl.load(v + cols, mask=cols < w,",
         "x = tl.load(v + cols, mask=cols <= w,", spectral(9, 1031, 1)),
     "the partial sums, unmasked": (
-        "iterate", "tl.sum(tile * ratio[:, None], axis=0), mask=cols < padded_w)",
-        "tl.sum(tile * ratio[:, None], axis=0))", spectral(9, 1030, 1)),
+        "iterate", "tl.store(partial + cols, sums, mask=cols < padded_w)", "tl.store(partial + cols, sums)", spectral(9, 1030, 1)),
     "the padding of the partial sums, left out": (
-        "iterate", "tl.sum(tile * ratio[:, None], axis=0), mask=cols < padded_w)",
-        "tl.sum(tile * ratio[:, None], axis=0), mask=cols < w)", spectral(9, 1030, 1)),
+        "iterate", "tl.store(partial + cols, sums, mask=cols < padded_w)",
+        "tl.store(partial + cols, sums, mask=cols < w)", spectral(9, 1030, 1)),
     "the maximum of a block, left out": ("iterate", "    tl.store(max_ptr, m)\n", "", spectral(9, 1030, 1)),
     "blocks of partial sums, one too many": (
         "reduce", "mask = (rows < blocks)[:, None]", "mask = (rows <= blocks)[:, None]", spectral(9, 1030, 1)),
@@ -206,8 +205,8 @@ SOURCE: dict[str, tuple[str, str, str, Driver]] = {
     "dY and Y, one too many": (
         "grad_dot", "mask = start + index < end", "mask = start + index <= end", spectral(9, 61, 0, backward=True)),
     "partial products, one too many": (
-        "grad_weight", "acc += tl.load(ptr + index, mask=index < count, other=0.0)",
-        "acc += tl.load(ptr + index, mask=index <= count, other=0.0)", spectral(9, 61, 0, backward=True)),
+        "grad_weight", "acc += tl.load(ptr + index, mask=index < count, other=0.0)\n",
+        "acc += tl.load(ptr + index, mask=index <= count, other=0.0)\n", spectral(9, 61, 0, backward=True)),
     "u, one too many": (
         "grad_weight", "u_scaled = tl.load(u + rows, mask=rows < h,", "u_scaled = tl.load(u + rows, mask=rows <= h,",
         spectral(9, 61, 0, backward=True)),
