@@ -218,15 +218,16 @@ def load(architecture: int, source: str = SPECTRAL_NORM, edit=lambda ptx: ptx) -
 
 def run(
     library: compilers.CudaLibrary, shapes: list[tuple[int, int]], dtype: torch.dtype, n: int, *, blocks: int = 2,
-    misaligned: bool = False, **options,
+    misaligned: bool = False, scale: float = 1.0, **options,
 ) -> None:  # fmt: skip
-    """Launch on random matrices and compare with the reference."""
+    """Launch on random matrices, the first of them times `scale`, and compare with the reference."""
     torch.manual_seed(1)
     session = compilers.Session("sm_90")
     inputs = []
     for h, w in shapes:
         unit = [torch.nn.functional.normalize(torch.randn(k, dtype=torch.float64), dim=0) for k in (h, w)]
-        inputs.append([x.to(dtype) for x in (torch.randn(h, w, dtype=torch.float64), *unit)])
+        size = scale if not inputs else 1.0
+        inputs.append([x.to(dtype) for x in (torch.randn(h, w, dtype=torch.float64) * size, *unit)])
     given = [[session.copy(x, misaligned) for x in layer] for layer in inputs]
 
     def empty(shape, kind: torch.dtype) -> Tensor:
@@ -283,3 +284,14 @@ def test_spectral_norm(library: compilers.CudaLibrary, shapes: list[tuple[int, i
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_spectral_norm_without_alignment(library: compilers.CudaLibrary, dtype: torch.dtype) -> None:
     run(library, [(9, 48)], dtype, 1, blocks=3, misaligned=True)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "scale"), [(torch.float32, 1e30), (torch.bfloat16, 1e36), (torch.float64, 1e300)], ids=str
+)
+@pytest.mark.parametrize("n", [0, 2])
+def test_spectral_norm_near_the_end_of_the_range(
+    library: compilers.CudaLibrary, n: int, dtype: torch.dtype, scale: float
+) -> None:
+    """One block does a layer again, times a power of two; the other layers stay as they are."""
+    run(library, [(37, 20), (5, 16), (7, 13)], dtype, n, blocks=3, scale=scale)

@@ -596,6 +596,20 @@ def test_unknown_instructions_are_refused(body: str, message: str) -> None:
         kit.Device().launch(kit.entry(body, []), [])
 
 
+def test_registers_of_an_inner_scope_are_others() -> None:
+    """As in inline assembly: what is declared between braces hides the register of the same name."""
+    device = kit.Device()
+    out = device.array(np.zeros(3, np.uint32), written=False)
+    body = """
+    ld.param.u64 %q1, [p0]; mov.u32 %r1, 10; mov.u32 %r2, 20;
+    { .reg .b32 %r1; mov.u32 %r1, 5; { .reg .b32 %r<3>; mov.u32 %r1, 7; mov.u32 %r2, 8; }
+      st.global.b32 [%q1+8], %r1; }
+    st.global.b32 [%q1], %r1; st.global.b32 [%q1+4], %r2;
+    """
+    device.launch(kit.entry(body, ["u64"]), [out], threads=1)
+    assert out.tolist() == [10, 20, 5]
+
+
 def test_a_module_of_several_kernels() -> None:
     first, second = kit.entry("mov.u32 %r1, 1;", [], name="one"), kit.entry("", [], name="two")
     kernels = parse(first + second.removeprefix(kit.HEAD))

@@ -442,7 +442,8 @@ def _st(c: Compiler, ins: Instruction) -> Run:
     sources = _vector(ins.operands[1])
     if set(parts[:-1]) - {"global", "shared", "v2", "v4"}:
         raise Unsupported(f"Unsupported instruction: {ins.text}")
-    space = "global" if "global" in parts else "shared"
+    # As for loads: a generic address is one of global memory.
+    space = "shared" if "shared" in parts else "global"
     reads = [c.reader(o, unsigned) for o in sources]
     width = size * len(sources)
     address = c.address(ins.operands[0], U64 if space == "global" else U32)
