@@ -29,7 +29,11 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 SPECTRAL_SHAPES = [[(9, 1040), (7, 1025)], [(3, 700)], [(4, 1030)], [(64, 27), (1, 48)], [(1, 1)], [(1, 13), (13, 1)],
                    [(23, 16), (6, 2048), (5, 7)], [(130, 250)], [(3, 20000)]]  # fmt: skip
 SPECTRAL = selected(
-    [*((SPECTRAL_SHAPES[0], *pair) for pair in DTYPES_ON_TARGETS), (SPECTRAL_SHAPES[3], torch.float32, "sm_90")],
+    [
+        (SPECTRAL_SHAPES[0], torch.float32, "sm_90"),
+        (SPECTRAL_SHAPES[0], torch.bfloat16, "sm_80"),
+        (SPECTRAL_SHAPES[3], torch.float32, "sm_90"),
+    ],
     ((shapes, *pair) for shapes, pair in itertools.product(SPECTRAL_SHAPES, DTYPES_ON_TARGETS)),
 )
 

@@ -370,8 +370,9 @@ class CudaLibrary:
     def __init__(self, source: str, architecture: int, edit: Callable[[str], str] = lambda ptx: ptx) -> None:
         library = _nvcc(
             source,
+            # Of this only the host's part runs.
             ("-shared", "-Xcompiler", "-fPIC", "-cudart", "none", "--generate-code=arch=compute_80,code=compute_80",
-             str(HERE / "runtime.cpp")), "so",
+             "-Xcicc", "-O0", str(HERE / "runtime.cpp")), "so",
         )  # fmt: skip
         with tempfile.NamedTemporaryFile(suffix=".so") as file:
             file.write(library)
