@@ -1,21 +1,19 @@
 """What nvcc emits, on the emulator: short functions with known results, and csrc/cuda/spectral_norm.cu."""
 
 import ctypes
-import os
 
 import numpy as np
 import pytest
 import torch
 from ptx import compile as compilers
 from ptx import kit
+from ptx.selection import DTYPES, selected
 from tolerance import assert_as_accurate
 from torch import Tensor
 
 from lipgan.reference import spectral_norm as reference
 
-FULL = os.environ.get("LIPGAN_PTX_FULL") == "1"
-ARCHITECTURES = [80, 90]
-DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]  # numbered as in lipgan/dtype.h
+ARCHITECTURES = selected([90], [80])
 EPS = 1e-12
 
 pytestmark = pytest.mark.skipif(compilers.NVCC is None, reason="needs nvcc")
@@ -218,15 +216,16 @@ def load(architecture: int, source: str = SPECTRAL_NORM, edit=lambda ptx: ptx) -
 
 def run(
     library: compilers.CudaLibrary, shapes: list[tuple[int, int]], dtype: torch.dtype, n: int, *, blocks: int = 2,
-    misaligned: bool = False, **options,
+    misaligned: bool = False, scale: float = 1.0, **options,
 ) -> None:  # fmt: skip
-    """Launch on random matrices and compare with the reference."""
+    """Launch on random matrices, the first of them times `scale`, and compare with the reference."""
     torch.manual_seed(1)
     session = compilers.Session("sm_90")
     inputs = []
     for h, w in shapes:
         unit = [torch.nn.functional.normalize(torch.randn(k, dtype=torch.float64), dim=0) for k in (h, w)]
-        inputs.append([x.to(dtype) for x in (torch.randn(h, w, dtype=torch.float64), *unit)])
+        size = scale if not inputs else 1.0
+        inputs.append([x.to(dtype) for x in (torch.randn(h, w, dtype=torch.float64) * size, *unit)])
     given = [[session.copy(x, misaligned) for x in layer] for layer in inputs]
 
     def empty(shape, kind: torch.dtype) -> Tensor:
@@ -267,10 +266,12 @@ def run(
             assert_as_accurate(mine, theirs.to(mine.dtype), exact, roundings=floor)
 
 
-# One block of rows; ragged; several blocks of rows, columns and chunks, in a group.
-GROUPS = [[(5, 16)], [(7, 13), (24, 64)], [(37, 1100), (1, 9), (64, 27)]]
-if FULL:
-    GROUPS += [[(1, 1), (1, 257), (61, 1), (7, 13)], [(600, 128)], [(19, 1032), (3, 4104)], [(2, 5003), (131, 260)]]
+# Several blocks of rows, columns and chunks, next to one block, ragged; then single ones of these.
+GROUPS = selected(
+    [[(37, 1100), (1, 9), (64, 27)]],
+    [[(5, 16)], [(7, 13), (24, 64)], [(1, 1), (1, 257), (61, 1), (7, 13)], [(600, 128)], [(19, 1032), (3, 4104)],
+     [(2, 5003), (131, 260)]],
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -280,6 +281,19 @@ def test_spectral_norm(library: compilers.CudaLibrary, shapes: list[tuple[int, i
         run(library, shapes, dtype, n)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", selected([torch.float32, torch.bfloat16], DTYPES))
 def test_spectral_norm_without_alignment(library: compilers.CudaLibrary, dtype: torch.dtype) -> None:
     run(library, [(9, 48)], dtype, 1, blocks=3, misaligned=True)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "scale"),
+    selected([(torch.float32, 1e30)], [(torch.bfloat16, 1e36), (torch.float64, 1e300)]),
+    ids=str,
+)
+@pytest.mark.parametrize("n", [0, 2])
+def test_spectral_norm_near_the_end_of_the_range(
+    library: compilers.CudaLibrary, n: int, dtype: torch.dtype, scale: float
+) -> None:
+    """One block does a layer again, times a power of two; the other layers stay as they are."""
+    run(library, [(37, 20), (5, 16), (7, 13)], dtype, n, blocks=3, scale=scale)

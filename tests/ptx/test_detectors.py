@@ -41,12 +41,19 @@ COPY = (
 GUARDED = "setp.lt.u32 %p1, %r3, {n}; @!%p1 bra $end; " + READ + "mov.b32 %r11, %r10;" + WRITE + " $end:"
 BRANCH = "setp.lt.u32 %p1, %r0, {n}; @!%p1 bra $end; bar.sync 0; $end: " + READ + "mov.b32 %r11, %r10;" + WRITE
 SHUFFLE = READ + "setp.lt.u32 %p1, %r0, {n}; @%p1 shfl.sync.bfly.b32 %r11, %r10, 1, 31, -1; @%p1" + WRITE
+# Half of a warp takes the other way, which lies behind the shuffle where all of it meets.
+LATE = (
+    READ
+    + "setp.ge.u32 %p1, %r0, {n}; @%p1 bra $far; $meet: shfl.sync.bfly.b32 %r11, %r10, 1, 31, -1;"
+    + WRITE
+    + "bra.uni $end; $far: mov.u32 %r20, 0; {end} bra.uni $meet; $end:"
+)
 LOOP = "mov.u32 %r20, 0; $loop: add.u32 %r20, %r20, {step}; setp.ne.u32 %p1, %r20, 10; @%p1 bra $loop;" + READ + "mov.b32 %r11, %r10;" + WRITE  # fmt: skip
 
 CLEAN = {
     "exchange": (EXCHANGE, {}), "in a warp": (IN_A_WARP, {}), "again": (AGAIN, {}), "copy": (COPY, {}),
     "guarded": (GUARDED.format(n=60), {"size": 60}), "branch": (BRANCH.format(n=64), {}),
-    "shuffle": (SHUFFLE.format(n=32), {}), "loop": (LOOP.format(step=1), {}),
+    "shuffle": (SHUFFLE.format(n=32), {}), "late": (LATE.format(n=41, end=""), {}), "loop": (LOOP.format(step=1), {}),
 }  # fmt: skip
 
 
@@ -56,7 +63,7 @@ def test_no_false_alarm(name: str) -> None:
     out = run(body, **options)
     expected = {
         "exchange": np.arange(64) ^ 32, "in a warp": np.arange(64) ^ 1, "again": np.arange(64),
-        "copy": np.arange(64) ^ 32,
+        "copy": np.arange(64) ^ 32, "late": np.arange(64) ^ 1,
         "guarded": np.arange(60), "branch": np.arange(64), "loop": np.arange(64),
         "shuffle": np.where(np.arange(64) < 32, np.arange(64) ^ 1, 0xFFFFFFFF),
     }[name]  # fmt: skip
@@ -106,6 +113,9 @@ FAULTS = {
         "setp.lt.u32 %p1, %r0, 32; @%p1 bra $one; bar.sync 0; bra.uni $end; $one: bar.sync 0; $end:", {}, "divergence",
     ),
     "a shuffle from a lane that is not there": (SHUFFLE.format(n=31), {}, "inactive lane"),
+    "a shuffle that a part of a warp never reaches": (LATE.format(n=41, end="ret;"), {}, "inactive lane"),
+    "a shuffle that waits for a part of a warp at a barrier": (
+        LATE.format(n=41, end="bar.sync 0;"), {}, "inactive lane"),
     "a reduction that names a lane that is not there": (
         "setp.lt.u32 %p1, %r0, 20; @%p1 redux.sync.add.s32 %r11, %r0, -1;", {}, "inactive lane",
     ),

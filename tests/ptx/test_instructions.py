@@ -236,6 +236,14 @@ def test_shifts(kind: str) -> None:
         assert mine.tolist() == [x >> min(n, bits) for x, n in zip(a, by, strict=True)]
 
 
+@pytest.mark.parametrize("bits", [32, 64])
+def test_leading_zeros(bits: int) -> None:
+    kind = f"b{bits}"
+    values = [0, 1, 2, 3, 255, 1 << (bits - 1), (1 << bits) - 1, *(1 << i for i in range(0, bits, 7))]
+    mine = kit.apply("clz." + kind + " {d}, {a};", [(kind, np.array(values, kit.DTYPE[kind]))], "u32")
+    assert mine.tolist() == [bits - v.bit_length() for v in values]
+
+
 @pytest.mark.parametrize("kind", ["s32", "u32"])
 def test_bit_fields(kind: str) -> None:
     """bfe as the ISA's own pseudocode has it."""
@@ -586,6 +594,20 @@ def test_parameters_are_laid_out_by_alignment() -> None:
 def test_unknown_instructions_are_refused(body: str, message: str) -> None:
     with pytest.raises(Unsupported, match=message):
         kit.Device().launch(kit.entry(body, []), [])
+
+
+def test_registers_of_an_inner_scope_are_others() -> None:
+    """As in inline assembly: what is declared between braces hides the register of the same name."""
+    device = kit.Device()
+    out = device.array(np.zeros(3, np.uint32), written=False)
+    body = """
+    ld.param.u64 %q1, [p0]; mov.u32 %r1, 10; mov.u32 %r2, 20;
+    { .reg .b32 %r1; mov.u32 %r1, 5; { .reg .b32 %r<3>; mov.u32 %r1, 7; mov.u32 %r2, 8; }
+      st.global.b32 [%q1+8], %r1; }
+    st.global.b32 [%q1], %r1; st.global.b32 [%q1+4], %r2;
+    """
+    device.launch(kit.entry(body, ["u64"]), [out], threads=1)
+    assert out.tolist() == [10, 20, 5]
 
 
 def test_a_module_of_several_kernels() -> None:

@@ -3,12 +3,13 @@
 Shapes of each op: one block; ragged edges; several blocks. With LIPGAN_PTX_FULL=1 there are more of them.
 """
 
-import os
+import itertools
 
 import pytest
 import torch
 from lipgan.kernels import config, gradient_penalty, matrix_sqrt, nearest_neighbours, spectral_norm
 from ptx.compile import Session
+from ptx.selection import DTYPES_ON_TARGETS, FULL, TARGETS, WIDE_ON_TARGETS, selected
 from tolerance import assert_as_accurate
 from torch import Tensor
 
@@ -16,10 +17,6 @@ from lipgan.reference import gradient_penalty as gradient_penalty_reference
 from lipgan.reference import nearest_neighbours as neighbours_reference
 from lipgan.reference import spectral_norm as spectral_norm_reference
 
-FULL = os.environ.get("LIPGAN_PTX_FULL") == "1"
-TARGETS = ["sm_80", "sm_90"]
-DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
-WIDE_DTYPES = DTYPES[:2]
 EPS = 1e-12
 
 
@@ -29,9 +26,16 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 
 # A tile of 4 x 1024 and the column sums of 16 x 128: in one block, up to its edge and beyond, several of them; the
 # square tile of small layers, in a group; a width that takes the 16-byte loads next to one that does not.
-SPECTRAL_SHAPES = [[(3, 700)], [(4, 1030)], [(9, 1040), (7, 1025)], [(64, 27), (1, 48)]]
-if FULL:
-    SPECTRAL_SHAPES += [[(1, 1)], [(1, 13), (13, 1)], [(23, 16), (6, 2048), (5, 7)], [(130, 250)], [(3, 20000)]]
+SPECTRAL_SHAPES = [[(9, 1040), (7, 1025)], [(3, 700)], [(4, 1030)], [(64, 27), (1, 48)], [(1, 1)], [(1, 13), (13, 1)],
+                   [(23, 16), (6, 2048), (5, 7)], [(130, 250)], [(3, 20000)]]  # fmt: skip
+SPECTRAL = selected(
+    [
+        (SPECTRAL_SHAPES[0], torch.float32, "sm_90"),
+        (SPECTRAL_SHAPES[0], torch.bfloat16, "sm_80"),
+        (SPECTRAL_SHAPES[3], torch.float32, "sm_90"),
+    ],
+    ((shapes, *pair) for shapes, pair in itertools.product(SPECTRAL_SHAPES, DTYPES_ON_TARGETS)),
+)
 
 
 def spectral_inputs(shapes: list[tuple[int, int]], dtype: torch.dtype) -> tuple[list[Tensor], ...]:
@@ -41,9 +45,7 @@ def spectral_inputs(shapes: list[tuple[int, int]], dtype: torch.dtype) -> tuple[
     return weights, us, vs
 
 
-@pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shapes", SPECTRAL_SHAPES, ids=str)
+@pytest.mark.parametrize(("shapes", "dtype", "target"), SPECTRAL, ids=str)
 def test_spectral_norm(shapes: list[tuple[int, int]], dtype: torch.dtype, target: str) -> None:
     inputs = spectral_inputs(shapes, dtype)
     session = Session(target)
@@ -140,30 +142,33 @@ def check_penalty(shape: tuple[int, int, int], dtype: torch.dtype, kind: str, ta
     assert_as_accurate(cotangent, peer_cotangent.to(dtype), exact_cotangent, roundings=24.0, scale=size)
 
 
-@pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", PENALTY_SHAPES)
+@pytest.mark.parametrize(("dtype", "target"), DTYPES_ON_TARGETS, ids=str)
+@pytest.mark.parametrize("shape", selected([(31, 61, 1), (2, 70, 66)], PENALTY_SHAPES))
 def test_gradient_penalty(shape: tuple[int, int, int], dtype: torch.dtype, target: str) -> None:
-    for kind in gradient_penalty.KINDS if FULL else ("two-sided", "max"):
+    for kind in gradient_penalty.KINDS if FULL else ("two-sided",):
         check_penalty(shape, dtype, kind, target)
 
 
-@pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("dtype", "target"),
+    selected([(torch.float32, "sm_90"), (torch.bfloat16, "sm_80")], DTYPES_ON_TARGETS),
+    ids=str,
+)
 def test_gradient_penalty_of_long_rows(dtype: torch.dtype, target: str) -> None:
-    for kind in gradient_penalty.KINDS if FULL else ("two-sided", "max"):
+    for kind in gradient_penalty.KINDS if FULL else ("two-sided",):
         check_penalty(long_row(dtype), dtype, kind, target)
 
 
-@pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("kind", ["one-sided", "squared"])
-@pytest.mark.parametrize("shape", [(31, 61, 1), (2, 70, 66), long_row(torch.float32)])
+@pytest.mark.parametrize("target", selected(["sm_90"], TARGETS))
+@pytest.mark.parametrize("kind", ["one-sided", "squared", "max"])
+@pytest.mark.parametrize(
+    "shape", selected([(70, 50, 1), (3, 3, 100)], [(31, 61, 1), (2, 70, 66), long_row(torch.float32)])
+)
 def test_other_kinds_of_penalty(shape: tuple[int, int, int], kind: str, target: str) -> None:
     check_penalty(shape, torch.float32, kind, target)
 
 
-@pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("dtype", "target"), DTYPES_ON_TARGETS, ids=str)
 @pytest.mark.parametrize("shape", [(3, 64), (5, 61), (300, 48)])
 def test_interpolate(shape: tuple[int, int], dtype: torch.dtype, target: str) -> None:
     real, fake = torch.randn(shape).to(dtype), torch.randn(shape).to(dtype)
@@ -181,6 +186,17 @@ def test_interpolate(shape: tuple[int, int], dtype: torch.dtype, target: str) ->
 
 STEP = (1.875, -1.25, 0.375)
 PRODUCTS = [(torch.float32, "ieee"), (torch.float64, "ieee"), (torch.float32, "tf32x3")]
+# One tile of 16; 64, with a ragged edge; three tiles of 64 along a side; a batch, of columns.
+PRODUCT_SHAPES = [(16, 16), (40, 61), (70, 130), (2, 17, 33)]
+# Products by fma, by mma in float64 and in TF32, and by wgmma.
+PRODUCT_CASES = selected(
+    [
+        ((70, 130), torch.float32, "ieee", "sm_90"), ((2, 17, 33), torch.float64, "ieee", "sm_80"),
+        ((40, 61), torch.float32, "tf32x3", "sm_80"), ((70, 130), torch.float32, "tf32x3", "sm_90"),
+        ((16, 16), torch.float64, "ieee", "sm_90"),
+    ],
+    ((shape, *kind, target) for shape, kind, target in itertools.product(PRODUCT_SHAPES, PRODUCTS, TARGETS)),
+)  # fmt: skip
 
 
 def check_products(shape: tuple[int, ...], dtype: torch.dtype, precision: str, target: str, transposed: bool) -> None:
@@ -210,14 +226,12 @@ def check_products(shape: tuple[int, ...], dtype: torch.dtype, precision: str, t
     assert_as_accurate(value, peer, exact, roundings=rounded, scale=size)
 
 
-@pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize(("dtype", "precision"), PRODUCTS)
-# One tile of 16; 64, with a ragged edge; three tiles of 64 along a side; a batch, of columns.
-@pytest.mark.parametrize("shape", [(16, 16), (40, 61), (70, 130), (2, 17, 33)])
+@pytest.mark.parametrize(("shape", "dtype", "precision", "target"), PRODUCT_CASES, ids=str)
 def test_products(shape: tuple[int, ...], dtype: torch.dtype, precision: str, target: str) -> None:
     check_products(shape, dtype, precision, target, transposed=len(shape) == 3)
 
 
+@pytest.mark.skipif(not FULL, reason="LIPGAN_PTX_FULL=1 takes it")
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize(("dtype", "precision"), PRODUCTS)
 def test_products_in_the_largest_tile(
@@ -228,9 +242,8 @@ def test_products_in_the_largest_tile(
     check_products((36, 140), dtype, precision, target, transposed=False)
 
 
-@pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("dtype", WIDE_DTYPES)
-@pytest.mark.parametrize("shape", [(2, 3, 3), (9, 300, 6), (6, 257, 9), (13, 520, 5)])
+@pytest.mark.parametrize(("dtype", "target"), WIDE_ON_TARGETS, ids=str)
+@pytest.mark.parametrize("shape", selected([(2, 3, 3), (9, 300, 6)], [(6, 257, 9), (13, 520, 5)]))
 def test_nearest_neighbours(shape: tuple[int, int, int], dtype: torch.dtype, target: str) -> None:
     m, n, d = shape
     # Whole numbers: distances are exact in every order, and many are equal.
@@ -258,7 +271,7 @@ def test_nearest_neighbours(shape: tuple[int, int, int], dtype: torch.dtype, tar
 
 
 @pytest.mark.parametrize("approximation", [-1, 1])
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", selected(["sm_90"], TARGETS))
 def test_an_approximate_root_finds_the_same_tiles(target: str, approximation: int) -> None:
     """sqrt.approx.ftz.f32 tells the tile of a program; it may be off by 2^-23 of itself, and the tile is the same."""
     x = torch.randn(5, 200)

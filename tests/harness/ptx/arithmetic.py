@@ -155,6 +155,15 @@ def shift_right(a, b):
     return shifted
 
 
+def leading_zeros(a):
+    """Zeros above the highest bit that is set; of 0 all bits."""
+    bits = a.dtype.itemsize * 8
+    count = np.full(a.shape, bits, U32)
+    for i in range(bits):
+        count = np.where((a >> a.dtype.type(i)) & a.dtype.type(1) != 0, U32(bits - 1 - i), count)
+    return count
+
+
 def extract_bits(a, position, length):
     """bfe: the field of `length` bits at `position`, zero- or sign-extended."""
     bits = a.dtype.itemsize * 8

@@ -65,9 +65,9 @@ def _cached(key: str, make: Callable[[], bytes]) -> bytes:
     path = CACHE / key
     if not path.exists():
         made = make()
-        partial = path.with_suffix(f".{os.getpid()}")
+        partial = path.with_name(f"{path.name}.{os.getpid()}")
         partial.write_bytes(made)
-        partial.replace(path)
+        partial.replace(path)  # at once: other processes read the cache meanwhile
     return path.read_bytes()
 
 
@@ -77,6 +77,7 @@ class TritonCompiler:
     def __init__(self) -> None:
         self.key = source_key()
         self.process: subprocess.Popen[bytes] | None = None
+        self.folder: tempfile.TemporaryDirectory[str] | None = None
         self.known: dict[bytes, Compiled] = {}
 
     def __call__(self, request: tuple[Any, ...], key: str | None = None) -> Compiled:
@@ -90,7 +91,8 @@ class TritonCompiler:
     def _ask(self, packed: bytes) -> bytes:
         if self.process is None:
             environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-            environment["TRITON_CACHE_DIR"] = str(CACHE / "triton")
+            self.folder = tempfile.TemporaryDirectory(prefix="lipgan-ptx-triton-")
+            environment["TRITON_CACHE_DIR"] = self.folder.name
             self.process = subprocess.Popen(
                 [sys.executable, str(HERE / "compile_worker.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                 env=environment,
@@ -116,11 +118,15 @@ class TritonCompiler:
         def compile_(request: tuple[Any, ...]) -> Compiled:
             if name not in request[1]:
                 return self(request)
-            # Only where the cache knows nothing the copy is read.
-            copy = folder / package
-            if not copy.exists():
-                shutil.copytree(KERNELS, copy, ignore=shutil.ignore_patterns("__pycache__"))
-                (copy / found[0].relative_to(KERNELS)).write_text(text.replace(old, new))
+            # Only where the cache knows nothing the copy is read. Another process may make the same one.
+            if not (folder / package).exists():
+                folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+                with tempfile.TemporaryDirectory(dir=folder) as own:
+                    copy = Path(own) / package
+                    shutil.copytree(KERNELS, copy, ignore=shutil.ignore_patterns("__pycache__"))
+                    (copy / found[0].relative_to(KERNELS)).write_text(text.replace(old, new))
+                    with contextlib.suppress(OSError):
+                        copy.rename(folder / package)
             module = request[0].replace("lipgan.kernels", package, 1)
             return self((f"{folder}|{module}", *request[1:]), key=digest)
 
@@ -130,7 +136,9 @@ class TritonCompiler:
         if self.process is not None:
             self.process.stdin.close()
             self.process.wait()
+            self.process.stdout.close()
             self.process = None
+            self.folder.cleanup()
 
 
 compiler = TritonCompiler()
@@ -362,8 +370,9 @@ class CudaLibrary:
     def __init__(self, source: str, architecture: int, edit: Callable[[str], str] = lambda ptx: ptx) -> None:
         library = _nvcc(
             source,
+            # Of this only the host's part runs.
             ("-shared", "-Xcompiler", "-fPIC", "-cudart", "none", "--generate-code=arch=compute_80,code=compute_80",
-             str(HERE / "runtime.cpp")), "so",
+             "-Xcicc", "-O0", str(HERE / "runtime.cpp")), "so",
         )  # fmt: skip
         with tempfile.NamedTemporaryFile(suffix=".so") as file:
             file.write(library)

@@ -168,6 +168,14 @@ class Launch:
             )
 
 
+class NotYetError(Exception):
+    """Some threads that a warp-wide instruction names have yet to reach it."""
+
+    def __init__(self, warps: np.ndarray) -> None:
+        super().__init__()
+        self.warps = warps  # bool [threads]: all threads of the warps that wait
+
+
 _launches = 0
 
 
@@ -232,6 +240,7 @@ class Execution:
         self.specials: dict[str, np.ndarray] = {}
         self.cache: dict[int, Region] = {}
         self.spun = False
+        self.others_run = False  # whether other threads may still reach an instruction
         self.stride = self.program.static_bytes + state.shared_bytes
         self.stride += -self.stride % 1024 + 1024
         if state.shared_bytes or self.program.variables:
@@ -646,8 +655,17 @@ class Execution:
             bad |= active & ~active[source]
             bad |= active & ~((member >> (source % 32).astype(U32)) & U32(1)).astype(bool)
         if bad.any():
+            # Threads that have not left may still come: the instruction waits for them.
+            late = active & ((member & ~present & self.staying()) != 0)
+            if self.others_run and late.any():
+                raise NotYetError(np.repeat(late.reshape(-1, 32).any(axis=1), 32))
             self.fail("inactive lane", "a warp-wide instruction names or reads a thread that takes no part",
                       int(np.argmax(bad)))  # fmt: skip
+
+    def staying(self) -> np.ndarray:
+        """The threads of each thread's warp that have not left, as bits."""
+        bits = (~self.exited.reshape(-1, 32)).astype(U64) << np.arange(32, dtype=U64)
+        return np.repeat(bits.sum(axis=1, dtype=U64).astype(U32), 32)
 
     def warp_barrier(self, m: np.ndarray | None, members: np.ndarray) -> None:
         self.check_members(m, members)
@@ -666,15 +684,14 @@ class Execution:
         groups: dict[int, np.ndarray | None] = {0: self.everyone}
         parked: dict[int, np.ndarray] = {}
         waiting: dict[int, np.ndarray] = {}
+        held: dict[tuple[int, int], np.ndarray] = {}  # at a warp-wide instruction, for the rest of their warps
         program = self.program.blocks
         counters = self.state.counters
 
         def join(place: int, m: np.ndarray | None, into: dict) -> None:
             if place in into and m is not None:
                 m = into[place] | m
-            if m is not None and not self.exited.any() and m.all():
-                m = None
-            into[place] = m
+            into[place] = m if m is None else self._everyone_or(m)
 
         while groups or parked:
             if not groups:
@@ -690,9 +707,21 @@ class Execution:
                 warps = self.threads // 32 if m is None else int(m.reshape(-1, 32).any(axis=1).sum())
                 for _, ins in block.runs:
                     counters.pipes[pipe_of(ins)] += warps
-            for run, ins in block.runs:
+            self.others_run = bool(groups or parked)
+            for k, (run, ins) in enumerate(block.runs):
                 self.at = ins
-                run(self, m)
+                if (place, k) in held:
+                    m = self._everyone_or(m | held.pop((place, k)))
+                try:
+                    run(self, m)
+                except NotYetError as early:
+                    held[place, k] = early.warps if m is None else m & early.warps
+                    m = ~early.warps if m is None else m & ~early.warps
+                    if not m.any():
+                        break
+                    run(self, m)
+            if m is not None and not m.any():
+                continue
             end = block.end
             if end is None:
                 if place + 1 < len(program):
@@ -755,6 +784,9 @@ class Execution:
                         block.write(self, np.repeat(anyone, self.state.padded), passed)
                     self._barrier_passed(passed)
                     join(place + 1, passed, groups)
+        for (place, k), m in held.items():
+            run, self.at = program[place].runs[k]
+            run(self, m)  # fails: nobody else comes
         if waiting:
             place, m = min(waiting.items())
             self.at = program[place].end
@@ -762,6 +794,10 @@ class Execution:
         if self.copies:
             lane = int(self.copies[0][0][0])
             self.fail("race", "the kernel ends with an asynchronous copy not waited for", lane)
+
+    def _everyone_or(self, m: np.ndarray) -> np.ndarray | None:
+        """None for the mask of all threads."""
+        return None if not self.exited.any() and m.all() else m
 
     def _exit(self, m: np.ndarray | None) -> None:
         self.exited = np.ones(self.threads, bool) if m is None else self.exited | m

@@ -252,6 +252,13 @@ def _shift(c: Compiler, ins: Instruction) -> Run:
     return elementwise(c, ins, [t, U32], t, ar.shift_left if ins.parts[0] == "shl" else ar.shift_right)
 
 
+@instruction("clz")
+def _clz(c: Compiler, ins: Instruction) -> Run:
+    check_modifiers(ins, set())
+    t = NUMPY[ins.parts[-1]]
+    return elementwise(c, ins, [t], U32, ar.leading_zeros)
+
+
 @instruction("bfe")
 def _bfe(c: Compiler, ins: Instruction) -> Run:
     t = NUMPY[ins.parts[-1]]
@@ -393,7 +400,8 @@ def _ld(c: Compiler, ins: Instruction) -> Run:
     t, size = NUMPY[kind], BYTES[kind]
     targets = _vector(ins.operands[0])
     place = ins.operands[1]
-    unknown = set(parts[:-1]) - {"param", "global", "shared", "acquire", "gpu", "v2", "v4", "nc"}
+    # A volatile load orders nothing: here it is a plain one, so that it has to be ordered by barriers as well.
+    unknown = set(parts[:-1]) - {"param", "global", "shared", "acquire", "gpu", "v2", "v4", "nc", "volatile"}
     if unknown:
         raise Unsupported(f"Unsupported instruction: {ins.text}")
     # Without a space an address is a generic one; those of global memory are the same in both.
@@ -434,7 +442,8 @@ def _st(c: Compiler, ins: Instruction) -> Run:
     sources = _vector(ins.operands[1])
     if set(parts[:-1]) - {"global", "shared", "v2", "v4"}:
         raise Unsupported(f"Unsupported instruction: {ins.text}")
-    space = "global" if "global" in parts else "shared"
+    # As for loads: a generic address is one of global memory.
+    space = "shared" if "shared" in parts else "global"
     reads = [c.reader(o, unsigned) for o in sources]
     width = size * len(sources)
     address = c.address(ins.operands[0], U64 if space == "global" else U32)

@@ -1,5 +1,6 @@
 """Text of PTX to kernels: parameters, registers, shared variables, and instructions with their lines of source."""
 
+import functools
 import re
 import struct
 from dataclasses import dataclass, field
@@ -90,10 +91,12 @@ class Kernel:
 
 _COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
 _ALIGN_VARIABLE = re.compile(r"\.shared\s+\.align\s+(\d+)\s+\.(\w+)\s+([\w$]+)(?:\[(\d*)\])?")
+_INSTRUCTION = re.compile(r"(?:@(!?\s*%[\w$]+)\s+)?([\w.:]+)\s*(.*)")
 _PARAMETER = re.compile(r"\.param\s+(?:\.align\s+(\d+)\s+)?\.(\w+)\s+(?:\.ptr\s+(?:\.\w+\s+)*?(?:\.align\s+\d+\s+)?)?"
                         r"([\w$]+)(?:\[(\d+)\])?")  # fmt: skip
 
 
+@functools.lru_cache(1 << 16)
 def _operand(text: str) -> Operand:
     text = text.strip()
     if text.startswith("{"):
@@ -164,12 +167,15 @@ def parse(text: str) -> dict[str, Kernel]:
 
 def _body(text: str, position: int, kernel: Kernel, files: dict[int, str]) -> int:
     """Parse from behind the opening brace; the place behind the closing one."""
-    where, depth = "?", 1
+    where = "?"
+    scopes: list[dict[str, str]] = [{}]  # of the braces that are open: registers declared there -> type
+    opened: list[int] = [0]  # the number of each; inline assembly has registers of its own
+    count = 0
     token = re.compile(
         r"\s*(?:(?P<label>[\w$]+):(?!:)|(?P<loc>\.loc\s+(\d+)\s+(\d+)[^\n]*)|(?P<open>\{)|(?P<close>\})"
         r"|(?P<statement>[.@\w%][^;]*);)"
     )
-    while depth:
+    while scopes:
         match = token.match(text, position)
         if match is None:
             raise Unsupported(f"cannot read PTX at {text[position : position + 80]!r}")
@@ -182,20 +188,39 @@ def _body(text: str, position: int, kernel: Kernel, files: dict[int, str]) -> in
             for number, line in inlined:
                 where += f" (inlined at {files.get(int(number), number)}:{line})"
         elif match["open"]:
-            depth += 1
+            count += 1
+            scopes.append({})
+            opened.append(count)
         elif match["close"]:
-            depth -= 1
+            scopes.pop()
+            opened.pop()
         else:
-            _statement(" ".join(match["statement"].split()), kernel, where)
+            statement = " ".join(match["statement"].split())
+            if statement.startswith(".reg"):
+                kind, names = re.fullmatch(r"\.reg\s*\.(\w+)\s+(.*)", statement).groups()
+                for name in names.split(","):
+                    scopes[-1][re.sub(r"<\d+>", "", name.strip())] = kind
+                    if len(scopes) == 1:
+                        kernel.registers[re.sub(r"<\d+>", "", name.strip())] = kind
+                continue
+            if len(scopes) > 1:
+                statement = re.sub(r"%[\w$]+", lambda m: _scoped(m[0], scopes, opened, kernel), statement)
+            _statement(statement, kernel, where)
     return position
 
 
+def _scoped(name: str, scopes: list[dict[str, str]], opened: list[int], kernel: Kernel) -> str:
+    """The name under which the register of the innermost scope that declares it is kept."""
+    for scope, number in zip(scopes[:0:-1], opened[:0:-1], strict=True):
+        kind = scope.get(name) or scope.get(name.rstrip("0123456789"))
+        if kind is not None:
+            kernel.registers[f"{name}_in{number}"] = kind
+            return f"{name}_in{number}"
+    return name
+
+
 def _statement(statement: str, kernel: Kernel, where: str) -> None:
-    if statement.startswith(".reg"):
-        kind, names = re.fullmatch(r"\.reg\s*\.(\w+)\s+(.*)", statement).groups()
-        for name in names.split(","):
-            kernel.registers[re.sub(r"<\d+>", "", name.strip())] = kind
-    elif statement.startswith(".shared"):
+    if statement.startswith(".shared"):
         align, kind, name, size = _ALIGN_VARIABLE.match(statement).groups()
         kernel.shared.append((name, int(align), int(size or 1) * BYTES[kind]))
     elif statement.startswith((".pragma", ".loc")):
@@ -203,7 +228,7 @@ def _statement(statement: str, kernel: Kernel, where: str) -> None:
     elif statement.startswith("."):
         raise Unsupported(f"directive {statement!r}")
     else:
-        guard, opcode, rest = re.fullmatch(r"(?:@(!?\s*%[\w$]+)\s+)?([\w.:]+)\s*(.*)", statement).groups()
+        guard, opcode, rest = _INSTRUCTION.fullmatch(statement).groups()
         operands = tuple(_operand(t) for t in _split(rest))
         predicate = _operand(guard) if guard else None
         kernel.body.append(Instruction(predicate, opcode, operands, where, statement))
