@@ -1,15 +1,18 @@
 # Two commands on a machine with Python >= 3.10, a C++ compiler and make:
 #   make demo   trains an SN-GAN on the digits that come with scikit-learn, and says how many a classifier recognizes
-#   make test   runs the tests
+#   make test   runs the tests that take less than 4 minutes together; make test-all runs all of them
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OUT := runs/demo
 SECONDS := 300
+# Processes that the tests run in. A process starts with a run of tests and takes over from others at the end.
+WORKERS := 2
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 # A short run: labels, larger learning rates than those of the recipe, which fall to 0, and a shorter average.
 STEPS := 1400
 
-.PHONY: demo test bench sanitize fuzz soak lint docs clean
+.PHONY: demo test test-all bench sanitize fuzz soak lint docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/lipgan train --recipe sngan --conditioning auxiliary --data digits --size 12 --latent-dim 32 \
@@ -18,7 +21,10 @@ demo: $(VENV)/.installed
 	@echo "Look at $(OUT)/samples.png (a column for each digit) and $(OUT)/curves.png (losses, evaluations, sigma)."
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	$(PYTEST) -m "not slow"
+
+test-all: test
+	$(PYTEST) -m slow
 
 bench: $(VENV)/.installed
 	$(BIN)/lipgan bench all

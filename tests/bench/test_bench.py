@@ -47,6 +47,7 @@ def test_long_calls_are_not_repeated_for_their_caches(monkeypatch: pytest.Monkey
     assert calls == ["slow", "a", "a", *["slow", "a", "a"] * 2]
 
 
+@pytest.mark.slow
 def test_fresh_process_keeps_the_number_of_threads() -> None:
     assert harness.in_fresh_process(torch.get_num_threads) == torch.get_num_threads()
 
@@ -159,6 +160,7 @@ SMALL_CASES = {
 }
 
 
+@pytest.mark.slow
 def test_gradient_penalty_tables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(penalties, "CASES", SMALL_CASES)
     monkeypatch.setattr(harness, "_TURN_SECONDS", 0.0)

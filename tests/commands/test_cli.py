@@ -234,6 +234,7 @@ def start(out: Path, *arguments: str) -> "subprocess.Popen[str]":
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -266,6 +267,7 @@ def test_a_killed_run_resumes_to_the_bits_of_an_uninterrupted_one(arguments: lis
         assert (out / name).read_bytes() == (whole / name).read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
 def test_a_signal_saves_and_says_how_to_go_on(name: str, status: int, tmp_path: Path) -> None:
     out = tmp_path / "my run"
@@ -345,6 +347,7 @@ def test_a_signal_that_comes_out_as_another_exception_is_one_line(
     assert one_line_error(capsys) == "lipgan: stopped"
 
 
+@pytest.mark.slow
 def test_two_runs_in_one_folder_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
     process = start(out)
@@ -368,6 +371,7 @@ def test_two_runs_in_one_folder_are_refused(tmp_path: Path, capsys: pytest.Captu
     assert sorted(path.name for path in out.iterdir()) == [".checkpoint.pt.kept", *FILES]
 
 
+@pytest.mark.slow
 def test_a_full_disk_keeps_the_previous_state(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A limit on the size of files stands in for the full disk: the write itself fails, half-way."""
     resource = pytest.importorskip("resource")
@@ -389,6 +393,7 @@ def test_a_full_disk_keeps_the_previous_state(tmp_path: Path, capsys: pytest.Cap
     assert resume(out, "--steps", "4") == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "error",
     [

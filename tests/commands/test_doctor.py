@@ -49,6 +49,7 @@ def test_report_without_the_native_module(monkeypatch: pytest.MonkeyPatch) -> No
     assert "compiler missing" in report.splitlines()[-2]
 
 
+@pytest.mark.slow
 def test_training_by_a_backend_that_cannot_serve_is_one_line(tmp_path: Path) -> None:
     result = subprocess.run(
         [sys.executable, "-m", "lipgan", "train", "--steps", "1", "--device", "cpu", "--out", str(tmp_path / "run")],
@@ -62,6 +63,7 @@ def test_training_by_a_backend_that_cannot_serve_is_one_line(tmp_path: Path) -> 
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("backend", "status", "text"),
     [

@@ -51,6 +51,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return output, result.stdout + result.stderr
 
 
+@pytest.mark.slow
 def test_registers_and_spills(compiled: tuple[Path, str]) -> None:
     entries = re.findall(
         r"Compiling entry function '(\w+)' for 'sm_(\d+)'.*?"
@@ -65,6 +66,7 @@ def test_registers_and_spills(compiled: tuple[Path, str]) -> None:
         assert int(registers) <= REGISTER_BUDGET, f"{name} uses {registers} registers on sm_{architecture}"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CUOBJDUMP is None, reason="needs cuobjdump")
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_sixteen_byte_accesses(compiled: tuple[Path, str], architecture: int) -> None:

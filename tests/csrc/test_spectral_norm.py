@@ -169,6 +169,7 @@ SHAPES = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @needs_gxx
 @pytest.mark.parametrize("n", [0, 1, 3])
 @pytest.mark.parametrize("dtype", DTYPES)

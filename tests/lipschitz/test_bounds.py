@@ -443,6 +443,7 @@ def wasserstein_training(critic: nn.Module, real: Tensor, fake: Tensor, steps: i
     return estimates
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("distance", [0.5, 3.0])
 def test_the_certified_critic_reaches_the_distance_of_two_points_from_below(distance: float) -> None:
     direction = torch.tensor([0.6, 0.8])

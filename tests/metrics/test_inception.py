@@ -85,6 +85,7 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 # ---- the network ----
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dim", DIMS)
 def test_features_are_those_of_pytorch_fid(weights: Path, dim: int) -> None:
     extractor = get("inception", weights=weights, dim=dim)
@@ -131,6 +132,7 @@ def test_images_in_all_forms(weights: Path) -> None:
         extractor(2 * x.float() / 255 - 1)
 
 
+@pytest.mark.slow
 def test_probabilities_leave_the_bias_out(weights: Path) -> None:
     extractor = InceptionFeatures(weights)
     x = pictures()[:1]

@@ -77,6 +77,7 @@ def process(rank: int, folder: Path) -> None:
     leave()
 
 
+@pytest.mark.slow
 def test_two_processes(tmp_path: Path) -> None:
     command = [sys.executable, __file__]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "harness")}

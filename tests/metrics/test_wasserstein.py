@@ -172,6 +172,7 @@ def test_some_mass_crosses(m: int, n: int, share: float, gap: float, p: int) -> 
     assert 0 <= info.gap <= info.error_bound
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(SIZES, SIZES, st.integers(1, 3), st.floats(0, 9), st.sampled_from([0.25, 0.5, 0.75]), st.integers(0, 99))
 def test_no_fall_with_the_order(m: int, n: int, d: int, magnitude: float, share: float, seed: int) -> None:

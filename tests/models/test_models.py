@@ -84,6 +84,7 @@ def test_sides_halve_down_to_a_few_pixels() -> None:
         assert all(after in (2 * before, 2 * before + 1) for before, after in pairwise(levels))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", IMAGES)
 def test_every_size_is_served(architecture: str) -> None:
     """At full width, without numbers."""

@@ -273,6 +273,7 @@ def test_autocast_keeps_the_normalization_in_float32() -> None:
     assert original(layer).grad.dtype == torch.float32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grouped", [False, True])
 def test_compile_with_fullgraph_and_dynamic_batch(grouped: bool) -> None:
     torch._dynamo.reset()
@@ -314,6 +315,7 @@ def _replica(rank: int, path: str, grouped: bool) -> None:
     leave()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grouped", [False, True])
 def test_distributed_data_parallel_equals_one_process_on_the_joined_batch(grouped: bool, tmp_path: Path) -> None:
     torch.multiprocessing.spawn(_replica, (str(tmp_path), grouped), nprocs=2)

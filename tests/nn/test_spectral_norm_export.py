@@ -60,6 +60,7 @@ def test_jit_trace(kind: str) -> None:
     assert not torch.allclose(loaded(X), network(X))
 
 
+@pytest.mark.slow
 @KINDS
 @pytest.mark.parametrize("strict", [False, True])
 def test_torch_export(kind: str, strict: bool) -> None:

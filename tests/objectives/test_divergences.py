@@ -319,6 +319,7 @@ INTEGRANDS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_trained_critic_reaches_the_divergence_of_two_gaussians(name: str) -> None:
     """p = N(0, 1), q = N(0.7, 1.1^2): the bound of a small network, within 1 % of the integral."""

@@ -322,6 +322,7 @@ def test_scales_far_from_one(backend: str, scale: float) -> None:
     assert abs(float(sigma) / scale / float(expected_sigma) - 1) <= 32 * torch.finfo(torch.float32).eps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
     ("dtype", "largest", "eps"),
@@ -578,6 +579,7 @@ print(threads() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the affinity of a process is Linux's")
 def test_no_more_threads_than_the_process_may_use_processors() -> None:
     # PyTorch's number may be that of another machine: threads beyond the processors wait in turn at every barrier.
@@ -611,6 +613,7 @@ print("served")
 """
 
 
+@pytest.mark.slow
 def test_threads_are_pytorchs_and_plain_ones_serve_without() -> None:
     if sys.platform == "linux":
         assert _C.thread_pool() == "openmp"

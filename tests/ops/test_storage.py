@@ -119,6 +119,7 @@ OPS = {
 CASES = [(op, backend, dtype) for op, (_, backends, dtypes) in OPS.items() for backend in backends for dtype in dtypes]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("disguise", [_negated, _from_complex, _misaligned])
 @pytest.mark.parametrize(("op", "backend", "dtype"), CASES)
 def test_what_counts_is_the_values(

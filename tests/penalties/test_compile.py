@@ -34,6 +34,7 @@ def dynamo() -> Iterator[Any]:
     torch._dynamo.reset()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_compiled_training_step(backend: str, dynamo: Any) -> None:
     eager = image_critic()
@@ -105,6 +106,7 @@ def test_compiled_critic_in_an_eager_step(how: str, engine: str, dynamo: Any) ->
         assert_same([ours.detach(), *grads_of(ours, module)], [theirs.detach(), *grads_of(theirs, plain)])
 
 
+@pytest.mark.slow
 def test_compiled_lazy_regularization_does_not_compile_for_every_step(dynamo: Any) -> None:
     critic = image_critic()
     lazy = LazyRegularization(gradient_penalty, every=4)

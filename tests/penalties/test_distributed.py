@@ -100,6 +100,7 @@ def _replica(rank: int, path: str) -> None:
     leave()
 
 
+@pytest.mark.slow
 def test_distributed_data_parallel_equals_one_process_on_the_joined_batch(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(_replica, (str(tmp_path),), nprocs=2)
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
@@ -180,6 +181,7 @@ def _buffered_replica(rank: int, path: str) -> None:
     leave()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*weight_norm|.*spectral_norm:FutureWarning")
 def test_critics_with_buffers_under_distributed_data_parallel(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(_buffered_replica, (str(tmp_path),), nprocs=2)

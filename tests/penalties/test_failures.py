@@ -185,6 +185,7 @@ def test_under_the_flop_counter_and_the_profiler() -> None:
     assert any("convolution" in event.key for event in profile.key_averages())
 
 
+@pytest.mark.slow
 def test_import_and_use_leave_the_compiler_alone() -> None:
     """Importing its machinery takes seconds, which a program that compiles nothing should not pay."""
     program = (

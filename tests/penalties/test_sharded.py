@@ -88,6 +88,7 @@ def _worker(rank: int, path: str) -> None:
     leave()
 
 
+@pytest.mark.slow
 def test_sharded_critics_are_refused_before_anything_changes(tmp_path: Path) -> None:
     pytest.importorskip("torch.distributed.fsdp")
     torch.multiprocessing.spawn(_worker, (str(tmp_path),), nprocs=2)

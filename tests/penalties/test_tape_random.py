@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -71,6 +72,7 @@ class Branches(nn.Module):
         return self.merge(h)
 
 
+@pytest.mark.slow
 @given(
     layers=image_critics(),
     batch=st.integers(1, 3),
