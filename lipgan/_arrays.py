@@ -1,6 +1,7 @@
 """NumPy's files, read with care: by their headers first, without unpickling, and with one sentence for all that is
 wrong in them."""
 
+import io
 import math
 import os
 import zipfile
@@ -13,7 +14,7 @@ from typing import IO, Any, TypeAlias
 import numpy as np
 from numpy.lib import format as npy
 
-__all__ = ["Archive", "Header", "archive", "available_memory", "mapped"]
+__all__ = ["Archive", "Header", "archive", "available_memory", "check_memory", "mapped"]
 
 Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
 
@@ -24,6 +25,11 @@ class Header:
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the array, once it is read."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 class Archive:
@@ -40,6 +46,8 @@ class Archive:
             ValueError: it is damaged, holds Python objects, or promises more than there is.
         """
         info = self._file.getinfo(f"{name}.npy")
+        if info.flag_bits & 1:
+            raise ValueError(f"the array {name} is encrypted")
         # What numpy.savez and savez_compressed write. Others may ask for gigabytes to unpack a byte.
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise ValueError(f"the array {name} is compressed in a way that NumPy does not write")
@@ -48,7 +56,7 @@ class Archive:
         if header.dtype.hasobject:
             raise ValueError(f"the array {name} holds Python objects, which are not unpickled")
         # An array is allocated before it is read: a header must not promise more than there is.
-        if math.prod(header.shape) * header.dtype.itemsize > info.file_size:
+        if header.nbytes > info.file_size:
             raise ValueError(f"the array {name} is cut off")
         return header
 
@@ -83,6 +91,9 @@ def mapped(path: str | os.PathLike[str], what: str) -> Iterator[Array]:
     """Map the array of an .npy file, so that it is in memory in part only; arguments and errors as :func:`archive`."""
     with _explaining(path, what):
         with open(path, "rb") as file:
+            if file.read(4) == b"PK\x03\x04":
+                raise ValueError("it is an archive under another name")
+            file.seek(0)
             header = _header(file)
         if header.dtype.hasobject:
             raise ValueError("it holds Python objects, which are not unpickled")
@@ -101,7 +112,14 @@ def _explaining(path: str | os.PathLike[str], what: str) -> Iterator[None]:
         # A damaged archive leads to places outside the file, whose errors name none.
         if isinstance(error, OSError) and error.filename:
             raise
+        # torch's, of what is made of the arrays.
+        if isinstance(error, RuntimeError) and "memory" in str(error) and "alloc" in str(error):
+            raise
         raise ValueError(f"{os.fspath(path)} {what}: {str(error) or type(error).__name__}") from error
+
+
+# What NumPy reads without being told that the file is trusted.
+_LONGEST_HEADER = 10_000
 
 
 def _header(file: IO[bytes]) -> Header:
@@ -112,14 +130,25 @@ def _header(file: IO[bytes]) -> Header:
     read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}.get(version)
     if read is None:
         raise ValueError(f"arrays of format {version[0]}.{version[1]} are not read")
+    # NumPy reads a header whole before it finds it too long, and one of gigabytes may be packed in a few megabytes.
+    length = file.read(2 * version[0])
+    if int.from_bytes(length, "little") > _LONGEST_HEADER:
+        raise ValueError(f"the header of an array is longer than {_LONGEST_HEADER} bytes")
     try:
-        shape, _, dtype = read(file)
+        shape, _, dtype = read(io.BytesIO(length + file.read(int.from_bytes(length, "little"))))
     # NumPy parses the header as Python: brackets within brackets are a RecursionError or a MemoryError.
     except Exception as error:
         raise ValueError("the header of an array is damaged") from error
-    if any(length < 0 for length in shape):
+    if any(side < 0 for side in shape):
         raise ValueError(f"the header of an array is damaged: shape {shape}")
     return Header(tuple(shape), dtype)
+
+
+def check_memory(what: str, needed: int) -> None:
+    """ValueError if the ``needed`` bytes are more than there are, as far as that can be told; ``what`` takes them."""
+    there = available_memory()
+    if there is not None and needed > there:
+        raise ValueError(f"{what} take {needed / 2**30:.3g} GiB of memory, {there / 2**30:.3g} are available")
 
 
 def available_memory() -> int | None:

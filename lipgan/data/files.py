@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lipgan._arrays import Archive, archive, mapped
+from lipgan._arrays import Archive, archive, check_memory, mapped
 from lipgan._checks import check_count
 from lipgan.data.dataset import Dataset
 from lipgan.data.images import find_images, read_image
@@ -29,7 +29,8 @@ LABEL_KEYS = ("y", "labels")
 # Of the samples in memory. A system that promises more memory than it has would end the program only once it is used.
 MAX_BYTES = 8 * 2**30
 
-_ROWS = 1024  # of an array at a time
+# Of an array at a time: rows, and numbers unless one row has more.
+_ROWS, _NUMBERS = 1024, 2**26
 
 _Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -142,6 +143,7 @@ def _check_memory(source: str, shape: tuple[int, ...]) -> None:
             f"{source} holds {shape[0]} samples of shape {list(shape[1:])}, which take {needed / 2**30:.3g} GiB, "
             f"more than {MAX_BYTES / 2**30:.3g}: choose fewer, or a smaller size"
         )
+    check_memory(f"{source} holds {shape[0]} samples of shape {list(shape[1:])}, which", needed)
 
 
 def array(name: str, size: int | None = None) -> Dataset:
@@ -187,6 +189,8 @@ def array(name: str, size: int | None = None) -> Dataset:
                 raise ValueError(
                     f"labels must be integers [{header.shape[0]}], got {labels.dtype} of shape {list(labels.shape)}"
                 )
+        # An array in an archive cannot be mapped, and one of huge images may be scaled to a few samples.
+        check_memory(f"the array {x} of shape {list(header.shape)} alone would", header.nbytes)
         samples = _samples(stored.read(x), axes, size)
         return Dataset(name, samples, None if y is None else torch.from_numpy(stored.read(y).astype(np.int64)))
 
@@ -238,9 +242,10 @@ def _axes(shape: tuple[int, ...], dtype: np.dtype[Any], size: int | None) -> tup
 def _samples(rows: _Array, axes: tuple[int, ...] | None, size: int | None) -> Tensor:
     """``rows`` as samples, some at a time, so that nothing else is as large."""
     samples: Tensor | None = None
-    for begin in range(0, len(rows), _ROWS):
+    step = max(1, min(_ROWS, _NUMBERS // math.prod(rows.shape[1:])))
+    for begin in range(0, len(rows), step):
         with np.errstate(over="ignore"):  # the infinities are found in the end
-            block = torch.from_numpy(np.array(rows[begin : begin + _ROWS], dtype=np.float32, order="C"))
+            block = torch.from_numpy(np.array(rows[begin : begin + step], dtype=np.float32, order="C"))
         if axes is not None:
             if rows.dtype == np.uint8:
                 block = block.div_(127.5).sub_(1)
@@ -255,7 +260,7 @@ def _samples(rows: _Array, axes: tuple[int, ...] | None, size: int | None) -> Te
                 block = _scaled(block, size)
         if samples is None:
             samples = torch.empty(len(rows), *block.shape[1:])
-        samples[begin : begin + _ROWS] = block
+        samples[begin : begin + step] = block
     assert samples is not None
     return samples
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lipgan._arrays import Archive, archive, available_memory
+from lipgan._arrays import Archive, archive, check_memory
 from lipgan._checks import check_count, check_finite
 from lipgan.linalg.trace_sqrt_product import Rounding, factorize
 from lipgan.metrics._inputs import Array, as_covariance, as_factor, as_mean, as_real_tensor
@@ -300,11 +300,7 @@ def _check_headers(stored: Archive) -> None:
         raise ValueError(f"factor must have shape ({dim}, r) with r up to {dim}, got {factor}")
     if dim > MAX_DIM:
         raise ValueError(f"its features have length {dim}, more than {MAX_DIM}")
-    needed, there = 8 * _MATRICES * dim**2, available_memory()
-    if there is not None and needed > there:
-        raise ValueError(
-            f"features of length {dim} take {needed / 2**30:.3g} GiB of memory, {there / 2**30:.3g} are available"
-        )
+    check_memory(f"features of length {dim}", 8 * (_MATRICES + ("factor" in headers)) * dim**2)
 
 
 def _from_arrays(arrays: dict[str, np.ndarray[Any, Any]], device: torch.device | str) -> FeatureStats:

@@ -250,7 +250,7 @@ HOSTILE = {
     "empty.npy": (b"", "is no file of features"),
     "text.npy": (b"hello", "is no file of features"),
     "objects.npy": (OBJECTS, "is no file of features"),
-    "archive.npy": (archive(mu=bytes_of([1.0])), "it is not an .npy array"),
+    "archive.npy": (archive(mu=bytes_of([1.0])), "it is an archive under another name"),
     "cut.npy": (bytes_of(np.zeros((9, 9)))[:-1], "is no file of features"),
     "flat.npy": (bytes_of(np.zeros(9)), "must hold features of shape (n, d), got shape (9,)"),
     "whole numbers.npy": (bytes_of(np.zeros((9, 2), int)), "real floating-point dtype, got int64"),
