@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lipgan._arrays import Archive, archive, check_memory, mapped
-from lipgan._checks import check_count
+from lipgan._checks import check_range
 from lipgan.data.dataset import Dataset
 from lipgan.data.images import find_images, read_image
 
@@ -60,9 +60,9 @@ def load(name: str, size: int | None = None) -> Dataset:
 
 
 def check_size(size: int | None) -> None:
-    """Refuse a ``size`` below 1, by a ValueError."""
+    """Refuse a ``size`` that no data set has, by a ValueError."""
     if size is not None:
-        check_count("size", size)
+        check_range("size", size)
 
 
 def folder(name: str, size: int | None = None) -> Dataset:
