@@ -43,6 +43,13 @@ def _field(name: str) -> Callable[[str], int]:
     return _whole(*RANGES[name])
 
 
+def _path(text: str) -> Path:
+    # Path("") is the current folder, which nobody means.
+    if not text:
+        raise argparse.ArgumentTypeError("must be the name of a file or folder, got ''")
+    return Path(text)
+
+
 def _shown(text: str) -> str:
     return repr(text if len(text) <= 60 else text[:57] + "...")
 
@@ -134,7 +141,7 @@ def build() -> argparse.ArgumentParser:
     train.add_argument(
         "--steps", type=_field("steps"), metavar="N", help="train up to this step (default: the recipe's)"
     )
-    train.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the results")
+    train.add_argument("--out", type=_path, required=True, metavar="DIR", help="folder of the results")
     again = train.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help="continue the run in --out exactly where it was saved")
     again.add_argument("--overwrite", action="store_true", help="replace the run in --out by a new one")
@@ -151,7 +158,7 @@ def build() -> argparse.ArgumentParser:
         metavar="N",
         help="steps between two quick evaluations (default: none)",
     )
-    train.add_argument("--config", type=Path, metavar="FILE", help="a TOML file of all these; flags override it")
+    train.add_argument("--config", type=_path, metavar="FILE", help="a TOML file of all these; flags override it")
     _add_recipe_flags(train)
 
     sample = add(
@@ -159,12 +166,12 @@ def build() -> argparse.ArgumentParser:
         "draw a grid of samples from a checkpoint",
         "lipgan sample runs/demo/checkpoint.pt -n 64 -o grid.png",
     )
-    sample.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint, or the folder of a run")
+    sample.add_argument("checkpoint", type=_path, metavar="CHECKPOINT", help="a checkpoint, or the folder of a run")
     sample.add_argument("-n", "--number", type=_whole(1, 2**16), default=64, metavar="N", help="samples (default: 64)")
     sample.add_argument(
         "-o",
         "--output",
-        type=Path,
+        type=_path,
         default=Path("grid.png"),
         metavar="FILE",
         help="picture (default: grid.png)",
@@ -175,7 +182,7 @@ def build() -> argparse.ArgumentParser:
         "compare two sets of images by the Frechet distance of their features",
         "lipgan fid photographs/ samples/ --features random --size 32",
     )
-    side = "a folder of images, an .npz file of statistics, an .npy file of features, or a data set"
+    side = "a folder of images, an .npz file of statistics, an .npy file of features, or a data set of images"
     fid.add_argument("a", metavar="A", help=side)
     fid.add_argument("b", metavar="B", help="the same")
     fid.add_argument(
@@ -205,15 +212,15 @@ def build() -> argparse.ArgumentParser:
         help="threads that read image files while the features are computed; 0: none (default: one a core, up to 4)",
     )
     fid.add_argument("--skip-broken", action="store_true", help="name broken and huge image files, and go on")
-    fid.add_argument("--save-stats", type=Path, metavar="FILE", help="write the statistics of A there, as .npz")
-    fid.add_argument("--json", type=Path, metavar="FILE", help="write the distance and how it was computed there")
+    fid.add_argument("--save-stats", type=_path, metavar="FILE", help="write the statistics of A there, as .npz")
+    fid.add_argument("--json", type=_path, metavar="FILE", help="write the distance and how it was computed there")
 
     evaluation = add(
         "eval",
         "judge the averaged generator of a checkpoint against the data set it was trained on",
         "lipgan eval runs/demo --metrics fid is kid prdc --plot eval.png",
     )
-    evaluation.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint, or the folder of a run")
+    evaluation.add_argument("checkpoint", type=_path, metavar="CHECKPOINT", help="a checkpoint, or the folder of a run")
     evaluation.add_argument(
         "--metrics",
         nargs="+",
@@ -252,9 +259,12 @@ def build() -> argparse.ArgumentParser:
         help="what images are compared by, as of lipgan fid (default: digits for the data set digits, else inception)",
     )
     evaluation.add_argument("--download", action="store_true", help="fetch the weights of inception if they are absent")
-    evaluation.add_argument("--json", type=Path, metavar="FILE", help="write the metrics and what they are of there")
+    evaluation.add_argument("--json", type=_path, metavar="FILE", help="write the metrics and what they are of there")
     evaluation.add_argument(
-        "--plot", type=Path, metavar="FILE", help="write samples, their nearest real images and the metrics there, .png"
+        "--plot",
+        type=_path,
+        metavar="FILE",
+        help="write samples, nearest real images and the metrics there, .png",
     )
 
     bench = add(
@@ -263,8 +273,8 @@ def build() -> argparse.ArgumentParser:
         "lipgan bench spectral-norm --json bench.json",
     )
     bench.add_argument("which", nargs="?", choices=(*BENCHMARKS, "all"), default="all", help="default: all")
-    bench.add_argument("--json", type=Path, metavar="FILE", help="write every number there")
-    bench.add_argument("--plot", type=Path, metavar="DIR", help="write plots there")
+    bench.add_argument("--json", type=_path, metavar="FILE", help="write every number there")
+    bench.add_argument("--plot", type=_path, metavar="DIR", help="write plots there")
     bench.add_argument("--threads", type=_whole(1), metavar="N", help="threads of torch and of the native code")
     bench.add_argument(
         "--seconds", type=_seconds, default=3.0, metavar="S", help="time for each model (default: %(default)s)"

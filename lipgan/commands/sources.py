@@ -34,6 +34,8 @@ def find_source(name: str) -> Source:
     Raises:
         ValueError: none of these.
     """
+    if not name:
+        raise ValueError("the name of a folder, a file or a data set must not be empty, got ''")
     path = Path(name)
     kinds = {".npz": "statistics", ".npy": "features"}
     if path.is_dir():
@@ -139,7 +141,13 @@ class Reader:
                 mixed=isinstance(self.extractor, InceptionFeatures),
             )
         else:
-            samples = data.load(source.name, self.size).samples
+            dataset = data.load(source.name, self.size)
+            if not dataset.is_image:
+                raise ValueError(
+                    f"{source.name} holds vectors {list(dataset.shape)}, of which the features {self.extractor.name} "
+                    "are not computed: save them as [n, d] in an .npy file"
+                )
+            samples = dataset.samples
             total = len(samples)
             batches = iter(torch.split(as_image_files(samples), self.batch_size))
         stats, sizes = None, set()

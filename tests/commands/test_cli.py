@@ -478,6 +478,8 @@ def test_arguments_that_do_not_parse(
         (["--critic-lr", "-1"], "critic_lr must be positive and finite, got -1.0"),
         (["--ema-decay", "1"], "ema_decay must lie in [0, 1), got 1.0"),
         (["--device", "abacus"], "device 'abacus' cannot be used here"),
+        (["--device", "meta"], "device 'meta' cannot be used here: Tensor.item() cannot be called on meta tensors"),
+        (["--device", "privateuseone"], "device 'privateuseone' cannot be used here"),
         (["--resume"], "holds no checkpoint.pt to resume from"),
         (["--resume", "--recipe", "sngam"], "did you mean sngan"),
         (["--resume", "--data", "digit"], "did you mean digits?"),
@@ -559,6 +561,7 @@ def test_sample_refuses_bad_input(run: Path, tmp_path: Path, capsys: pytest.Capt
         ([str(tmp_path / "nothing.pt")], "nothing.pt: No such file"),
         ([str(tmp_path / "foreign.pt")], "not a lipgan checkpoint"),
         ([str(run), "-o", str(tmp_path / "grid.docx")], "image format"),
+        ([str(run), "-o", str(tmp_path / "grid.xbm")], "grid.xbm cannot be written (cannot write mode RGB as XBM)"),
         ([str(run), "-o", str(tmp_path / "missing" / "grid.png")], "missing is not a folder"),
     ):
         assert main(["sample", *arguments]) == 2
@@ -634,6 +637,29 @@ def test_flags_have_one_name(command: list[str], flag: str, capsys: pytest.Captu
     assert caught.value.code == 2
     error = one_line_error(capsys)
     assert f"unrecognized arguments: {flag}" in error or not command
+
+
+@pytest.mark.parametrize(
+    ("command", "flag"),
+    [
+        (["train", "--out", ""], "--out"),
+        (["train", "--out", "x", "--config", ""], "--config"),
+        (["sample", ""], "CHECKPOINT"),
+        (["sample", "x", "-o", ""], "-o/--output"),
+        (["fid", "a", "b", "--save-stats", ""], "--save-stats"),
+        (["eval", ""], "CHECKPOINT"),
+        (["bench", "--plot", ""], "--plot"),
+    ],
+)
+def test_no_name_is_not_the_current_folder(
+    command: list[str], flag: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as caught:
+        main(command)
+    assert caught.value.code == 2
+    assert f"argument {flag}: must be the name of a file or folder, got ''" in one_line_error(capsys)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(("command", "most"), [(["sample", "x"], 2**16), (["eval", "x"], 2**24)])

@@ -279,6 +279,16 @@ def test_hostile_files_are_one_line(name: str, tmp_path: Path, capsys: pytest.Ca
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
+@pytest.mark.parametrize("features", ["random", "pixels", "digits"])
+def test_vectors_have_no_features_of_images(features: str, capsys: pytest.CaptureFixture[str]) -> None:
+    error = refusal(capsys, "ring", "ring", "--features", features)
+    assert f"ring holds vectors [2], of which the features {features} are not computed" in error
+
+
+def test_no_name_is_no_data_set(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "must not be empty, got ''" in refusal(capsys, "", "digits", "--features", "random")
+
+
 def test_an_indefinite_covariance_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     np.savez(tmp_path / "a.npz", mu=np.zeros(2), sigma=np.eye(2))
     np.savez(tmp_path / "b.npz", mu=np.zeros(2), sigma=np.diag([1.0, -1.0]))
