@@ -1,5 +1,6 @@
 """What is meant by the names typed for `lipgan fid` and `lipgan eval`: images, features, statistics, extractors."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from lipgan import data
 from lipgan._arrays import mapped
-from lipgan.data.images import ImageError, find_images, image_batches
+from lipgan.data.images import ImageError, find_images, image_batches, left_out_in_words
 from lipgan.metrics import features
 from lipgan.metrics.feature_stats import MAX_DIM, FeatureStats
 from lipgan.metrics.features import FeatureExtractor, InceptionFeatures
@@ -80,7 +81,7 @@ class Side:
     stats: FeatureStats
     pixels: tuple[int, int] | None = None  # width and height of the images, where there were some, all of one size
     features: str | None = None  # what the images were taken to
-    skipped: list[str] = field(default_factory=list)  # one message per file
+    skipped: list[str] = field(default_factory=list)  # a message per broken file, one for other kinds
 
 
 @dataclass
@@ -125,7 +126,10 @@ class Reader:
             raise ValueError(f"{source.name} holds images, which need a feature extractor, got None")
         skipped: list[str] = []
         if source.kind == "images":
-            paths = find_images(source.name)
+            left_out: Counter[str] = Counter()
+            paths = find_images(source.name, left_out)
+            if left_out:
+                skipped.append(left_out_in_words(source.name, left_out))
             total = len(paths)
 
             def skip(error: ImageError) -> None:

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import threading
 import zipfile
 from pathlib import Path
@@ -283,6 +284,16 @@ def test_hostile_files_are_one_line(name: str, tmp_path: Path, capsys: pytest.Ca
 def test_vectors_have_no_features_of_images(features: str, capsys: pytest.CaptureFixture[str]) -> None:
     error = refusal(capsys, "ring", "ring", "--features", features)
     assert f"ring holds vectors [2], of which the features {features} are not computed" in error
+
+
+def test_files_of_other_kinds_are_told(
+    folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mixed = tmp_path / "mixed"
+    shutil.copytree(folders[0], mixed)
+    (mixed / "moving.gif").touch()
+    assert main(["fid", str(mixed), str(folders[0]), "--features", "pixels"]) == 0
+    assert f"skipped: {mixed}: 1 file of other kinds left out (1 .gif)" in capsys.readouterr().err
 
 
 def test_no_name_is_no_data_set(capsys: pytest.CaptureFixture[str]) -> None:
