@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lipgan._choices import RANGES, range_error
 from lipgan._dtypes import FLOATING, FLOATING_NAMES
 
 # ---- plain values ----
@@ -25,6 +26,15 @@ def check_count(name: str, value: object, minimum: int = 1) -> None:
         raise TypeError(f"{name} must be an int, got {value!r}")
     if value < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {value}")
+
+
+def check_range(name: str, value: object) -> None:
+    """TypeError unless ``value`` is an int, ValueError unless it lies in the range of that name, of `RANGES`."""
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an int, got {value!r}")
+    problem = range_error(int(value), *RANGES[name])
+    if problem is not None:
+        raise ValueError(f"{name} {problem}, got {value}")
 
 
 def as_number(name: str, value: Any, *, minimum: float = -math.inf) -> float:

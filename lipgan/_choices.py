@@ -1,4 +1,4 @@
-"""Names that several layers and the command line know, as plain values: nothing here imports PyTorch.
+"""Names and ranges that several layers and the command line know, as plain values: nothing here imports PyTorch.
 
 The layer that gives a name its meaning builds its table from the names here, so that neither can have one more.
 """
@@ -30,3 +30,27 @@ PROTOCOLS = ("clean", "lipgan", "pytorch-fid", "torch-fidelity", "torchmetrics")
 
 #: The modules of `lipgan.bench`.
 BENCHMARKS = ("spectral-norm", "gradient-penalty", "frechet", "prdc", "fid", "kid", "step")
+
+#: The least and the largest of whole numbers that a run is given. One that is larger is a slip of the keys: a batch of
+#: 10^12 would take all of the memory before anything fails.
+RANGES: Mapping[str, tuple[int, int]] = MappingProxyType(
+    {
+        "size": (1, 2**14),
+        "seed": (0, 2**63 - 1),
+        "steps": (1, 10**12),
+        "log_every": (1, 10**12),
+        "save_every": (1, 10**12),
+        "evaluate_every": (1, 10**12),
+        "latent_dim": (1, 2**20),
+        "n_critic": (1, 2**20),
+        "batch_size": (1, 2**20),
+        "accumulation": (1, 2**20),
+    }
+)
+
+
+def range_error(value: int, least: int, largest: int) -> str | None:
+    """What is wrong with a whole number that must lie between the two, in words; None if nothing is."""
+    if value < least:
+        return f"must be a whole number of at least {least}"
+    return f"must be a whole number of at most {largest}" if value > largest else None

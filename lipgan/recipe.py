@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any, get_origin, get_type_hints
 
-from lipgan._choices import BATCH_NORMS, CONDITIONINGS, MINIBATCHES, PENALTY_FORMS
+from lipgan._choices import BATCH_NORMS, CONDITIONINGS, MINIBATCHES, PENALTY_FORMS, RANGES, range_error
 
 __all__ = ["CHOICES", "FIELDS", "Recipe"]
 
@@ -112,7 +112,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for option, value in self.options.items():
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < math.inf:
                 raise ValueError(f"options[{option!r}] must be a finite number, got {value!r}")
         for name, choices in CHOICES.items():
             value = getattr(self, name)
@@ -131,8 +131,9 @@ class Recipe:
                 raise ValueError(f"{name} must be finite and >= 0, got {value!r}")
         for name in ("latent_dim", "n_critic", "batch_size", "accumulation", "steps"):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+            problem = range_error(value if isinstance(value, int) else 0, *RANGES[name])
+            if problem is not None:
+                raise ValueError(f"{name} {problem}, got {value!r}")
         for name in ("generator_lr", "critic_lr"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):

@@ -14,9 +14,12 @@ def find_device(name: str | None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
+        # A number that comes back: the device "meta" makes tensors, but computes nothing.
+        torch.zeros((), device=device).item()
+    # Backends that are not there raise what comes to them: an ImportError that of privateuseone.
+    except (RuntimeError, AssertionError, ImportError, AttributeError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0].split(". ")[0]
+        raise ValueError(f"device {name!r} cannot be used here: {reason}") from error
     return device
 
 

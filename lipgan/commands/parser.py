@@ -1,34 +1,68 @@
 """The flags of every command. Nothing here imports PyTorch, so that ``--help`` and wrong flags are answered at once."""
 
 import argparse
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from lipgan._choices import BENCHMARKS, METRICS, PROTOCOLS
+from lipgan._choices import BENCHMARKS, METRICS, PROTOCOLS, RANGES, range_error
 from lipgan.recipe import CHOICES, FIELDS
 
 __all__ = ["build"]
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse with one line per error instead of the whole usage."""
+    """argparse with one line per error instead of the whole usage, and flags by their whole names only.
+
+    Else --lr, which no command has, would be --lr-decay.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(allow_abbrev=False, **kwargs)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
 
-def _whole(minimum: int) -> Callable[[str], int]:
+def _whole(least: int, largest: int = 2**32 - 1) -> Callable[[str], int]:
     def convert(text: str) -> int:
         try:
             value = int(text)
         except ValueError:
-            value = minimum - 1
-        if not minimum <= value < 2**32:
-            raise argparse.ArgumentTypeError(f"must be a whole number of at least {minimum}, got {text!r}")
+            value = least - 1
+        problem = range_error(value, least, largest)
+        if problem is not None:
+            raise argparse.ArgumentTypeError(f"{problem}, got {_shown(text)}")
         return value
 
     return convert
+
+
+def _field(name: str) -> Callable[[str], int]:
+    return _whole(*RANGES[name])
+
+
+def _path(text: str) -> Path:
+    # Path("") is the current folder, which nobody means.
+    if not text:
+        raise argparse.ArgumentTypeError("must be the name of a file or folder, got ''")
+    return Path(text)
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= 60 else text[:57] + "...")
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    # A benchmark with many models would not end on the same day.
+    if not 0 <= value <= 3600:
+        raise argparse.ArgumentTypeError(f"must be a number from 0 to 3600, got {_shown(text)}")
+    return value
 
 
 def _option(text: str) -> tuple[str, float]:
@@ -63,7 +97,7 @@ def _add_recipe_flags(parser: argparse.ArgumentParser) -> None:
         elif kind is tuple:
             group.add_argument(flag, type=float, nargs=2, metavar="X")
         elif kind is int:
-            group.add_argument(flag, type=_whole(1), metavar="N")
+            group.add_argument(flag, type=_field(name), metavar="N")
         elif kind is float:
             group.add_argument(flag, type=float, metavar="X")
         else:
@@ -74,7 +108,7 @@ def _add_recipe_flags(parser: argparse.ArgumentParser) -> None:
 def build() -> argparse.ArgumentParser:
     """The parser of the command line; the parsed ``command`` is the name of the command."""
     common = _Parser(add_help=False)
-    common.add_argument("--seed", type=_whole(0), metavar="N", help="start of all random numbers (default: 0)")
+    common.add_argument("--seed", type=_field("seed"), metavar="N", help="start of all random numbers (default: 0)")
     common.add_argument(
         "--device",
         metavar="D",
@@ -103,18 +137,28 @@ def build() -> argparse.ArgumentParser:
     )
     train.add_argument("--recipe", metavar="NAME", help="which system (default: sngan)")
     train.add_argument("--data", metavar="NAME", help="which data set (default: digits)")
-    train.add_argument("--size", type=_whole(1), metavar="N", help="pixels a side (default: 16)")
-    train.add_argument("--steps", type=_whole(1), metavar="N", help="train up to this step (default: the recipe's)")
-    train.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the results")
+    train.add_argument("--size", type=_field("size"), metavar="N", help="pixels a side (default: 16)")
+    train.add_argument(
+        "--steps", type=_field("steps"), metavar="N", help="train up to this step (default: the recipe's)"
+    )
+    train.add_argument("--out", type=_path, required=True, metavar="DIR", help="folder of the results")
     again = train.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help="continue the run in --out exactly where it was saved")
     again.add_argument("--overwrite", action="store_true", help="replace the run in --out by a new one")
-    train.add_argument("--save-every", type=_whole(1), metavar="N", help="steps (default: 500)")
-    train.add_argument("--log-every", type=_whole(1), metavar="N", help="steps per line of metrics.jsonl (default: 20)")
+    train.add_argument("--save-every", type=_field("save_every"), metavar="N", help="steps (default: 500)")
     train.add_argument(
-        "--evaluate-every", type=_whole(1), metavar="N", help="steps between two quick evaluations (default: none)"
+        "--log-every",
+        type=_field("log_every"),
+        metavar="N",
+        help="steps per line of metrics.jsonl (default: 20)",
     )
-    train.add_argument("--config", type=Path, metavar="FILE", help="a TOML file of all these; flags override it")
+    train.add_argument(
+        "--evaluate-every",
+        type=_field("evaluate_every"),
+        metavar="N",
+        help="steps between two quick evaluations (default: none)",
+    )
+    train.add_argument("--config", type=_path, metavar="FILE", help="a TOML file of all these; flags override it")
     _add_recipe_flags(train)
 
     sample = add(
@@ -122,12 +166,12 @@ def build() -> argparse.ArgumentParser:
         "draw a grid of samples from a checkpoint",
         "lipgan sample runs/demo/checkpoint.pt -n 64 -o grid.png",
     )
-    sample.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint, or the folder of a run")
-    sample.add_argument("-n", "--number", type=_whole(1), default=64, metavar="N", help="samples (default: 64)")
+    sample.add_argument("checkpoint", type=_path, metavar="CHECKPOINT", help="a checkpoint, or the folder of a run")
+    sample.add_argument("-n", "--number", type=_whole(1, 2**16), default=64, metavar="N", help="samples (default: 64)")
     sample.add_argument(
         "-o",
         "--output",
-        type=Path,
+        type=_path,
         default=Path("grid.png"),
         metavar="FILE",
         help="picture (default: grid.png)",
@@ -138,7 +182,7 @@ def build() -> argparse.ArgumentParser:
         "compare two sets of images by the Frechet distance of their features",
         "lipgan fid photographs/ samples/ --features random --size 32",
     )
-    side = "a folder of images, an .npz file of statistics, an .npy file of features, or a data set"
+    side = "a folder of images, an .npz file of statistics, an .npy file of features, or a data set of images"
     fid.add_argument("a", metavar="A", help=side)
     fid.add_argument("b", metavar="B", help="the same")
     fid.add_argument(
@@ -155,8 +199,12 @@ def build() -> argparse.ArgumentParser:
         help=f"as which package: {', '.join(PROTOCOLS)}; they differ in how images are brought to the size of "
         "Inception (default: pytorch-fid)",
     )
-    fid.add_argument("--size", type=_whole(1), metavar="N", help="bring images to N x N pixels (default: as they are)")
-    fid.add_argument("--batch-size", type=_whole(1), default=50, metavar="N", help="images at once (default: 50)")
+    fid.add_argument(
+        "--size", type=_field("size"), metavar="N", help="bring images to N x N pixels (default: as they are)"
+    )
+    fid.add_argument(
+        "--batch-size", type=_field("batch_size"), default=50, metavar="N", help="images at once (default: 50)"
+    )
     fid.add_argument(
         "--workers",
         type=_whole(0),
@@ -164,15 +212,15 @@ def build() -> argparse.ArgumentParser:
         help="threads that read image files while the features are computed; 0: none (default: one a core, up to 4)",
     )
     fid.add_argument("--skip-broken", action="store_true", help="name broken and huge image files, and go on")
-    fid.add_argument("--save-stats", type=Path, metavar="FILE", help="write the statistics of A there, as .npz")
-    fid.add_argument("--json", type=Path, metavar="FILE", help="write the distance and how it was computed there")
+    fid.add_argument("--save-stats", type=_path, metavar="FILE", help="write the statistics of A there, as .npz")
+    fid.add_argument("--json", type=_path, metavar="FILE", help="write the distance and how it was computed there")
 
     evaluation = add(
         "eval",
         "judge the averaged generator of a checkpoint against the data set it was trained on",
         "lipgan eval runs/demo --metrics fid is kid prdc --plot eval.png",
     )
-    evaluation.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint, or the folder of a run")
+    evaluation.add_argument("checkpoint", type=_path, metavar="CHECKPOINT", help="a checkpoint, or the folder of a run")
     evaluation.add_argument(
         "--metrics",
         nargs="+",
@@ -185,7 +233,7 @@ def build() -> argparse.ArgumentParser:
         "--n",
         "--number",
         dest="number",
-        type=_whole(1),
+        type=_whole(1, 2**24),
         default=2000,
         metavar="N",
         help="samples (default: 2000)",
@@ -211,9 +259,12 @@ def build() -> argparse.ArgumentParser:
         help="what images are compared by, as of lipgan fid (default: digits for the data set digits, else inception)",
     )
     evaluation.add_argument("--download", action="store_true", help="fetch the weights of inception if they are absent")
-    evaluation.add_argument("--json", type=Path, metavar="FILE", help="write the metrics and what they are of there")
+    evaluation.add_argument("--json", type=_path, metavar="FILE", help="write the metrics and what they are of there")
     evaluation.add_argument(
-        "--plot", type=Path, metavar="FILE", help="write samples, their nearest real images and the metrics there, .png"
+        "--plot",
+        type=_path,
+        metavar="FILE",
+        help="write samples, nearest real images and the metrics there, .png",
     )
 
     bench = add(
@@ -222,11 +273,11 @@ def build() -> argparse.ArgumentParser:
         "lipgan bench spectral-norm --json bench.json",
     )
     bench.add_argument("which", nargs="?", choices=(*BENCHMARKS, "all"), default="all", help="default: all")
-    bench.add_argument("--json", type=Path, metavar="FILE", help="write every number there")
-    bench.add_argument("--plot", type=Path, metavar="DIR", help="write plots there")
+    bench.add_argument("--json", type=_path, metavar="FILE", help="write every number there")
+    bench.add_argument("--plot", type=_path, metavar="DIR", help="write plots there")
     bench.add_argument("--threads", type=_whole(1), metavar="N", help="threads of torch and of the native code")
     bench.add_argument(
-        "--seconds", type=float, default=3.0, metavar="S", help="time for each model (default: %(default)s)"
+        "--seconds", type=_seconds, default=3.0, metavar="S", help="time for each model (default: %(default)s)"
     )
 
     add("doctor", "say which backend serves each op here, and why", "lipgan doctor")

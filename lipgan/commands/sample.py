@@ -25,6 +25,10 @@ def main(args: argparse.Namespace) -> None:
     format = Image.registered_extensions().get(args.output.suffix.lower())
     if format is None or format not in Image.SAVE:
         raise ValueError(f"{args.output} must end in the name of an image format, such as .png")
+    try:
+        image_bytes(Image.new("RGB", (8, 8)), format)
+    except Exception as error:  # XBM knows black and white only; what others need may not be installed
+        raise ValueError(f"{args.output} cannot be written ({error}): choose another format, such as .png") from error
     check_destination(args.output)
     path: Path = args.checkpoint / CHECKPOINT if args.checkpoint.is_dir() else args.checkpoint
     generator = load_generator(path, device=find_device(args.device))

@@ -1,26 +1,22 @@
 """What is meant by the names typed for `lipgan fid` and `lipgan eval`: images, features, statistics, extractors."""
 
-import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lipgan import data
-from lipgan.data.images import ImageError, find_images, image_batches
+from lipgan._arrays import mapped
+from lipgan.data.images import ImageError, find_images, image_batches, left_out_in_words
 from lipgan.metrics import features
-from lipgan.metrics.feature_stats import FeatureStats
+from lipgan.metrics.feature_stats import MAX_DIM, FeatureStats
 from lipgan.metrics.features import FeatureExtractor, InceptionFeatures
 
 __all__ = ["Reader", "Side", "Source", "as_image_files", "find_extractor", "find_source"]
-
-# The covariance and its root take some d^2 numbers each: 2 GiB at this length. A system that promises more memory than
-# it has would end the program only once it is used.
-_MAX_DIM = 2**14
 
 _FEATURE_ROWS = 8192
 
@@ -39,6 +35,8 @@ def find_source(name: str) -> Source:
     Raises:
         ValueError: none of these.
     """
+    if not name:
+        raise ValueError("the name of a folder, a file or a data set must not be empty, got ''")
     path = Path(name)
     kinds = {".npz": "statistics", ".npy": "features"}
     if path.is_dir():
@@ -83,7 +81,7 @@ class Side:
     stats: FeatureStats
     pixels: tuple[int, int] | None = None  # width and height of the images, where there were some, all of one size
     features: str | None = None  # what the images were taken to
-    skipped: list[str] = field(default_factory=list)  # one message per file
+    skipped: list[str] = field(default_factory=list)  # a message per broken file, one for other kinds
 
 
 @dataclass
@@ -128,7 +126,10 @@ class Reader:
             raise ValueError(f"{source.name} holds images, which need a feature extractor, got None")
         skipped: list[str] = []
         if source.kind == "images":
-            paths = find_images(source.name)
+            left_out: Counter[str] = Counter()
+            paths = find_images(source.name, left_out)
+            if left_out:
+                skipped.append(left_out_in_words(source.name, left_out))
             total = len(paths)
 
             def skip(error: ImageError) -> None:
@@ -144,7 +145,13 @@ class Reader:
                 mixed=isinstance(self.extractor, InceptionFeatures),
             )
         else:
-            samples = data.load(source.name, self.size).samples
+            dataset = data.load(source.name, self.size)
+            if not dataset.is_image:
+                raise ValueError(
+                    f"{source.name} holds vectors {list(dataset.shape)}, of which the features {self.extractor.name} "
+                    "are not computed: save them as [n, d] in an .npy file"
+                )
+            samples = dataset.samples
             total = len(samples)
             batches = iter(torch.split(as_image_files(samples), self.batch_size))
         stats, sizes = None, set()
@@ -157,20 +164,19 @@ class Reader:
         return Side(source, _enough(source, stats), pixels, self.extractor.name, skipped)
 
     def _of_features(self, source: Source) -> FeatureStats:
-        rows = _read_features(source.name)
         stats = None
-        try:
+        with mapped(source.name, "is no file of features") as rows:
+            if rows.ndim != 2 or not rows.shape[1]:
+                raise ValueError(f"it must hold features of shape (n, d), got shape {rows.shape}")
             for begin in range(0, len(rows), _FEATURE_ROWS):
                 stats = self._add(source, stats, rows[begin : begin + _FEATURE_ROWS])
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{source.name}: {error}") from error
         return _enough(source, stats)
 
     def _add(self, source: Source, stats: FeatureStats | None, rows: Any) -> FeatureStats:
         if stats is None:
-            if rows.shape[1] > _MAX_DIM:
+            if rows.shape[1] > MAX_DIM:
                 raise ValueError(
-                    f"the features of {source.name} have length {rows.shape[1]}, more than {_MAX_DIM}: choose other "
+                    f"the features of {source.name} have length {rows.shape[1]}, more than {MAX_DIM}: choose other "
                     "features or a smaller size"
                 )
             stats = FeatureStats(rows.shape[1], device=self.device)
@@ -181,21 +187,6 @@ def as_image_files(samples: Tensor) -> Tensor:
     """``samples [n, 1 or 3, h, w]`` in [-1, 1] as they would be read from image files: uint8, RGB."""
     levels = ((samples + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
     return levels.expand(-1, 3, -1, -1)
-
-
-def _read_features(path: str | os.PathLike[str]) -> np.ndarray[Any, np.dtype[Any]]:
-    """The array ``[n, d]`` of an .npy file, mapped, so that it is in memory in part only. Nothing is unpickled."""
-    try:
-        rows = np.load(path, mmap_mode="r", allow_pickle=False)
-    # NumPy parses the header as Python, and what that raises on a damaged one is not documented.
-    except Exception as error:
-        if isinstance(error, OSError) and error.strerror:
-            raise
-        raise ValueError(f"{os.fspath(path)} is no file of features: {error}") from error
-    if not isinstance(rows, np.ndarray) or rows.ndim != 2 or not rows.shape[1]:
-        found = f"shape {rows.shape}" if isinstance(rows, np.ndarray) else "an archive"
-        raise ValueError(f"{os.fspath(path)} must hold features of shape (n, d), got {found}")
-    return rows
 
 
 def _enough(source: Source, stats: FeatureStats | None) -> FeatureStats:

@@ -6,20 +6,17 @@ Images become float32 in [-1, 1], level 0 to -1 and level 255 to 1. Nothing is u
 import errno
 import math
 import os
-import zipfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.lib import format as npy
 from torch import Tensor
 from torch.nn import functional as F
 
-from lipgan._checks import check_count
+from lipgan._arrays import Archive, archive, check_memory, mapped
+from lipgan._checks import check_range
 from lipgan.data.dataset import Dataset
 from lipgan.data.images import find_images, read_image
 
@@ -32,7 +29,8 @@ LABEL_KEYS = ("y", "labels")
 # Of the samples in memory. A system that promises more memory than it has would end the program only once it is used.
 MAX_BYTES = 8 * 2**30
 
-_ROWS = 1024  # of an array at a time
+# Of an array at a time: rows, and numbers unless one row has more.
+_ROWS, _NUMBERS = 1024, 2**26
 
 _Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -62,9 +60,9 @@ def load(name: str, size: int | None = None) -> Dataset:
 
 
 def check_size(size: int | None) -> None:
-    """Refuse a ``size`` below 1, by a ValueError."""
+    """Refuse a ``size`` that no data set has, by a ValueError."""
     if size is not None:
-        check_count("size", size)
+        check_range("size", size)
 
 
 def folder(name: str, size: int | None = None) -> Dataset:
@@ -145,15 +143,7 @@ def _check_memory(source: str, shape: tuple[int, ...]) -> None:
             f"{source} holds {shape[0]} samples of shape {list(shape[1:])}, which take {needed / 2**30:.3g} GiB, "
             f"more than {MAX_BYTES / 2**30:.3g}: choose fewer, or a smaller size"
         )
-
-
-@dataclass(frozen=True)
-class _Stored:
-    """An array that is known by its header, and not read yet."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    member: str | None  # of an .npz file
+    check_memory(f"{source} holds {shape[0]} samples of shape {list(shape[1:])}, which", needed)
 
 
 def array(name: str, size: int | None = None) -> Dataset:
@@ -181,81 +171,35 @@ def array(name: str, size: int | None = None) -> Dataset:
         ValueError: a file of something else, damaged or cut off; more than `MAX_BYTES` of samples.
         OSError: it cannot be read.
     """
-    with _explaining(name):
-        if Path(name).suffix == ".npy":
-            # Mapped, so that it is never in memory as a whole beside the samples; a file cut off is noticed here.
-            rows = np.load(name, mmap_mode="r", allow_pickle=False)
-            if not isinstance(rows, np.ndarray):
-                raise ValueError("it is an archive under another name")
+    if Path(name).suffix == ".npy":
+        # Mapped, so that it is never in memory as a whole beside the samples.
+        with mapped(name, "cannot be used") as rows:
             axes = _axes(rows.shape, rows.dtype, size)
             return Dataset(name, _samples(rows, axes, size))
-        with zipfile.ZipFile(name) as archive:
-            stored = {key: _header(archive, key) for key in _members(archive)}
-            x, y = _one_of(stored, SAMPLE_KEYS), _one_of(stored, LABEL_KEYS)
-            if x is None:
+    with archive(name, "cannot be used") as stored:
+        x, y = _one_of(stored, SAMPLE_KEYS), _one_of(stored, LABEL_KEYS)
+        if x is None:
+            names = ", ".join(stored.names) or "none at all"
+            raise ValueError(f"it has none of the arrays {', '.join(SAMPLE_KEYS)}, only {names}")
+        header = stored.header(x)
+        axes = _axes(header.shape, header.dtype, size)
+        if y is not None:
+            labels = stored.header(y)
+            if labels.shape != header.shape[:1] or labels.dtype.kind not in "iu":
                 raise ValueError(
-                    f"it has none of the arrays {', '.join(SAMPLE_KEYS)}, only {', '.join(stored) or 'none at all'}"
+                    f"labels must be integers [{header.shape[0]}], got {labels.dtype} of shape {list(labels.shape)}"
                 )
-            axes = _axes(x.shape, x.dtype, size)
-            if y is not None and (y.shape != x.shape[:1] or y.dtype.kind not in "iu"):
-                raise ValueError(f"labels must be integers [{x.shape[0]}], got {y.dtype} of shape {list(y.shape)}")
-            samples = _samples(_read(archive, x), axes, size)
-            labels = None if y is None else torch.from_numpy(_read(archive, y).astype(np.int64))
-        return Dataset(name, samples, labels)
+        # An array in an archive cannot be mapped, and one of huge images may be scaled to a few samples.
+        check_memory(f"the array {x} of shape {list(header.shape)} alone would", header.nbytes)
+        samples = _samples(stored.read(x), axes, size)
+        return Dataset(name, samples, None if y is None else torch.from_numpy(stored.read(y).astype(np.int64)))
 
 
-@contextmanager
-def _explaining(name: str) -> Iterator[None]:
-    """Name the file in whatever is raised on one of other content."""
-    try:
-        yield
-    except MemoryError:
-        raise
-    # NumPy parses headers as Python, and what that and the archive raise on a damaged file is not documented.
-    except Exception as error:
-        # A damaged archive leads to places outside the file, whose errors name none.
-        if isinstance(error, OSError) and error.filename:
-            raise
-        raise ValueError(f"{name} cannot be used: {str(error) or type(error).__name__}") from error
-
-
-def _members(archive: zipfile.ZipFile) -> list[str]:
-    return [info.filename.removesuffix(".npy") for info in archive.infolist() if info.filename.endswith(".npy")]
-
-
-def _header(archive: zipfile.ZipFile, key: str) -> _Stored:
-    info = archive.getinfo(f"{key}.npy")
-    with archive.open(info) as file:
-        shape, dtype = _read_header(file)
-    if dtype.hasobject:
-        raise ValueError(f"the array {key} holds Python objects, which are not unpickled")
-    # An array is allocated before it is read: a header must not promise more than there is.
-    if math.prod(shape) * dtype.itemsize > info.file_size:
-        raise ValueError(f"the array {key} is cut off")
-    return _Stored(shape, dtype, info.filename)
-
-
-def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    version = npy.read_magic(file)
-    read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}.get(version)
-    if read is None:
-        raise ValueError(f"arrays of format {version[0]}.{version[1]} are not read")
-    shape, _, dtype = read(file)
-    return tuple(shape), dtype
-
-
-def _read(archive: zipfile.ZipFile, stored: _Stored) -> _Array:
-    assert stored.member is not None
-    with archive.open(stored.member) as file:
-        rows: _Array = npy.read_array(file, allow_pickle=False)
-    return rows
-
-
-def _one_of(stored: dict[str, _Stored], keys: tuple[str, ...]) -> _Stored | None:
-    found = [key for key in keys if key in stored]
+def _one_of(stored: Archive, keys: tuple[str, ...]) -> str | None:
+    found = [key for key in keys if key in stored.names]
     if len(found) > 1:
         raise ValueError(f"it has the arrays {' and '.join(found)}, of which one must be chosen")
-    return stored[found[0]] if found else None
+    return found[0] if found else None
 
 
 def _axes(shape: tuple[int, ...], dtype: np.dtype[Any], size: int | None) -> tuple[int, ...] | None:
@@ -298,9 +242,10 @@ def _axes(shape: tuple[int, ...], dtype: np.dtype[Any], size: int | None) -> tup
 def _samples(rows: _Array, axes: tuple[int, ...] | None, size: int | None) -> Tensor:
     """``rows`` as samples, some at a time, so that nothing else is as large."""
     samples: Tensor | None = None
-    for begin in range(0, len(rows), _ROWS):
+    step = max(1, min(_ROWS, _NUMBERS // math.prod(rows.shape[1:])))
+    for begin in range(0, len(rows), step):
         with np.errstate(over="ignore"):  # the infinities are found in the end
-            block = torch.from_numpy(np.array(rows[begin : begin + _ROWS], dtype=np.float32, order="C"))
+            block = torch.from_numpy(np.array(rows[begin : begin + step], dtype=np.float32, order="C"))
         if axes is not None:
             if rows.dtype == np.uint8:
                 block = block.div_(127.5).sub_(1)
@@ -315,7 +260,7 @@ def _samples(rows: _Array, axes: tuple[int, ...] | None, size: int | None) -> Te
                 block = _scaled(block, size)
         if samples is None:
             samples = torch.empty(len(rows), *block.shape[1:])
-        samples[begin : begin + _ROWS] = block
+        samples[begin : begin + step] = block
     assert samples is not None
     return samples
 

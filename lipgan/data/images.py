@@ -9,7 +9,7 @@ import functools
 import os
 import threading
 import warnings
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -26,15 +26,16 @@ __all__ = [
     "default_workers",
     "find_images",
     "image_batches",
+    "left_out_in_words",
     "read_image",
     "scaled",
     "to_rgb",
 ]
 
-# Suffixes of the file names, in lower case, and the decoders that may read such files: Pillow has others, which run
-# programs or follow what a file says.
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+# Suffixes of the file names, in lower case: those that pytorch-fid and clean-fid read. And the decoders that may read
+# such files: Pillow has others, which run programs or follow what a file says.
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM")
 
 # A file of some kilobytes can unpack to gigabytes: its header is asked first. 2^26 pixels are 192 MiB.
 MAX_PIXELS = 2**26
@@ -47,10 +48,14 @@ class ImageError(ValueError):
     """An image file that cannot be used. The message names it."""
 
 
-def find_images(folder: str | os.PathLike[str]) -> list[Path]:
+def find_images(folder: str | os.PathLike[str], left_out: Counter[str] | None = None) -> list[Path]:
     """The image files in ``folder`` and below it, by suffix, in the order of their names.
 
     Hidden files and folders are left out, and linked folders are not entered, so that a circle of links ends.
+
+    Args:
+        folder: where to look.
+        left_out: gets the numbers of the other files that are not hidden, by their suffixes in lower case.
 
     Raises:
         ValueError: there is none.
@@ -63,10 +68,23 @@ def find_images(folder: str | os.PathLike[str]) -> list[Path]:
     found = []
     for root, folders, files in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(root, name) for name in files if name.lower().endswith(SUFFIXES) and not name.startswith(".")]
+        for name in files:
+            if name.startswith("."):
+                continue
+            if name.lower().endswith(SUFFIXES):
+                found.append(Path(root, name))
+            elif left_out is not None:
+                left_out[Path(name).suffix.lower()] += 1
     if not found:
         raise ValueError(f"{os.fspath(folder)} holds no image ({', '.join(SUFFIXES)})")
     return sorted(found)
+
+
+def left_out_in_words(folder: str, left_out: Counter[str]) -> str:
+    """What :func:`find_images` counted, in one line."""
+    kinds = ", ".join(f"{number} {suffix or 'without a suffix'}" for suffix, number in sorted(left_out.items()))
+    number = left_out.total()
+    return f"{folder}: {number} file{'s' * (number > 1)} of other kinds left out ({kinds})"
 
 
 def read_image(
@@ -75,7 +93,7 @@ def read_image(
     """Read one file.
 
     Args:
-        path: a PNG, JPEG, WEBP or BMP file, whatever its name; of several frames, the first.
+        path: a PNG, JPEG, WEBP, BMP, TIFF, PPM or PGM file, whatever its name; of several frames, the first.
         size: scale to ``size x size`` pixels, by Pillow's bicubic filter with antialiasing. None: as it is.
         crop: where ``size`` is given, cut out the largest square in the middle before, instead of distorting.
         max_pixels: refuse an image of more.

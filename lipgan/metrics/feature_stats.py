@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import io
 import os
-import zipfile
-import zlib
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lipgan._arrays import Archive, archive, check_memory
 from lipgan._checks import check_count, check_finite
 from lipgan.linalg.trace_sqrt_product import Rounding, factorize
 from lipgan.metrics._inputs import Array, as_covariance, as_factor, as_mean, as_real_tensor
@@ -259,50 +258,55 @@ class FeatureStats:
         the file is unpickled.
 
         Raises:
-            ValueError: not such a file; the message names it and says what is wrong.
+            ValueError: not such a file, or one of features that are too long for this machine: shapes are looked at
+                before anything is read; the message names it and says what is wrong.
             OSError: it cannot be read.
         """
-        try:
-            arrays = _read(path)
-            stats = _from_arrays(arrays, device)
-        except (ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
-            raise ValueError(f"{os.fspath(path)} is no file of feature statistics: {error}") from error
-        return stats
+        with archive(path, "is no file of feature statistics") as stored:
+            _check_headers(stored)
+            return _from_arrays({key: stored.read(key) for key in _KEYS if key in stored.names}, device)
 
 
 _KEYS = ("mu", "sigma", "count", "ddof", "factor")
 
+# The covariance and its root take some d^2 numbers each: 2 GiB at this length. A system that promises more memory than
+# it has would end the program only once it is used.
+MAX_DIM = 2**14
 
-def _read(path: str | os.PathLike[str]) -> dict[str, np.ndarray[Any, Any]]:
-    """Those of :data:`_KEYS` that the .npz file holds; ``mu`` and ``sigma`` are among them."""
-    with open(path, "rb") as file:
-        if not zipfile.is_zipfile(file):
-            raise ValueError("it is not an .npz archive, or was cut off")
-        file.seek(0)
-        with np.load(file, allow_pickle=False) as archive:
-            arrays = {key: archive[key] for key in _KEYS if key in archive.files}
-            for key in ("mu", "sigma"):
-                if key not in arrays:
-                    raise ValueError(f"it has no array {key!r}, only {', '.join(sorted(archive.files)) or 'none'}")
-    for key, array in arrays.items():
-        if not isinstance(array, np.ndarray):
-            raise ValueError(f"{key} in it is not an array")
-    return arrays
+# Matrices of d^2 numbers in float64 while a file is read: as it is stored, symmetric, and as a scatter matrix.
+_MATRICES = 3
 
 
-def _whole_number(arrays: dict[str, np.ndarray[Any, Any]], key: str) -> int | None:
-    if key not in arrays:
-        return None
-    array = arrays[key]
-    if array.shape != () or array.dtype.kind not in "iu":
-        raise ValueError(f"{key} must be one integer, got an array of {array.dtype} of shape {array.shape}")
-    return int(array)
+def _check_headers(stored: Archive) -> None:
+    """ValueError unless the arrays have fitting dtypes and shapes and the memory for them is there: nothing is read."""
+    for key in ("mu", "sigma"):
+        if key not in stored.names:
+            raise ValueError(f"it has no array {key!r}, only {', '.join(sorted(stored.names)) or 'none'}")
+    headers = {key: stored.header(key) for key in _KEYS if key in stored.names}
+    for key, header in headers.items():
+        if key in ("count", "ddof"):
+            if header.shape != () or header.dtype.kind not in "iu":
+                raise ValueError(f"{key} must be one integer, got an array of {header.dtype} of shape {header.shape}")
+        elif header.dtype.type not in (np.float16, np.float32, np.float64):
+            raise ValueError(f"{key} must have a real floating-point dtype, got {header.dtype}")
+    shape = headers["mu"].shape
+    if len(shape) != 1 or not shape[0]:
+        raise ValueError(f"mu must have shape (d,), got {shape}")
+    (dim,) = shape
+    if headers["sigma"].shape != (dim, dim):
+        raise ValueError(f"sigma must have shape ({dim}, {dim}), got {headers['sigma'].shape}")
+    factor = headers["factor"].shape if "factor" in headers else (dim, 0)
+    if len(factor) != 2 or factor[0] != dim or factor[1] > dim:
+        raise ValueError(f"factor must have shape ({dim}, r) with r up to {dim}, got {factor}")
+    if dim > MAX_DIM:
+        raise ValueError(f"its features have length {dim}, more than {MAX_DIM}")
+    check_memory(f"features of length {dim}", 8 * (_MATRICES + ("factor" in headers)) * dim**2)
 
 
 def _from_arrays(arrays: dict[str, np.ndarray[Any, Any]], device: torch.device | str) -> FeatureStats:
     mean = as_mean("mu", arrays["mu"])
     cov, dtype = as_covariance("sigma", arrays["sigma"], len(mean))
-    count, ddof = _whole_number(arrays, "count"), _whole_number(arrays, "ddof")
+    count, ddof = (int(arrays[key]) if key in arrays else None for key in ("count", "ddof"))
     if count is not None and count < 2:
         raise ValueError(f"count must be at least 2, got {count}")
     stats = FeatureStats(len(mean), ddof=1 if ddof is None else ddof, device=device)

@@ -2,12 +2,15 @@
 
 import io
 import os
+import reprlib
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lipgan._files import write_atomically
 
@@ -57,7 +60,56 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} has checkpoint version {state.get('version')}, this lipgan reads version {VERSION}"
         )
+    for name, (fits, wanted) in _ENTRIES.items():
+        if name in state and not fits(state[name]):
+            raise CheckpointError(f"checkpoint {path} is damaged: {name} must be {wanted}, got {_shown(state[name])}")
     return state
+
+
+def _is_whole(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_list_of(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(map(fits, value))
+
+
+def _is_row(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and _is_whole(value.get("step"))
+        and all(isinstance(name, str) and (x is None or type(x) in (int, float)) for name, x in value.items())
+    )
+
+
+def _is_terms(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(x, Tensor) and x.ndim == 0 for x in value.values())
+
+
+# The plain values of a trainer's checkpoint. What belongs to the networks, the optimizers and the random numbers is
+# checked by those that take it over.
+_ENTRIES: Mapping[str, tuple[Callable[[Any], bool], str]] = MappingProxyType(
+    {
+        "recipe": (lambda value: isinstance(value, dict) and _is_name(value.get("name")), "a table with a name"),
+        "data": (_is_name, "a name"),
+        "digest": (_is_name, "a string"),
+        "shape": (_is_list_of(_is_whole), "a list of whole numbers"),
+        "classes": (_is_whole, "a whole number"),
+        "seed": (_is_whole, "a whole number"),
+        "log_every": (_is_whole, "a whole number"),
+        "step": (_is_whole, "a whole number"),
+        "history": (_is_list_of(_is_row), "a list of rows, each with a step and numbers"),
+        "unlogged": (_is_list_of(_is_terms), "a list of tables of numbers"),
+    }
+)
+
+
+def _shown(value: Any) -> str:
+    return " ".join(reprlib.repr(value).split())
 
 
 @contextmanager

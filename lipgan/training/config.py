@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import reprlib
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lipgan import recipes
+from lipgan._choices import RANGES, range_error
 from lipgan._registry import lookup
 from lipgan.recipes import Recipe
 
@@ -40,16 +42,20 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
         OSError: it cannot be read.
         ValueError: not TOML, an unknown field (the message names the nearest ones), a value of another type, or a whole
-            number below the least that makes sense.
+            number out of its range.
     """
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        # Editors on Windows begin a file with a byte-order mark, which TOML does not know.
+        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    # Of a number with thousands of digits, too, which Python does not read.
+    except ValueError as error:
         raise ValueError(f"--config {path} is not TOML: {error}") from error
+    except RecursionError as error:
+        raise ValueError(f"--config {path} is nested too deeply") from error
     known = {name: kind for name, (kind, _) in RUN_FIELDS.items()} | dict(recipes.FIELDS)
     for name, value in values.items():
         kind = lookup(known, name, f"field in {path}")
-        if kind is float and type(value) is int:
+        if kind is float and type(value) is int and abs(value) < 2**53:
             values[name] = value = float(value)
         if kind is tuple:
             fits = isinstance(value, list) and len(value) == 2 and all(type(x) in (int, float) for x in value)
@@ -58,11 +64,11 @@ def read(path: Path) -> dict[str, Any]:
         if not fits:
             words = {"tuple": "a list of two numbers", "dict": "a table"}
             wanted = words.get(kind.__name__, f"of type {kind.__name__}")
-            raise ValueError(f"{name} in {path} must be {wanted}, got {value!r}")
-        # What the command line says of the same fields; those of the recipe are checked by the recipe.
-        least = 0 if name == "seed" else 1
-        if name in RUN_FIELDS and kind is int and value < least:
-            raise ValueError(f"{name} in {path} must be a whole number of at least {least}, got {value}")
+            raise ValueError(f"{name} in {path} must be {wanted}, got {reprlib.repr(value)}")
+        # What the command line says of the same fields.
+        problem = range_error(value, *RANGES[name]) if kind is int else None
+        if problem is not None:
+            raise ValueError(f"{name} in {path} {problem}, got {value}")
     return values
 
 

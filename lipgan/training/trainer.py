@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lipgan import data as datasets
 from lipgan import recipes, systems
-from lipgan._checks import check_count
+from lipgan._checks import check_count, check_range
 from lipgan.data import BatchOrder, Dataset
 from lipgan.recipes import Recipe
 from lipgan.systems import Batch, latents
@@ -78,7 +78,8 @@ class Trainer:
             normalization); critic_gradient_norm and generator_gradient_norm, of the last updates.
 
     Raises:
-        ValueError: an unknown recipe or data set, ``log_every`` below 1, a generator without ``latent_dim``, a batch
+        ValueError: an unknown recipe or data set, ``log_every`` below 1, a ``seed`` that is negative or of more than 63
+            bits, a generator without ``latent_dim``, a batch
             that cannot be divided among the processes, a recipe that needs labels for data without.
     """
 
@@ -95,6 +96,7 @@ class Trainer:
         penalty_engine: str = "auto",
     ) -> None:
         check_count("log_every", log_every)
+        check_range("seed", seed)
         self.recipe = recipes.get(recipe) if isinstance(recipe, str) else recipes.check(recipe)
         self.data = datasets.load(data) if isinstance(data, str) else data
         _check_labels(self.recipe, self.data)
@@ -150,6 +152,7 @@ class Trainer:
         Raises:
             ValueError: as `Trainer`, or samples of a shape that the architecture does not serve.
         """
+        check_range("seed", seed)
         recipe = recipes.get(recipe) if isinstance(recipe, str) else recipes.check(recipe)
         data = datasets.load(data) if isinstance(data, str) else data
         _check_labels(recipe, data)

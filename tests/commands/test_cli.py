@@ -448,6 +448,14 @@ def test_divergence_is_one_line_and_keeps_the_checkpoint(tmp_path: Path, capsys:
         (["--steps", "-5"], "got '-5'"),
         (["--steps", "1e3"], "got '1e3'"),
         (["--batch-size", "0"], "--batch-size: must be a whole number of at least 1"),
+        (
+            ["--batch-size", "4294967295"],
+            "--batch-size: must be a whole number of at most 1048576, got '4294967295'",
+        ),
+        (["--size", "16385"], "--size: must be a whole number of at most 16384, got '16385'"),
+        (["--seed", "9" * 40], f"--seed: must be a whole number of at most {2**63 - 1}, got '{'9' * 40}'"),
+        (["--seed", "9" * 5000], "--seed: must be a whole number of at least 0, got '9999"),
+        (["--lr", "nan"], "unrecognized arguments: --lr nan"),
         (["--save-every", "0"], "--save-every"),
         (["--seed", "-1"], "--seed: must be a whole number of at least 0"),
         (["--critic-lr", "fast"], "--critic-lr: invalid float value: 'fast'"),
@@ -475,6 +483,8 @@ def test_arguments_that_do_not_parse(
         (["--critic-lr", "-1"], "critic_lr must be positive and finite, got -1.0"),
         (["--ema-decay", "1"], "ema_decay must lie in [0, 1), got 1.0"),
         (["--device", "abacus"], "device 'abacus' cannot be used here"),
+        (["--device", "meta"], "device 'meta' cannot be used here: Tensor.item() cannot be called on meta tensors"),
+        (["--device", "privateuseone"], "device 'privateuseone' cannot be used here"),
         (["--resume"], "holds no checkpoint.pt to resume from"),
         (["--resume", "--recipe", "sngam"], "did you mean sngan"),
         (["--resume", "--data", "digit"], "did you mean digits?"),
@@ -556,6 +566,7 @@ def test_sample_refuses_bad_input(run: Path, tmp_path: Path, capsys: pytest.Capt
         ([str(tmp_path / "nothing.pt")], "nothing.pt: No such file"),
         ([str(tmp_path / "foreign.pt")], "not a lipgan checkpoint"),
         ([str(run), "-o", str(tmp_path / "grid.docx")], "image format"),
+        ([str(run), "-o", str(tmp_path / "grid.xbm")], "grid.xbm cannot be written (cannot write mode RGB as XBM)"),
         ([str(run), "-o", str(tmp_path / "missing" / "grid.png")], "missing is not a folder"),
     ):
         assert main(["sample", *arguments]) == 2
@@ -603,6 +614,64 @@ def test_bench_takes_its_options(monkeypatch: pytest.MonkeyPatch, capsys: pytest
         main(["bench", "everything"])
     assert caught.value.code == 2
     assert "everything" in one_line_error(capsys)
+
+
+@pytest.mark.parametrize("seconds", ["nan", "-1", "inf", "1e9", "soon"])
+def test_bench_takes_seconds_that_pass(seconds: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["bench", "--seconds", seconds])
+    assert caught.value.code == 2
+    assert f"--seconds: must be a number from 0 to 3600, got '{seconds}'" in one_line_error(capsys)
+
+
+@pytest.mark.parametrize(
+    ("command", "flag"),
+    [
+        (["train", "--out", "x"], "--over"),
+        (["sample", "x"], "--out"),
+        (["fid", "a", "b"], "--down"),
+        (["eval", "x"], "--metric"),
+        (["bench"], "--thread"),
+        (["doctor"], "--dev"),
+        ([], "--hel"),
+    ],
+)
+def test_flags_have_one_name(command: list[str], flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([*command, flag])
+    assert caught.value.code == 2
+    error = one_line_error(capsys)
+    assert f"unrecognized arguments: {flag}" in error or not command
+
+
+@pytest.mark.parametrize(
+    ("command", "flag"),
+    [
+        (["train", "--out", ""], "--out"),
+        (["train", "--out", "x", "--config", ""], "--config"),
+        (["sample", ""], "CHECKPOINT"),
+        (["sample", "x", "-o", ""], "-o/--output"),
+        (["fid", "a", "b", "--save-stats", ""], "--save-stats"),
+        (["eval", ""], "CHECKPOINT"),
+        (["bench", "--plot", ""], "--plot"),
+    ],
+)
+def test_no_name_is_not_the_current_folder(
+    command: list[str], flag: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as caught:
+        main(command)
+    assert caught.value.code == 2
+    assert f"argument {flag}: must be the name of a file or folder, got ''" in one_line_error(capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("command", "most"), [(["sample", "x"], 2**16), (["eval", "x"], 2**24)])
+def test_samples_of_a_command_are_counted(command: list[str], most: int, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([*command, "-n", str(most + 1)])
+    assert f"must be a whole number of at most {most}, got '{most + 1}'" in one_line_error(capsys)
 
 
 def test_no_command_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import threading
 import zipfile
 from pathlib import Path
@@ -250,11 +251,11 @@ HOSTILE = {
     "empty.npy": (b"", "is no file of features"),
     "text.npy": (b"hello", "is no file of features"),
     "objects.npy": (OBJECTS, "is no file of features"),
-    "archive.npy": (archive(mu=bytes_of([1.0])), "got an archive"),
+    "archive.npy": (archive(mu=bytes_of([1.0])), "it is an archive under another name"),
     "cut.npy": (bytes_of(np.zeros((9, 9)))[:-1], "is no file of features"),
     "flat.npy": (bytes_of(np.zeros(9)), "must hold features of shape (n, d), got shape (9,)"),
     "whole numbers.npy": (bytes_of(np.zeros((9, 2), int)), "real floating-point dtype, got int64"),
-    "nan.npy": (bytes_of(np.full((9, 2), np.nan)), "nan.npy: features"),
+    "nan.npy": (bytes_of(np.full((9, 2), np.nan)), "nan.npy is no file of features: features"),
     "one.npy": (bytes_of(np.zeros((1, 2))), "at least 2 samples that can be used, got 1"),
     "none.npy": (bytes_of(np.zeros((0, 2))), "got"),
     "long.npy": (bytes_of(np.zeros((2, 2**14 + 1))), "have length 16385, more than 16384"),
@@ -277,6 +278,26 @@ def test_hostile_files_are_one_line(name: str, tmp_path: Path, capsys: pytest.Ca
     assert message in error
     assert name in error
     assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("features", ["random", "pixels", "digits"])
+def test_vectors_have_no_features_of_images(features: str, capsys: pytest.CaptureFixture[str]) -> None:
+    error = refusal(capsys, "ring", "ring", "--features", features)
+    assert f"ring holds vectors [2], of which the features {features} are not computed" in error
+
+
+def test_files_of_other_kinds_are_told(
+    folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mixed = tmp_path / "mixed"
+    shutil.copytree(folders[0], mixed)
+    (mixed / "moving.gif").touch()
+    assert main(["fid", str(mixed), str(folders[0]), "--features", "pixels"]) == 0
+    assert f"skipped: {mixed}: 1 file of other kinds left out (1 .gif)" in capsys.readouterr().err
+
+
+def test_no_name_is_no_data_set(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "must not be empty, got ''" in refusal(capsys, "", "digits", "--features", "random")
 
 
 def test_an_indefinite_covariance_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -316,7 +337,7 @@ def test_inception_is_the_default_and_says_what_it_lacks(
         assert words in error
     (tmp_path / "weights.pth").write_bytes(b"something else")
     error = refusal(capsys, *folders, "--features", tmp_path / "weights.pth")
-    assert "SHA-256" in error
+    assert "weights.pth is damaged or another file: it must have 95628359 bytes, got 14" in error
     assert not (tmp_path / "no cache").exists()
 
 

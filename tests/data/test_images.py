@@ -6,6 +6,7 @@ import struct
 import threading
 import warnings
 import zlib
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,15 @@ import pytest
 import torch
 from PIL import Image
 
-from lipgan.data.images import MAX_PIXELS, ImageError, default_workers, find_images, image_batches, read_image
+from lipgan.data.images import (
+    MAX_PIXELS,
+    ImageError,
+    default_workers,
+    find_images,
+    image_batches,
+    left_out_in_words,
+    read_image,
+)
 
 
 def levels(height: int = 6, width: int = 5, channels: int = 3) -> np.ndarray:
@@ -243,3 +252,25 @@ def test_broken_files_are_skipped_on_request(tmp_path: Path) -> None:
     batches = list(image_batches(find_images(tmp_path), 2, skip=skipped.append))
     assert [len(batch) for batch in batches] == [2, 1]
     assert [("b.png" in str(error), "d.png" in str(error)) for error in skipped] == [(True, False), (False, True)]
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".tiff", ".ppm", ".pgm"])
+def test_what_pytorch_fid_and_clean_fid_read_is_found_and_read(suffix: str, tmp_path: Path) -> None:
+    levels = np.random.default_rng(0).integers(0, 256, (5, 6) if suffix == ".pgm" else (5, 6, 3), np.uint8)
+    Image.fromarray(levels).save(tmp_path / f"a{suffix}")
+    (path,) = find_images(tmp_path)
+    read = read_image(path)
+    assert read.shape == (3, 5, 6)
+    assert read.permute(1, 2, 0).numpy().tolist() == np.broadcast_to(levels.reshape(5, 6, -1), (5, 6, 3)).tolist()
+
+
+def test_files_of_other_kinds_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "below").mkdir()
+    for name in ("a.png", "b.gif", "below/c.GIF", "notes", "d.npy", ".hidden.gif"):
+        (tmp_path / name).touch()
+    left_out: Counter[str] = Counter()
+    assert [path.name for path in find_images(tmp_path, left_out)] == ["a.png"]
+    assert left_out == {".gif": 2, "": 1, ".npy": 1}
+    assert left_out_in_words("x", left_out) == (
+        "x: 4 files of other kinds left out (1 without a suffix, 2 .gif, 1 .npy)"
+    )

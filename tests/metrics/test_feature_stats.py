@@ -344,7 +344,7 @@ MALFORMED: dict[str, tuple[dict[str, Any], str]] = {
     "count of one": ({"mu": MU, "sigma": SIGMA, "count": 1}, "count must be at least 2, got 1"),
     "fractional count": ({"mu": MU, "sigma": SIGMA, "count": 2.5}, "count must be one integer, got .* float64"),
     "ddof": ({"mu": MU, "sigma": SIGMA, "ddof": 7}, "ddof must be 0 or 1, got 7"),
-    "objects": ({"mu": np.array([Unpickled()] * 3, object), "sigma": SIGMA}, "allow_pickle=False"),
+    "objects": ({"mu": np.array([Unpickled()] * 3, object), "sigma": SIGMA}, "holds Python objects"),
 }
 
 

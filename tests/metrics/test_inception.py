@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from lipgan.metrics.features import FeatureExtractor, InceptionFeatures, get, inception
-from lipgan.metrics.features.inception import DIMS, URL, InceptionNetwork, cached_weights
+from lipgan.metrics.features.inception import DIMS, SHA256, URL, InceptionNetwork, cached_weights
 
 # What pytorch-fid 0.3.0 with torchvision 0.29.2 computes from `pictures` with `random_weights`: root mean square, the
 # first three features of the first picture and the last three of the second. Logits are those of its network.
@@ -170,9 +170,9 @@ def test_a_download_goes_into_the_cache_with_its_checksum(weights: Path, monkeyp
         Path(to).symlink_to(weights)
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", fetch)
-    with pytest.raises(ValueError, match="must begin with 6726825d, got"):
+    with pytest.raises(ValueError, match=f"must have 95628359 bytes, got {weights.stat().st_size}"):
         InceptionFeatures(download=True)
-    assert calls == [(URL, str(cached_weights()), "6726825d")]
+    assert calls == [(URL, str(cached_weights()), SHA256)]
 
 
 def test_a_download_of_something_else_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,8 +197,28 @@ def test_a_damaged_file_is_refused(weights: Path, tmp_path: Path) -> None:
 def test_a_name_without_checksum_means_the_published_file(weights: Path, tmp_path: Path) -> None:
     renamed = tmp_path / "inception.pth"
     renamed.symlink_to(weights)
-    with pytest.raises(ValueError, match="must begin with 6726825d"):
+    with pytest.raises(ValueError, match="must have 95628359 bytes"):
         InceptionFeatures(renamed)
+
+
+def test_the_published_file_is_known_by_its_size_and_all_of_its_digest(
+    weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert len(SHA256) == 64
+    # The only digits that its publisher tells.
+    assert SHA256.startswith("6726825d")
+    assert URL.endswith("-6726825d.pth")
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    almost = digest[:63] + ("0" if digest[63] != "0" else "1")
+    assert digest[:8] in weights.name
+    monkeypatch.setattr(inception, "SHA256", almost)
+    with pytest.raises(ValueError, match="must have 95628359 bytes, got"):
+        InceptionFeatures(weights)
+    monkeypatch.setattr(inception, "SIZE", weights.stat().st_size)
+    with pytest.raises(ValueError, match=f"its SHA-256 must be {almost}, got {digest}"):
+        InceptionFeatures(weights)
+    monkeypatch.setattr(inception, "SHA256", digest)
+    assert InceptionFeatures(weights).dim == 2048
 
 
 class Opened:

@@ -13,8 +13,9 @@ from system_checks import assert_same
 
 from lipgan import recipes
 from lipgan.__main__ import main
+from lipgan._choices import RANGES
 from lipgan.recipes import CHOICES, FIELDS
-from lipgan.training import config
+from lipgan.training import Trainer, config
 
 pytestmark = pytest.mark.usefixtures("single_thread")
 
@@ -204,12 +205,24 @@ def test_every_recipe_survives_the_file(tmp_path: Path) -> None:
         ("steps = 0", "must be a whole number of at least 1, got 0"),
         ("log_every = 0", "must be a whole number of at least 1, got 0"),
         ("seed = -1", "must be a whole number of at least 0, got -1"),
-        ("n_critic = 0", "n_critic must be a whole number of at least 1, got 0"),
+        ("n_critic = 0", "n_critic in {path} must be a whole number of at least 1, got 0"),
         ("critic_lr = nan", "critic_lr must be positive and finite, got nan"),
         ("penalty = 'wgan'", "penalty must be one of"),
         ("accumulation = 3", "accumulation must divide batch_size 64, got 3"),
         ("[options]\nunrolled = 1", "unknown option of the system 'gan' 'unrolled'"),
         ("this is no TOML", "is not TOML"),
+        (
+            "batch_size = 1000000000000",
+            "batch_size in {path} must be a whole number of at most 1048576, got 1000000000000",
+        ),
+        ("accumulation = 1048577", "accumulation in {path} must be a whole number of at most 1048576"),
+        ("n_critic = 1048577", "n_critic in {path} must be a whole number of at most 1048576"),
+        ("latent_dim = 1048577", "latent_dim in {path} must be a whole number of at most 1048576"),
+        ("size = 16385", "size in {path} must be a whole number of at most 16384, got 16385"),
+        (f"seed = {10**39}", f"seed in {{path}} must be a whole number of at most {2**63 - 1}, got {10**39}"),
+        (f"critic_lr = {10**400}", "critic_lr in {path} must be of type float, got 1000"),
+        (f"seed = {'1' * 5000}", "--config {path} is not TOML: Exceeds the limit"),
+        (f"[options]\na = {'[' * 9000}", "--config {path} is nested too deeply"),
         ("a = 1\na = 2", "is not TOML"),
         ("\x00", "is not TOML"),
     ],
@@ -219,8 +232,34 @@ def test_a_file_that_cannot_be_used_is_explained(
 ) -> None:
     path = written(tmp_path / "c.toml", text)
     assert train(tmp_path / "run", "--config", str(path)) == 2
-    assert message in error_of(capsys)
+    assert message.replace("{path}", str(path)) in error_of(capsys)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_byte_order_mark_is_no_part_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text("seed = 3\n", encoding="utf-8-sig")
+    assert path.read_bytes().startswith(b"\xef\xbb\xbf")
+    assert config.read(path) == {"seed": 3}
+
+
+@pytest.mark.parametrize("name", ["latent_dim", "n_critic", "batch_size", "accumulation", "steps"])
+def test_recipes_know_their_ranges(name: str) -> None:
+    least, largest = RANGES[name]
+    changed = (
+        dataclasses.replace(recipes.get("gan"), batch_size=largest) if name == "accumulation" else recipes.get("gan")
+    )
+    assert getattr(dataclasses.replace(changed, **{name: largest}), name) == largest
+    for value in (least - 1, largest + 1):
+        with pytest.raises(ValueError, match=rf"{name} must be a whole number of at (least|most) \d+, got {value}$"):
+            dataclasses.replace(changed, **{name: value})
+
+
+def test_a_trainer_refuses_seeds_that_are_no_numbers_of_63_bits() -> None:
+    for seed in (-1, 2**63, 10**39):
+        with pytest.raises(ValueError, match=f"seed must be a whole number of at .*, got {seed}"):
+            Trainer.from_recipe("gan", "ring", seed=seed)
+    assert Trainer.from_recipe("gan", "ring", seed=2**63 - 1).seed == 2**63 - 1
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

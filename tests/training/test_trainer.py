@@ -440,6 +440,38 @@ def test_a_checkpoint_of_something_else_is_explained(
         Trainer.load(tmp_path / "checkpoint.pt")
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("data", 3, "data must be a name, got 3"),
+        ("step", "two", "step must be a whole number, got 'two'"),
+        ("step", -1, "step must be a whole number, got -1"),
+        ("step", True, "step must be a whole number, got True"),
+        ("seed", None, "seed must be a whole number, got None"),
+        ("log_every", 2.5, "log_every must be a whole number, got 2.5"),
+        ("shape", "12", "shape must be a list of whole numbers, got '12'"),
+        ("shape", ["1"], "shape must be a list of whole numbers"),
+        ("classes", "3", "classes must be a whole number"),
+        ("digest", 3, "digest must be a string"),
+        ("recipe", ["gan"], "recipe must be a table with a name"),
+        ("recipe", {"name": 3}, "recipe must be a table with a name"),
+        ("history", ["a", "b"], "history must be a list of rows, each with a step and numbers, got ['a', 'b']"),
+        ("history", [{"step": "one"}], "history must be a list of rows"),
+        ("history", [{"step": 1, "sigma": "big"}], "history must be a list of rows"),
+        ("history", 5, "history must be a list of rows"),
+        ("unlogged", [3], "unlogged must be a list of tables of numbers, got [3]"),
+        ("unlogged", [{"critic_loss": torch.zeros(2)}], "unlogged must be a list of tables of numbers"),
+    ],
+)
+def test_an_entry_of_another_kind_is_named(saved: Path, tmp_path: Path, name: str, value: Any, message: str) -> None:
+    state = torch.load(saved, weights_only=True) | {name: value}
+    torch.save(state, tmp_path / "other.pt")
+    for load in (Trainer.load, load_generator):
+        with pytest.raises(CheckpointError) as caught:
+            load(tmp_path / "other.pt")
+        assert f"checkpoint {tmp_path / 'other.pt'} is damaged: {message}" in str(caught.value)
+
+
 def test_a_checkpoint_that_lacks_an_entry_is_explained(saved: Path, tmp_path: Path) -> None:
     state = torch.load(saved, weights_only=True)
     del state["order"]

@@ -17,9 +17,13 @@ from torch.nn import functional as F
 from lipgan._checks import check_choice
 from lipgan.metrics.features.base import ImageFeatures, as_rgb, as_unit_images
 
-__all__ = ["DIMS", "PREPROCESSINGS", "URL", "InceptionFeatures", "InceptionNetwork", "cached_weights"]
+__all__ = ["DIMS", "PREPROCESSINGS", "SHA256", "SIZE", "URL", "InceptionFeatures", "InceptionNetwork", "cached_weights"]
 
 URL = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth"
+
+# Of the file there. Its publisher tells the first 32 bits only, in its name; programs that pin it agree on the rest.
+SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+SIZE = 95_628_359
 
 # Lengths of the features: means over the image at four depths, and the logits.
 DIMS = (64, 192, 768, 2048, 1008)
@@ -212,8 +216,8 @@ class InceptionFeatures(ImageFeatures):
     Raises:
         FileNotFoundError: no such file; the message says where to get it and where to put it.
         ValueError: another ``dim`` or ``preprocessing``; ``weights`` beside ``download``; a file that holds something
-            else, or whose SHA-256 does not begin with the digits that its name ends in (those of the published file,
-            where it has none).
+            else, or whose SHA-256 does not begin with the digits that its name ends in. Where these are the published
+            file's, or the name has none, its size and all of its SHA-256 must be :data:`SIZE` and :data:`SHA256`.
         OSError: the file cannot be read or fetched.
 
     Source: Szegedy et al. 2015 (arXiv:1512.00567); Heusel et al. 2017 (arXiv:1706.08500) for the features; the weights
@@ -309,9 +313,10 @@ _FILE = URL.rpartition("/")[2]
 _CHECKSUM = re.compile(r"-([0-9a-f]{8,64})\.[^.]+$")
 
 
-def _checksum(name: str) -> str | None:
+def _checksum(name: str) -> str:
+    """What the SHA-256 of a file of that name begins with: all of it, unless it is not the published file's."""
     match = _CHECKSUM.search(name)
-    return match and match[1]
+    return SHA256 if match is None or SHA256.startswith(match[1]) else match[1]
 
 
 def cached_weights() -> Path:
@@ -323,14 +328,18 @@ def _download(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         # Into a temporary file, which is moved to its place once its checksum is right.
-        torch.hub.download_url_to_file(URL, str(path), hash_prefix=_checksum(_FILE))
+        torch.hub.download_url_to_file(URL, str(path), hash_prefix=SHA256)
     except RuntimeError as error:  # what it raises for a wrong checksum
         raise ValueError(f"what came from {URL} is not the published file: {error}") from error
 
 
 def _read(path: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:
     """The verified weights in the file, with the names and shapes of ``expected``, in float32."""
+    prefix = _checksum(path.name)
     try:
+        size = path.stat().st_size
+        if prefix == SHA256 and size != SIZE:
+            raise ValueError(f"{path} is damaged or another file: it must have {SIZE} bytes, got {size}")
         content = path.read_bytes()
     except FileNotFoundError as error:
         hint = (
@@ -338,11 +347,10 @@ def _read(path: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:
             f"put it at {cached_weights()}, or name it by weights=..., or allow the download by download=True"
         )
         raise FileNotFoundError(errno.ENOENT, hint, str(path)) from error
-    digest, prefix = hashlib.sha256(content).hexdigest(), _checksum(path.name) or _checksum(_FILE)
-    if prefix is None or not digest.startswith(prefix):
-        raise ValueError(
-            f"{path} is damaged or another file: its SHA-256 must begin with {prefix}, got {digest[:16]}..."
-        )
+    digest = hashlib.sha256(content).hexdigest()
+    if not digest.startswith(prefix):
+        wanted = f"be {prefix}" if prefix == SHA256 else f"begin with {prefix}"
+        raise ValueError(f"{path} is damaged or another file: its SHA-256 must {wanted}, got {digest}")
     try:
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # a parser fed with arbitrary bytes raises anything
