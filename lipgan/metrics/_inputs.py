@@ -137,4 +137,6 @@ def check_left_out(protocol: str, function: Callable[..., object], **given: obje
     parameters = inspect.signature(function).parameters
     for name, value in given.items():
         if value != parameters[name].default:
-            raise ValueError(f"{name} cannot be given beside protocol {protocol!r}, which decides it, got {value!r}")
+            raise ValueError(
+                f"protocol {protocol!r} sets {name} itself; leave out {name} or protocol, got {name}={value!r}"
+            )

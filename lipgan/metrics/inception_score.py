@@ -93,9 +93,9 @@ def inception_score(
 
 def _package(protocol: str, splits: int) -> Protocol:
     """The protocol of that name; ValueError if it has no score, or ``splits``, which it decides, were given."""
-    check_left_out(protocol, inception_score, splits=splits)
     package = protocols.get(protocol)
     package.require("is")
+    check_left_out(protocol, inception_score, splits=splits)
     return package
 
 

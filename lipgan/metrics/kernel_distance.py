@@ -24,6 +24,7 @@ from lipgan._checks import as_number, check_choice, check_count
 from lipgan.metrics import protocols
 from lipgan.metrics._inputs import Array, as_pair, check_left_out
 from lipgan.metrics.metric import TwoSides
+from lipgan.metrics.protocols import Protocol
 
 __all__ = ["KernelDistance", "kernel_distance"]
 
@@ -101,6 +102,14 @@ def _membership(chosen: Tensor, n: int, device: torch.device) -> Tensor:
     return torch.zeros(n, len(chosen), dtype=torch.float64).scatter_(0, chosen.cpu().T, 1.0).to(device)
 
 
+def _left_to(protocol: str, **given: object) -> Protocol:
+    """The protocol of that name, which decides the other arguments; ValueError if it does not, or they were given."""
+    package = protocols.get(protocol)
+    package.require("kid")
+    check_left_out(protocol, kernel_distance, **given)
+    return package
+
+
 def kernel_distance(
     real: Array,
     fake: Array,
@@ -146,9 +155,7 @@ def kernel_distance(
     x, y = as_pair("real", real, "fake", fake)
     if protocol is not None:
         chosen = {"subsets": subsets, "subset_size": subset_size, "kernel": kernel, "degree": degree}
-        check_left_out(protocol, kernel_distance, **chosen, gamma=gamma, coef=coef, sigma=sigma)
-        package = protocols.get(protocol)
-        package.require("kid")
+        package = _left_to(protocol, **chosen, gamma=gamma, coef=coef, sigma=sigma)
         assert package.subsets is not None
         subsets, degree, subset_size = package.subsets, package.degree, package.size_of_subsets(min(len(x), len(y)))
     apply = _kernel(kernel, x.shape[1], degree, gamma, coef, sigma)
@@ -158,9 +165,17 @@ def kernel_distance(
         if subset_size < 2:
             raise ValueError(f"subset_size must be at least 2, got {subset_size}")
     for name, rows in (("real", x), ("fake", y)):
-        needed = 2 if subset_size is None else subset_size
-        if len(rows) < needed:
-            raise ValueError(f"{name} must have at least {needed} samples, got {len(rows)}; a subset takes as many")
+        if len(rows) < 2:
+            raise ValueError(f"{name} must have at least 2 samples, got {len(rows)}")
+    for name, rows in (("real", x), ("fake", y)):
+        if subset_size is not None and len(rows) < subset_size:
+            advice = f"pass subset_size={min(len(x), len(y))} or less"
+            if protocol is not None:
+                advice = f"protocol {protocol!r} sets it: leave out protocol and {advice}"
+            raise ValueError(
+                f"{name} must have at least {subset_size} samples for subset_size={subset_size}, got {len(rows)}; "
+                + advice
+            )
     x, y = x.double(), y.double()
     if kernel == "rbf":
         # Distances do not depend on a common offset, but their accuracy does.
@@ -200,7 +215,7 @@ class KernelDistance(TwoSides):
 
     Raises:
         TypeError: ``features`` cannot be called, or an option that there is not.
-        ValueError: ``protocol`` is unknown or has no kernel distance.
+        ValueError: ``protocol`` is unknown, has no kernel distance, or stands beside an argument that it decides.
 
     Example::
 
@@ -220,7 +235,7 @@ class KernelDistance(TwoSides):
         # Now, and not when the features are all there.
         inspect.signature(kernel_distance).bind(None, None, **options)
         if options.get("protocol") is not None:
-            protocols.get(options["protocol"]).require("kid")
+            _left_to(**{name: value for name, value in options.items() if name != "generator"})
         self.options = options
 
     def compute(self) -> tuple[Tensor, Tensor]:

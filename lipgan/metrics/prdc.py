@@ -35,9 +35,9 @@ def f1_score(precision: float, recall: float) -> float:
 
 def _left_to(protocol: str, nearest_k: int, compare: str) -> Protocol:
     """The protocol of that name, which decides the other two; ValueError if it does not."""
-    check_left_out(protocol, prdc, nearest_k=nearest_k, compare=compare)
     chosen = protocols.get(protocol)
     chosen.require("prdc")
+    check_left_out(protocol, prdc, nearest_k=nearest_k, compare=compare)
     return chosen
 
 

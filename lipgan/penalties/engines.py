@@ -68,7 +68,7 @@ def penalty(
 
 
 def _penalty(call: CriticCall, x: Tensor, form: PenaltyForm, engine: str, differentiable: bool, apart: bool) -> Tensor:
-    if engine == "autograd" or (engine == "auto" and _refused.get(call, x) is not None):
+    if engine == "autograd" or (engine == "auto" and (_refused.get(call, x) or slower(call, x)) is not None):
         return _autograd(call, x, form, differentiable, apart)
     if not call.args and call.output is None and form.norm == "sample":
         solution = perceptron.solve(call.critic, x, form.kind, form.weight, form.target)
@@ -101,6 +101,22 @@ def explain(call: CriticCall, x: Tensor) -> str | None:
         return f"module {error.module!r}: {error.reason}" if error.module else error.reason
     finally:
         tape.undo.restore()
+    return None
+
+
+def slower(call: CriticCall, x: Tensor) -> str | None:
+    """Why engine "auto" takes autograd for a critic that the fused engine may well follow, or None if it does not.
+
+    The steps of a recurrent layer are many small operations, each of which costs the tape some Python.
+    """
+    if x.device.type != "cpu" or not isinstance(call.critic, nn.Module):
+        return None
+    for module in call.critic.modules():
+        if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
+            return (
+                f"module {_names(call.critic)[module]!r}: engine 'auto' takes autograd, which is faster for recurrent "
+                "layers on a CPU; engine 'fused' can be asked for by name"
+            )
     return None
 
 

@@ -97,8 +97,9 @@ def gradient_penalty(
         target: the norm that is aimed at, >= 0; "r1", "r2" and "r1+r2" aim at 0 whatever it is.
         norm: "sample" takes the norm over all of a sample, "pixel" over the channels (dimension 1) of each pixel.
         engine: "fused" is exact and first order; "autograd" is the textbook double backward; "auto" is "fused" where it
-            can follow the critic (:func:`explain` tells), else "autograd". Tensors of a subclass that only carries
-            something along, such as MONAI's MetaTensor, reach the critic as plain tensors, except with "autograd".
+            can follow the critic (:func:`explain` tells), else "autograd", and for modules with recurrent layers on a
+            CPU "autograd", which is faster there. Tensors of a subclass that only carries something along, such as
+            MONAI's MetaTensor, reach the critic as plain tensors, except with "autograd".
         generator: of the random numbers; on the CPU, it draws the same numbers for every device.
         critic_args: passed to the critic after the samples, such as labels; a list or tuple. Where "r1+r2" takes one
             batch, those that are tensors with B rows are repeated for the second half.
@@ -206,7 +207,9 @@ def explain(
     critic_args: Sequence[Any] = (),
     output: Output = None,
 ) -> str | None:
-    """Why the fused engine cannot follow the critic, naming the module and the operation; None if it can.
+    """Why engine "auto" takes autograd for the critic, naming the module and the operation; None if it takes "fused".
+
+    Either the fused engine cannot follow the critic, or autograd is faster for it.
 
     The critic runs once; its buffers and the random state are as before.
 
@@ -225,7 +228,8 @@ def _explain(critic: Critic, real: Tensor, critic_args: Sequence[Any], output: O
         return str(error)
     with torch.inference_mode(False), unsharded, Float32InPlaceOfFloat16(critic, real) as wide:
         args = wide([as_data(clone_if_inference(item)) for item in critic_args])
-        return engines.explain(CriticCall(unwrap(critic), args, output), as_data(clone_if_inference(real)))
+        call, x = CriticCall(unwrap(critic), args, output), as_data(clone_if_inference(real))
+        return engines.explain(call, x) or engines.slower(call, x)
 
 
 # ---- the points at which the penalty is taken ----

@@ -285,6 +285,18 @@ class Tape(TorchDispatchMode):
         self.nodes.append(node)
         return output
 
+    def record_parts(self, node: Node, func: Any, parts: Value) -> Value:
+        """Put a node on the tape whose output is no tensor, but stands for the parts of one."""
+        for value in node.inputs:
+            value.uses += 1
+        node.output = parts
+        parts.trainable = any(value.trainable for value in node.inputs)
+        node.name = func
+        if self._names is not None:
+            node.module = self._names()
+        self.nodes.append(node)
+        return parts
+
     def keep(self, tensor: Tensor, func: Any, changing: bool = False) -> Tensor:
         """The tensor without its history, which must not change any more; ``changing`` if ``func`` changes it."""
         self._kept.append((tensor, tensor._version + changing, func))

@@ -145,8 +145,20 @@ X = torch.ones(4, 2)
         (torch.ones(4, 3), {}, ValueError, "fake must have 2 features like real, got 3"),
         (torch.ones(4), {}, ValueError, r"fake must have shape \(n, d\), got \(4,\)"),
         (torch.ones(4, 2).long(), {}, TypeError, "fake must have a real floating-point dtype"),
-        (X, {}, ValueError, "real must have at least 1000 samples, got 4"),
-        (X[:1], {"subset_size": None}, ValueError, "fake must have at least 2 samples, got 1"),
+        (
+            *(X[:3], {}, ValueError),
+            "^real must have at least 1000 samples for subset_size=1000, got 4; pass subset_size=3 or less$",
+        ),
+        (
+            *(X[:3], {"subset_size": 4}, ValueError),
+            "^fake must have at least 4 samples for subset_size=4, got 3; pass subset_size=3 or less$",
+        ),
+        (
+            *(X, {"protocol": "torchmetrics"}, ValueError),
+            "got 4; protocol 'torchmetrics' sets it: leave out protocol and pass subset_size=4 or less$",
+        ),
+        (X[:1], {}, ValueError, "^fake must have at least 2 samples, got 1$"),
+        (X[:1], {"subset_size": None}, ValueError, "^fake must have at least 2 samples, got 1$"),
         (X, {"subset_size": 1}, ValueError, "subset_size must be at least 2, got 1"),
         (X, {"subsets": 0}, ValueError, "subsets must be at least 1, got 0"),
         (X, {"kernel": "linear"}, ValueError, "kernel must be one of polynomial, rbf, got 'linear'"),
@@ -172,3 +184,6 @@ def test_bad_input_of_the_class() -> None:
         metric.update(X, real=1)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"features must have shape \(n, 2\), got \(4, 3\)"):
         metric.update(torch.ones(4, 3), real=False)
+    metric.update(X, real=False)
+    with pytest.raises(ValueError, match="for subset_size=1000, got 4; pass subset_size=4 or less"):
+        metric.compute()

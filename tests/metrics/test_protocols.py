@@ -140,14 +140,20 @@ def test_what_a_protocol_decides_is_left_to_it() -> None:
         lambda: InceptionScore(splits=2, protocol="torchmetrics"),
     ):
         with pytest.raises(
-            ValueError, match="splits cannot be given beside protocol 'torchmetrics', which decides it, got 2"
+            ValueError,
+            match=r"^protocol 'torchmetrics' sets splits itself; leave out splits or protocol, got splits=2$",
         ):
             call()
-    with pytest.raises(ValueError, match="degree cannot be given beside protocol 'clean'"):
-        kernel_distance(x, x, degree=2, protocol="clean")
+    for make in (lambda **options: kernel_distance(x, x, **options), KernelDistance):
+        with pytest.raises(
+            ValueError,
+            match=r"^protocol 'clean' sets degree itself; leave out degree or protocol, got degree=2$",
+        ):
+            make(degree=2, protocol="clean")
     for make in (lambda **options: prdc(x, x, **options), PRDC):
         with pytest.raises(
-            ValueError, match="compare cannot be given beside protocol 'torch-fidelity', which decides it, got 'le'"
+            ValueError,
+            match=r"^protocol 'torch-fidelity' sets compare itself; leave out compare or protocol, got compare='le'$",
         ):
             make(compare="le", protocol="torch-fidelity")
         with pytest.raises(ValueError, match="'clean' has no precision and recall; choose another protocol"):
@@ -158,3 +164,5 @@ def test_what_a_protocol_decides_is_left_to_it() -> None:
         KernelDistance(protocol="pytorch-fid")
     with pytest.raises(ValueError, match="unknown protocol 'clen'; did you mean clean"):
         KernelDistance(protocol="clen")
+    with pytest.raises(ValueError, match="unknown protocol 'clen'; did you mean clean"):
+        KernelDistance(protocol="clen", degree=2)

@@ -66,8 +66,8 @@ def tapes(monkeypatch: pytest.MonkeyPatch) -> list[Tape]:
     return tried
 
 
-def served_by(critic: nn.Module, x: Tensor = FLAT, **options: Any) -> str:
-    penalty = gradient_penalty(critic, x, kind="r1", **options)
+def served_by(critic: nn.Module, x: Tensor = FLAT, engine: str = "auto", **options: Any) -> str:
+    penalty = gradient_penalty(critic, x, kind="r1", engine=engine, **options)
     theirs = gradient_penalty(critic, x, kind="r1", engine="autograd", **options)
     assert_same(grads_of(penalty, critic), grads_of(theirs, critic))
     return "fused" if "Precomputed" in type(penalty.grad_fn).__name__ else "autograd"
@@ -125,6 +125,33 @@ def test_a_refusal_ends_with_its_cause(name: str, tapes: list[Tape]) -> None:
     for _ in range(2):
         assert served_by(critic) == "fused"
     assert explain(critic, FLAT) is None
+
+
+@pytest.mark.parametrize("kind", [nn.GRU, nn.LSTM, nn.RNN])
+def test_recurrent_layers_are_left_to_autograd_unless_asked_for(kind: type[nn.RNNBase], tapes: list[Tape]) -> None:
+    torch.manual_seed(1)
+    layer, readout = kind(3, 4, batch_first=True).double(), nn.Linear(4, 1).double()
+    x = torch.randn(2, 5, 3, dtype=torch.float64)
+
+    def scores(x: Tensor) -> Tensor:
+        return readout(layer(x)[0][:, -1])
+
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.readout = layer, readout
+
+        def forward(self, x: Tensor) -> Tensor:
+            return scores(x)
+
+    critic = Recurrent()
+    assert served_by(critic, x) == "autograd"
+    assert not tapes
+    assert served_by(critic, x, engine="fused") == "fused"
+    reason = explain(critic, x)
+    assert reason is not None
+    assert f"module 'layer ({kind.__name__})': engine 'auto' takes autograd, which is faster" in reason
+    assert explain(scores, x) is None, "the tape follows it; a function is not looked into"
 
 
 def test_a_refusal_of_some_arguments_is_none_of_others() -> None:

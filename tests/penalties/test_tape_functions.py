@@ -140,6 +140,9 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "cat": lambda h: torch.cat([h, h.sin()], -1) * torch.cat([h.sin(), torch.ones(3, 6)], 1),
     "unbind": lambda h: sum(k * part for k, part in enumerate(h.unbind(1))),
     "chunks": lambda h: h.chunk(2, 1)[0] * h.chunk(2, 1)[1].sigmoid() + h.split([2, 3, 1], 1)[1],
+    "some of many parts": lambda h: h.unbind(1)[4] * h.unbind()[1].sum() + h.split([2, 1])[1].sin()[0, 2],
+    "no parts": lambda h: h + sum(h[:, :0].unbind(1), torch.zeros(())),
+    "transposed in place": lambda h: (h * 1).transpose_(0, 1).square().t(),
     "0-dim": lambda h: h * h.mean().tanh() * h.sum().sin() * h[0, 0],
     "views": lambda h: (h.view(3, 2, 3).mT.movedim(1, 2) + h.view(3, 2, 3)).diagonal(dim1=1, dim2=2),
     "transposed": lambda h: h.t().contiguous().t().unsqueeze(1).squeeze(),
@@ -175,12 +178,14 @@ def test_functions(name: str) -> None:
 
 
 COUPLED = {
+    "some of many parts",
     *("no_grad and detach", "index", "index_put", "index_add", "einsum", "0-dim", "matrix products", "outer", "item"),
     *("variance over the batch", "minibatch standard deviation", "minibatch discrimination"),
     *("batch norm", "batch norm without statistics"),
 }
 # Their samples stay apart, but no rule says so: they count as coupled.
 UNKNOWN = {
+    "no parts",
     *("views", "tril", "slice_scatter", "baddbmm", "determinant", "gumbel", "vmap", "cross entropy", "huber"),
 }
 

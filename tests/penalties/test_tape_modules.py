@@ -27,6 +27,7 @@ from tape_critics import (
 from torch import Tensor, nn
 
 import lipgan
+from lipgan.penalties.tape import RULES, Tape
 
 # ---- convolutions, pooling, normalization in one, two and three dimensions ----
 
@@ -149,12 +150,13 @@ class Attention(nn.Module):
 
 
 class Recurrent(nn.Module):
-    def __init__(self, kind: type[nn.Module]) -> None:
+    def __init__(self, kind: type[nn.RNNBase], batch_first: bool = True, **options: Any) -> None:
         super().__init__()
-        self.cell = kind(4, 5, batch_first=True)
+        self.cell = kind(4, 5, batch_first=batch_first, **options)
+        self.batch_first = batch_first
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.cell(x)[0]
+        return self.cell(x)[0] if self.batch_first else self.cell(x.transpose(0, 1))[0].transpose(0, 1)
 
 
 class Discrimination(nn.Module):
@@ -251,6 +253,7 @@ MODULES: dict[str, tuple[Build, tuple[int, ...]]] = {
     "attention over an image": (after_conv(ImageAttention), IMAGES),
     "lstm": (lambda: stack(Recurrent(nn.LSTM)), SEQUENCES),
     "gru": (lambda: stack(Recurrent(nn.GRU)), SEQUENCES),
+    "rnn": (lambda: stack(Recurrent(nn.RNN)), SEQUENCES),
     "minibatch discrimination": (lambda: stack(nn.Linear(4, 6), Discrimination(), nn.Linear(11, 3)), VECTORS),
     "running statistics": (lambda: stack(Running()), VECTORS),
     "forward hooks": (with_hooks, VECTORS),
@@ -264,6 +267,52 @@ MODULES: dict[str, tuple[Build, tuple[int, ...]]] = {
 def test_modules(name: str) -> None:
     build, shape = MODULES[name]
     compare(build, shape)
+
+
+def local_operations(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Filled with the operations that no rule of the tape knows, and that are left to autograd one by one."""
+    found: list[str] = []
+    local = RULES["local"]
+
+    def note(tape: Tape, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        found.append(func.overloadpacket.__name__)
+        return local(tape, func, args, kwargs)
+
+    monkeypatch.setitem(RULES, "local", note)
+    return found
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("kind", [nn.GRU, nn.LSTM, nn.RNN])
+def test_recurrent_layers(kind: type[nn.RNNBase], batch_first: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = local_operations(monkeypatch)
+
+    def build() -> nn.Module:
+        return stack(Recurrent(kind, batch_first, num_layers=2))
+
+    compare(build, SEQUENCES)
+    compare(build, SEQUENCES, kind="r1+r2")
+    assert not {"unsafe_split", "transpose_", "add_", "sigmoid_", "tanh_"} & set(found)
+
+
+def test_every_operation_of_a_recurrent_layer_has_the_name_of_its_module() -> None:
+    layer, x = nn.GRU(4, 5).double(), samples(SEQUENCES)[0].requires_grad_()
+    tape = Tape(x, lambda: "cell")
+    with tape:
+        layer(x)
+    assert {node.module for node in tape.nodes} == {"cell"}
+
+
+def test_recurrent_layers_in_both_directions() -> None:
+    compare(lambda: stack(Recurrent(nn.GRU, bidirectional=True)), SEQUENCES)
+
+
+def test_r1_and_r2_of_a_recurrent_layer_take_one_batch() -> None:
+    torch.manual_seed(3)
+    critic, batches = stack(Recurrent(nn.GRU)).double(), []
+    critic.register_forward_pre_hook(lambda module, inputs: batches.append(len(inputs[0])))
+    lipgan.gradient_penalty(critic, *samples(SEQUENCES), kind="r1+r2", engine="fused")
+    assert batches == [2 * SEQUENCES[0]]
 
 
 COUPLED = {

@@ -126,10 +126,18 @@ def result_changed_as_data(h: Tensor) -> Tensor:
     return y * y
 
 
+def view_transposed_in_place(h: Tensor) -> Tensor:
+    h = h * 1
+    view = h.view(-1, 2, 3)
+    view.transpose_(1, 2)
+    return view.sin() * torch.arange(6.0).view(3, 2) + h.sum(1)[:, None, None]
+
+
 REFUSED: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "a view whose base changed": (stale_view, "changed in place by another name"),
     "an operand changed as data": (operand_changed_as_data, "another name, such as .data"),
     "a result changed as data": (result_changed_as_data, "another name, such as .data"),
+    "a view transposed in place": (view_transposed_in_place, "shape of a view in place"),
     "a hook on a tensor": (hooked, "hook"),
     "complex numbers": (lambda h: (h * 1j).exp().real, "complex"),
     "complex numbers by conversion": (lambda h: h.to(torch.complex128).exp().real, "hides"),

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lipgan.penalties.derivatives import Linear, Sum, sum_to
 from lipgan.penalties.rules._table import rule
-from lipgan.penalties.tape import Tape, Unsupported
+from lipgan.penalties.tape import Tape, Unsupported, Value
 
 aten = torch.ops.aten
 
@@ -77,6 +77,21 @@ def _transpose(tape: Tape, func: Any, args: tuple[Any, ...], kwargs: dict[str, A
     return tape.record(Linear(value, swap, swap), func, y, a)
 
 
+@rule(aten.transpose_.default)
+def _transpose_in_place(tape: Tape, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    a, *dims = args
+    value = tape.value(a)
+    if value is None:
+        return NotImplemented
+    if a._base is not None:
+        raise Unsupported(f"{func} changes the shape of a view in place")
+
+    def swap(t: Tensor) -> Tensor:
+        return t.transpose(*dims)
+
+    return tape.record(Linear(value, swap, swap), func, func(a, *dims), a)
+
+
 @rule(aten.expand.default)
 def _expand(tape: Tape, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     a = args[0]
@@ -106,25 +121,67 @@ def _slice(tape: Tape, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any])
     return tape.record(node, func, func(*args, **kwargs), a)
 
 
-@rule(aten.split.Tensor, aten.split_with_sizes.default, aten.unbind.int)
+class _Parts(Value):
+    """The parts of one tensor: what is added is a part with its place, and delta and adjoint are dictionaries of those.
+
+    So that the derivative of the whole is put together once, and not for each part among zeros.
+    """
+
+    __slots__ = ()
+
+    def add_delta(self, delta: Any) -> None:
+        self.delta = _with_part(self.delta, *delta)
+
+    def add_adjoint(self, adjoint: Any) -> None:
+        if self.trainable:
+            self.adjoint = _with_part(self.adjoint, *adjoint)
+
+
+def _with_part(parts: Any, place: int, part: Tensor) -> Any:
+    parts = {} if parts is None else parts
+    assert place not in parts  # every place has one node, which adds once in a pass
+    parts[place] = part
+    return parts
+
+
+@rule(
+    aten.split.Tensor,
+    aten.split_with_sizes.default,
+    aten.unsafe_split.Tensor,
+    aten.unsafe_split_with_sizes.default,
+    aten.unbind.int,
+)
 def _split(tape: Tape, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     a = args[0]
     value = tape.value(a)
     if value is None:
         return NotImplemented
-    shape = a.shape
     parts = list(func(*args, **kwargs))
-    for position, part in enumerate(parts):
+    if not parts:
+        return parts
+    dtype, unbound = a.dtype, func is aten.unbind.int
+    before_dim = 1 if unbound else 2
+    dim = (args[before_dim] if len(args) > before_dim else kwargs.get("dim", 0)) % a.ndim
+    shapes = [part.shape for part in parts]
 
-        def push(t: Tensor, position: int = position) -> Tensor:
-            return func(t, *args[1:], **kwargs)[position]  # type: ignore[no-any-return]
+    def join(given: Any) -> Tensor:
+        like = next(iter(given.values()))
+        all_parts = [given[k] if k in given else like.new_zeros(shape) for k, shape in enumerate(shapes)]
+        return torch.stack(all_parts, dim) if unbound else torch.cat(all_parts, dim)
 
-        def pull(d: Tensor, position: int = position) -> Tensor:
-            whole = d.new_zeros(shape)
-            func(whole, *args[1:], **kwargs)[position].copy_(d)
-            return whole
+    whole = tape.record_parts(Linear(value, lambda t: t, join), func, _Parts(value.owner, dtype, 0))
+    start = 0
+    for k, part in enumerate(parts):
+        length = 1 if unbound else part.shape[dim]
 
-        tape.record(Linear(value, push, pull), func, part, a)
+        def push(t: Tensor, k: int = k, start: int = start, length: int = length) -> Tensor:
+            return t.select(dim, k) if unbound else t.narrow(dim, start, length)
+
+        def pull(d: Tensor, k: int = k) -> Any:
+            return k, d.to(dtype)
+
+        tape.record(Linear(whole, push, pull), func, part, a)
+        start += length
     return parts
 
 
