@@ -77,7 +77,7 @@ def factorize(s: Tensor, *, name: str = "s", method: str = "cholesky", rounding:
         name: what the errors call it.
         method: "cholesky": Cholesky's; where a pivot is not resolved, one with pivoting, or eigenvalues. "eigh":
             eigenvalues at once.
-        rounding: what passes for rounding, if it is not told by the dtype of s.
+        rounding: what passes for rounding, if it does not follow from the dtype of s.
 
     Raises:
         TypeError: not a real floating-point tensor.
@@ -184,13 +184,13 @@ class _Pair:
 
 
 @dataclass(frozen=True)
-class _Outcome:
-    """A trace, a bound on the error of its spectrum, and ``halves``: ``d tr / d S_k = half_k half_k^T / 2``."""
+class _TraceResult:
+    """A trace, a bound on the error of its spectrum, and ``gradient_factors``: ``d tr / d S_k = F_k F_k^T / 2``."""
 
     route: str
     trace: float
     bound: float
-    halves: tuple[Tensor | None, Tensor | None] = (None, None)
+    gradient_factors: tuple[Tensor | None, Tensor | None] = (None, None)
     iterations: int = 0
     resolved: bool = False
 
@@ -199,7 +199,7 @@ class _Outcome:
         return self.bound <= (_ACCEPTED_RESOLVED if self.resolved else _ACCEPTED) * self.trace
 
 
-def _by_eigenvalues(pair: _Pair, k: int, route: str) -> _Outcome:
+def _by_eigenvalues(pair: _Pair, k: int, route: str) -> _TraceResult:
     """By the eigenvalues of ``L_k^T S_j L_k``, the squares of the singular values of ``L_k^T L_j``."""
     factor, j = pair.factor(k), 1 - k
     if factor.rank == 0:
@@ -218,18 +218,18 @@ def _by_eigenvalues(pair: _Pair, k: int, route: str) -> _Outcome:
     roots = values.clamp_min(0).sqrt()
     # |sqrt(x + e) - sqrt(x)| <= min(e / sqrt(x), sqrt(e))
     bound = float((error / roots.clamp_min(math.sqrt(error))).sum()) if error > 0 else 0.0
-    halves: list[Tensor | None] = [None, None]
+    gradient_factors: list[Tensor | None] = [None, None]
     if vectors is not None:
         keep = values > error
         roots_kept, kept = roots[keep], vectors[:, keep]
         if pair.wanted[j]:
-            halves[j] = factor.matrix @ (kept * roots_kept.rsqrt())
+            gradient_factors[j] = factor.matrix @ (kept * roots_kept.rsqrt())
         if pair.wanted[k] and factor.triangular:
-            halves[k] = torch.linalg.solve_triangular(factor.matrix.mT, kept * roots_kept.sqrt(), upper=True)
+            gradient_factors[k] = torch.linalg.solve_triangular(factor.matrix.mT, kept * roots_kept.sqrt(), upper=True)
         elif pair.wanted[k]:
-            halves[k] = pair.covariance(j) @ (factor.matrix @ (kept * roots_kept.pow(-1.5)))
+            gradient_factors[k] = pair.covariance(j) @ (factor.matrix @ (kept * roots_kept.pow(-1.5)))
     resolved = factor.rank == factor.matrix.shape[0] and float(values[0]) > _CLEAR * error
-    return _Outcome(route, float(roots.sum()), bound, (halves[0], halves[1]), resolved=resolved)
+    return _TraceResult(route, float(roots.sum()), bound, (gradient_factors[0], gradient_factors[1]), resolved=resolved)
 
 
 def _congruence(factor: Factor, s: Tensor) -> Tensor:
@@ -247,7 +247,7 @@ def _congruence(factor: Factor, s: Tensor) -> Tensor:
     return result
 
 
-def _by_singular_values(pair: _Pair) -> _Outcome:
+def _by_singular_values(pair: _Pair) -> _TraceResult:
     first, second = pair.factor(0).matrix, pair.factor(1).matrix
     if 0 in (first.shape[1], second.shape[1]):
         return _nothing(pair, "svd")
@@ -255,31 +255,31 @@ def _by_singular_values(pair: _Pair) -> _Outcome:
     unit = resolution(max(product.shape), product.dtype)
     if not any(pair.wanted):
         values = torch.linalg.svdvals(product)
-        return _Outcome("svd", float(values.sum()), values.numel() * unit * float(values[0]))
+        return _TraceResult("svd", float(values.sum()), values.numel() * unit * float(values[0]))
     left, values, right = torch.linalg.svd(product, full_matrices=False)
     keep = values > unit * values[0]
     scales = values[keep].rsqrt()
-    halves = second @ (right[keep].mT * scales), first @ (left[:, keep] * scales)
-    return _Outcome("svd", float(values.sum()), values.numel() * unit * float(values[0]), halves)
+    gradient_factors = second @ (right[keep].mT * scales), first @ (left[:, keep] * scales)
+    return _TraceResult("svd", float(values.sum()), values.numel() * unit * float(values[0]), gradient_factors)
 
 
-def _by_polar_iteration(pair: _Pair) -> _Outcome:
+def _by_polar_iteration(pair: _Pair) -> _TraceResult:
     first, second = pair.factor(0).matrix, pair.factor(1).matrix
     if 0 in (first.shape[1], second.shape[1]):
         return _nothing(pair, "polar")
     trace, bound, iterations = polar_trace(first.mT @ second)
     # The derivatives need singular vectors.
-    halves = _by_singular_values(pair).halves if any(pair.wanted) else (None, None)
-    return _Outcome("polar", trace, bound, halves, iterations)
+    gradient_factors = _by_singular_values(pair).gradient_factors if any(pair.wanted) else (None, None)
+    return _TraceResult("polar", trace, bound, gradient_factors, iterations)
 
 
-def _nothing(pair: _Pair, route: str) -> _Outcome:
+def _nothing(pair: _Pair, route: str) -> _TraceResult:
     """Where a covariance is 0."""
-    halves = [pair.covariance(k)[:, :0] for k in (0, 1)]
-    return _Outcome(route, 0.0, 0.0, (halves[0], halves[1]))
+    gradient_factors = [pair.covariance(k)[:, :0] for k in (0, 1)]
+    return _TraceResult(route, 0.0, 0.0, (gradient_factors[0], gradient_factors[1]))
 
 
-def _auto(pair: _Pair) -> _Outcome:
+def _auto(pair: _Pair) -> _TraceResult:
     known = [k for k in (0, 1) if pair.factors[k] is not None]
     if len(known) == 2:
         return _by_singular_values(pair)
@@ -295,7 +295,7 @@ def _auto(pair: _Pair) -> _Outcome:
     return _by_singular_values(pair)
 
 
-def _solve(pair: _Pair, method: str) -> _Outcome:
+def _solve(pair: _Pair, method: str) -> _TraceResult:
     if method == "svd":
         return _by_singular_values(pair)
     if method == "polar":
@@ -328,7 +328,7 @@ class _TraceSqrtProduct(torch.autograd.Function):
         names: tuple[str, str],
         method: str,
         roundings: tuple[Rounding, Rounding],
-        told: list[TraceInfo],
+        infos: list[TraceInfo],
         *tensors: Tensor,
     ) -> Tensor:
         pair = _Pair(sides, names, method, roundings)
@@ -339,20 +339,20 @@ class _TraceSqrtProduct(torch.autograd.Function):
             if factor is not None:
                 bound += _factor_error(factor, outcome.trace, pair.trace(1 - k))
         clipped = sum(factor.clipped for factor in pair.factors if factor is not None)
-        told.append(TraceInfo(outcome.route, outcome.iterations, bound, (pair.rank(0), pair.rank(1)), clipped))
+        infos.append(TraceInfo(outcome.route, outcome.iterations, bound, (pair.rank(0), pair.rank(1)), clipped))
         ctx.dtypes = [tensor.dtype for tensor in tensors]
-        ctx.save_for_backward(*(outcome.halves[k] for k in (0, 1) if isinstance(sides[k], Tensor)))
+        ctx.save_for_backward(*(outcome.gradient_factors[k] for k in (0, 1) if isinstance(sides[k], Tensor)))
         device = pair.covariance(0).device if isinstance(sides[0], Tensor) else pair.factor(0).matrix.device
         return torch.tensor(outcome.trace, dtype=torch.float64, device=device)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        # once_differentiable sees only whether grad depends on something, and the halves depend on the arguments too.
+        # once_differentiable sees only whether grad depends on something, and the factors depend on the arguments too.
         if torch.is_grad_enabled():
             raise RuntimeError("trace_sqrt_product is differentiable once, and create_graph=True asks for twice")
         result: list[Tensor | None] = [None, None, None, None, None]
-        for half, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True):
-            result.append(None if half is None else (0.5 * grad * (half @ half.mT)).to(dtype))
+        for factor, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True):
+            result.append(None if factor is None else (0.5 * grad * (factor @ factor.mT)).to(dtype))
         return tuple(result)
 
 
@@ -370,7 +370,7 @@ def trace_sqrt_product_info(
         first, second: covariances ``[d, d]`` of any real dtype, or factors of them, which saves their factorization.
         method: as in :func:`trace_sqrt_product`.
         names: what the errors call the two.
-        roundings: what passes for rounding in each, if it is not told by their dtypes.
+        roundings: what passes for rounding in each, if it does not follow from their dtypes.
 
     Returns:
         The trace, 0-dim float64, differentiable once in those arguments that are tensors; and a :class:`TraceInfo`.
@@ -389,13 +389,13 @@ def trace_sqrt_product_info(
         sizes.append(side.matrix.shape[0] if isinstance(side, Factor) else side.shape[0])
     if sizes[0] != sizes[1]:
         raise ValueError(f"{names[1]} must have the size of {names[0]}, {sizes[0]}, got {sizes[1]}")
-    told: list[TraceInfo] = []
+    infos: list[TraceInfo] = []
     tensors = [side for side in sides if isinstance(side, Tensor)]
     if roundings is None:
         first_rounding, second_rounding = (Rounding((s.matrix if isinstance(s, Factor) else s).dtype) for s in sides)
         roundings = first_rounding, second_rounding
-    trace = _TraceSqrtProduct.apply(sides, names, method, roundings, told, *tensors)  # type: ignore[no-untyped-call]
-    return trace, told[0]
+    trace = _TraceSqrtProduct.apply(sides, names, method, roundings, infos, *tensors)  # type: ignore[no-untyped-call]
+    return trace, infos[0]
 
 
 def trace_sqrt_product(s1: Tensor, s2: Tensor, *, method: str = "auto") -> Tensor:
