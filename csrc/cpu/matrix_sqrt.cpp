@@ -48,7 +48,7 @@ inline V sqrt_of(V x) {
     return (V)_mm256_sqrt_ps((__m256)x);
   }
 #else
-  V y;
+  V y{};
   for (int k = 0; k < kLanes<T>; ++k) y[k] = static_cast<T>(__builtin_sqrt(x[k]));  // of a float: rounded once all the same
   return y;
 #endif

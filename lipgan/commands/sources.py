@@ -57,20 +57,21 @@ def find_extractor(name: str | None, download: bool, preprocessing: str = "pytor
 
     ``preprocessing`` is Inception's.
     """
-    if name is None or name == "inception":
-        try:
-            return features.get("inception", download=download, preprocessing=preprocessing)
-        except FileNotFoundError as error:
-            others = ", ".join(other for other in features.names() if other != "inception")
-            hint = f"{error.strerror}; on the command line: --features FILE, --download, or other features: {others}"
-            raise FileNotFoundError(error.errno, hint, error.filename) from error
-    if download:
-        raise ValueError(f"--download fetches the weights of inception, got --features {name}")
-    path = Path(name)
-    # A name with a folder or a suffix is a file's, there or not.
-    if name not in features.EXTRACTORS and (path.is_file() or path.suffix or path.name != name):
-        return features.get("inception", weights=name, preprocessing=preprocessing)
-    return features.get(name)
+    origin: dict[str, Any] = {"download": download}
+    if name is not None and name != "inception":
+        if download:
+            raise ValueError(f"--download fetches the weights of inception, got --features {name}")
+        path = Path(name)
+        # A name with a folder or a suffix is a file's, there or not.
+        if name in features.EXTRACTORS or not (path.is_file() or path.suffix or path.name != name):
+            return features.get(name)
+        origin = {"weights": name}
+    try:
+        return features.get("inception", **origin, preprocessing=preprocessing)
+    except FileNotFoundError as error:
+        others = ", ".join(other for other in features.names() if other != "inception")
+        hint = f"{error.strerror}; on the command line: --features FILE, --download, or other features: {others}"
+        raise FileNotFoundError(error.errno, hint, error.filename) from error
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from lipgan._checks import check_finite, check_floating, check_symmetric, tolerance
+from lipgan.metrics import protocols
+from lipgan.metrics.protocols import Protocol
 
 Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]] | Tensor"
 
@@ -20,7 +22,7 @@ __all__ = [
     "as_mean",
     "as_pair",
     "as_real_tensor",
-    "check_left_out",
+    "left_to",
 ]
 
 _NUMPY_DTYPES = (np.float16, np.float32, np.float64)
@@ -132,11 +134,18 @@ def as_factor(name: str, value: object, cov: Tensor, dtype: torch.dtype) -> Tens
     return factor
 
 
-def check_left_out(protocol: str, function: Callable[..., object], **given: object) -> None:
-    """ValueError if an argument of ``function`` that its ``protocol`` decides has another value than its default."""
+def left_to(protocol: str, metric: str, function: Callable[..., object], **given: object) -> Protocol:
+    """The protocol of that name, which decides arguments of ``function``, a metric as in :meth:`Protocol.require`.
+
+    Raises:
+        ValueError: an unknown protocol, one without the metric, or a ``given`` argument that is not the default.
+    """
+    chosen = protocols.get(protocol)
+    chosen.require(metric)
     parameters = inspect.signature(function).parameters
     for name, value in given.items():
         if value != parameters[name].default:
             raise ValueError(
                 f"protocol {protocol!r} sets {name} itself; leave out {name} or protocol, got {name}={value!r}"
             )
+    return chosen

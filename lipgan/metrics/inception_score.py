@@ -17,10 +17,8 @@ import torch
 from torch import Tensor
 
 from lipgan._checks import check_count
-from lipgan.metrics import protocols
-from lipgan.metrics._inputs import Array, as_features, check_left_out
+from lipgan.metrics._inputs import Array, as_features, left_to
 from lipgan.metrics.metric import Collection
-from lipgan.metrics.protocols import Protocol
 
 __all__ = ["InceptionScore", "inception_score"]
 
@@ -65,7 +63,7 @@ def inception_score(
     """
     score_ddof = 0
     if protocol is not None:
-        package = _package(protocol, splits)
+        package = left_to(protocol, "is", inception_score, splits=splits)
         assert package.splits is not None
         splits, score_ddof = package.splits, package.score_ddof
         if not package.shuffled:
@@ -89,14 +87,6 @@ def inception_score(
     scores = torch.stack(logs).exp()
     std = float(scores.std(correction=0))
     return float(scores.mean()), std * (splits / (splits - score_ddof)) ** 0.5 if score_ddof else std
-
-
-def _package(protocol: str, splits: int) -> Protocol:
-    """The protocol of that name; ValueError if it has no score, or ``splits``, which it decides, were given."""
-    package = protocols.get(protocol)
-    package.require("is")
-    check_left_out(protocol, inception_score, splits=splits)
-    return package
 
 
 class InceptionScore(Collection):
@@ -132,7 +122,7 @@ class InceptionScore(Collection):
             raise TypeError(f"classifier must be callable or None, got {type(classifier).__name__}")
         check_count("splits", splits)
         if protocol is not None:
-            _package(protocol, splits)
+            left_to(protocol, "is", inception_score, splits=splits)
         super().__init__("generated")
         self.classifier = classifier
         self.splits = splits

@@ -21,10 +21,8 @@ import torch
 from torch import Tensor
 
 from lipgan._checks import as_number, check_choice, check_count
-from lipgan.metrics import protocols
-from lipgan.metrics._inputs import Array, as_pair, check_left_out
+from lipgan.metrics._inputs import Array, as_pair, left_to
 from lipgan.metrics.metric import TwoSides
-from lipgan.metrics.protocols import Protocol
 
 __all__ = ["KernelDistance", "kernel_distance"]
 
@@ -102,14 +100,6 @@ def _membership(chosen: Tensor, n: int, device: torch.device) -> Tensor:
     return torch.zeros(n, len(chosen), dtype=torch.float64).scatter_(0, chosen.cpu().T, 1.0).to(device)
 
 
-def _left_to(protocol: str, **given: object) -> Protocol:
-    """The protocol of that name, which decides the other arguments; ValueError if it does not, or they were given."""
-    package = protocols.get(protocol)
-    package.require("kid")
-    check_left_out(protocol, kernel_distance, **given)
-    return package
-
-
 def kernel_distance(
     real: Array,
     fake: Array,
@@ -155,7 +145,7 @@ def kernel_distance(
     x, y = as_pair("real", real, "fake", fake)
     if protocol is not None:
         chosen = {"subsets": subsets, "subset_size": subset_size, "kernel": kernel, "degree": degree}
-        package = _left_to(protocol, **chosen, gamma=gamma, coef=coef, sigma=sigma)
+        package = left_to(protocol, "kid", kernel_distance, **chosen, gamma=gamma, coef=coef, sigma=sigma)
         assert package.subsets is not None
         subsets, degree, subset_size = package.subsets, package.degree, package.size_of_subsets(min(len(x), len(y)))
     apply = _kernel(kernel, x.shape[1], degree, gamma, coef, sigma)
@@ -235,7 +225,12 @@ class KernelDistance(TwoSides):
         # Now, and not when the features are all there.
         inspect.signature(kernel_distance).bind(None, None, **options)
         if options.get("protocol") is not None:
-            _left_to(**{name: value for name, value in options.items() if name != "generator"})
+            left_to(
+                options["protocol"],
+                "kid",
+                kernel_distance,
+                **{name: value for name, value in options.items() if name not in ("protocol", "generator")},
+            )
         self.options = options
 
     def compute(self) -> tuple[Tensor, Tensor]:

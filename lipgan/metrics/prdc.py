@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from lipgan._checks import check_choice, check_count
-from lipgan.metrics import protocols
-from lipgan.metrics._inputs import Array, as_pair, check_left_out
+from lipgan.metrics._inputs import Array, as_pair, left_to
 from lipgan.metrics.metric import TwoSides
 from lipgan.metrics.protocols import Protocol
 from lipgan.ops import _backend
@@ -31,14 +30,6 @@ def f1_score(precision: float, recall: float) -> float:
             raise ValueError(f"{name} must be between 0 and 1, got {value!r}")
     total = precision + recall
     return 2 * precision * recall / total if total else 0.0
-
-
-def _left_to(protocol: str, nearest_k: int, compare: str) -> Protocol:
-    """The protocol of that name, which decides the other two; ValueError if it does not."""
-    chosen = protocols.get(protocol)
-    chosen.require("prdc")
-    check_left_out(protocol, prdc, nearest_k=nearest_k, compare=compare)
-    return chosen
 
 
 def _check_neighbours(nearest_k: int, compare: str) -> None:
@@ -96,7 +87,7 @@ def prdc(
     Naeem et al., "Reliable Fidelity and Diversity Metrics for Generative Models" (2020), eq. 3-4.
     """
     if protocol is not None:
-        chosen = _left_to(protocol, nearest_k, compare)
+        chosen = left_to(protocol, "prdc", prdc, nearest_k=nearest_k, compare=compare)
         values = prdc(real, fake, *chosen.neighbours(), backend=backend)
         return chosen.select(values)
     _check_neighbours(nearest_k, compare)
@@ -158,8 +149,9 @@ class PRDC(TwoSides):
         compare: str = "lt",
         protocol: str | None = None,
     ) -> None:
-        self.protocol = None if protocol is None else _left_to(protocol, nearest_k, compare)
-        if self.protocol is not None:
+        self.protocol: Protocol | None = None
+        if protocol is not None:
+            self.protocol = left_to(protocol, "prdc", prdc, nearest_k=nearest_k, compare=compare)
             nearest_k, compare = self.protocol.neighbours()
         _check_neighbours(nearest_k, compare)
         super().__init__(features, reset_real_features)

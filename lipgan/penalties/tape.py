@@ -272,30 +272,23 @@ class Tape(TorchDispatchMode):
         """
         if output.is_complex():
             raise Unsupported(f"{func} returns complex numbers")
-        for value in node.inputs:
-            value.uses += 1
         # Autograd counts the change, and gives a view the counter of its base, after this.
         version = output._version if operand is None or not _shares(func) else operand._version + mutates(func)
-        node.output = self._track(output, version)
-        node.output.trainable = bool(node.parameter_gradients) or any(value.trainable for value in node.inputs)
+        self.record_value(node, func, self._track(output, version))
+        return output
+
+    def record_value(self, node: Node, func: Any, output: Value) -> Value:
+        """Put a node on the tape whose output may be no tensor, such as the parts of one."""
+        for value in node.inputs:
+            value.uses += 1
+        node.output = output
+        output.trainable = bool(node.parameter_gradients) or any(value.trainable for value in node.inputs)
         node.name = func
         if self._names is not None:
             node.module = self._names()
         self.curved = self.curved or node.curved
         self.nodes.append(node)
         return output
-
-    def record_parts(self, node: Node, func: Any, parts: Value) -> Value:
-        """Put a node on the tape whose output is no tensor, but stands for the parts of one."""
-        for value in node.inputs:
-            value.uses += 1
-        node.output = parts
-        parts.trainable = any(value.trainable for value in node.inputs)
-        node.name = func
-        if self._names is not None:
-            node.module = self._names()
-        self.nodes.append(node)
-        return parts
 
     def keep(self, tensor: Tensor, func: Any, changing: bool = False) -> Tensor:
         """The tensor without its history, which must not change any more; ``changing`` if ``func`` changes it."""

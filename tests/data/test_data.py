@@ -425,7 +425,7 @@ def test_a_size_below_one_is_refused(size: int, tmp_path: Path) -> None:
     folder_of(tmp_path, {"a.png": (4, 4)})
     np.save(tmp_path / "x.npy", levels(2, 4, 4))
     for name in (tmp_path, tmp_path / "x.npy", "huggingface:mnist"):
-        with pytest.raises(ValueError, match=f"size must be a whole number of at least 1, got {size}"):
+        with pytest.raises(ValueError, match=f"size must be at least 1, got {size}"):
             data.load(name, size)
 
 

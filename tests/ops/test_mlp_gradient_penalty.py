@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
@@ -15,9 +16,10 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lipgan import _C
-from lipgan.ops import UnavailableError, empty_cache
+from lipgan.ops import UnavailableError, _backend, empty_cache
 from lipgan.ops.mlp_gradient_penalty import penalize, serves
+
+_C: Any = _backend.native()  # None where it was not built: its tests are skipped then
 
 BACKENDS = ["reference", "native"]
 KINDS = ["two-sided", "one-sided", "squared", "max"]
@@ -184,14 +186,6 @@ def compare(critic: Critic, kind: str, ours: tuple[Tensor, Tensor, list[Tensor]]
         assert grad.is_contiguous()
         assert grad.shape == weight.shape
         assert_as_accurate(grad, theirs, exact, roundings=roundings, scale=scale)
-
-
-@pytest.fixture(params=_C.supported_isas())
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = _C.isa()
-    _C.set_isa(request.param)
-    yield request.param
-    _C.set_isa(before)
 
 
 @pytest.fixture

@@ -8,21 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lipgan.ops import _backend
 from lipgan.ops.nearest_neighbours import ball_counts, nearest_neighbours
 from lipgan.reference import nearest_neighbours as reference
 
 BACKENDS = ["reference", "native", "triton"]
-
-
-@pytest.fixture(params=_backend.native().supported_isas() if _backend.native() else [])
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    native = _backend.native()
-    assert native is not None
-    before = native.isa()
-    native.set_isa(request.param)
-    yield request.param
-    native.set_isa(before)
 
 
 @pytest.fixture

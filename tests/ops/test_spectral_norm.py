@@ -3,8 +3,9 @@
 import math
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import scipy.linalg
@@ -17,9 +18,9 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lipgan import _C
 from lipgan.ops import (
     UnavailableError,
+    _backend,
     empty_cache,
     explain,
     interpolate,
@@ -29,6 +30,8 @@ from lipgan.ops import (
     use_backend,
 )
 from lipgan.ops._address import address
+
+_C: Any = _backend.native()  # None where it was not built: its tests are skipped then
 
 BACKENDS = ["reference", "native", "triton"]
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
@@ -48,14 +51,6 @@ SHAPES = [
     ((6, 5, 4, 4), 1),
     ((3, 4, 5), 2),
 ]
-
-
-@pytest.fixture(params=_C.supported_isas())
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = _C.isa()
-    _C.set_isa(request.param)
-    yield request.param
-    _C.set_isa(before)
 
 
 def draw(shape: tuple[int, ...], dim: int, dtype: torch.dtype, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:

@@ -169,7 +169,7 @@ def _split(tape: Tape, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any])
         all_parts = [given[k] if k in given else like.new_zeros(shape) for k, shape in enumerate(shapes)]
         return torch.stack(all_parts, dim) if unbound else torch.cat(all_parts, dim)
 
-    whole = tape.record_parts(Linear(value, lambda t: t, join), func, _Parts(value.owner, dtype, 0))
+    whole = tape.record_value(Linear(value, lambda t: t, join), func, _Parts(value.owner, dtype, 0))
     start = 0
     for k, part in enumerate(parts):
         length = 1 if unbound else part.shape[dim]
