@@ -12,6 +12,7 @@ from lipgan.commands import doctor
 from lipgan.ops import BACKENDS, _backend
 
 
+@pytest.mark.backend("native")
 def test_report_names_every_backend_and_the_one_that_serves() -> None:
     report = doctor.report()
     assert "spectral_norm on cpu: native" in report
@@ -23,6 +24,7 @@ def test_report_names_every_backend_and_the_one_that_serves() -> None:
     assert "\n  triton, cuda: no form of this op" in report
 
 
+@pytest.mark.backend("native")
 @pytest.mark.backend("triton")
 def test_advice_is_what_a_person_can_act_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

@@ -6,11 +6,13 @@ from fuzz import Case, cases, check, close, corpus
 from hypothesis import given, settings
 
 
+@pytest.mark.backend("native")
 @pytest.mark.parametrize("case", corpus(), ids=lambda case: f"{case['op']}-{case['dtype']}-{case['scale']:g}")
 def test_corpus(case: Case) -> None:
     check(case)
 
 
+@pytest.mark.backend("native")
 @given(case=cases())
 @settings(max_examples=60, deadline=None, derandomize=True)
 def test_draws(case: Case) -> None:

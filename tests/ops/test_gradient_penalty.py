@@ -187,6 +187,7 @@ def with_strides(tensor: Tensor, order: list[int], step: int) -> Tensor:
     return storage.permute(*[order.index(k) for k in range(tensor.ndim)])
 
 
+@pytest.mark.backend("native")
 @given(
     shape=st.lists(st.integers(1, 6), min_size=1, max_size=5).map(tuple),
     data=st.data(),
@@ -311,6 +312,7 @@ def test_norms_that_share_the_maximum_share_its_gradient_as_amax_does(backend: s
         compare(penalize(grads, "max", 3.0, 0.5, norm, backend=backend), grads, "max", 3.0, 0.5, norm)
 
 
+@pytest.mark.backend("native")
 @pytest.mark.parametrize("kind", KINDS)
 def test_result_does_not_depend_on_the_number_of_threads(kind: str) -> None:
     before = torch.get_num_threads()
@@ -364,6 +366,7 @@ def test_calls_from_several_threads_at_once() -> None:
                 assert all(torch.equal(a, b) for a, b in zip(ours, first, strict=True))
 
 
+@pytest.mark.backend("native")
 def test_memory_of_outputs_is_reused() -> None:
     grads = draw((64, 1024), torch.float32)
     empty_cache()
@@ -539,6 +542,7 @@ def test_bad_input(call: Callable[[], object], error: type[Exception], message: 
         call()
 
 
+@pytest.mark.backend("native")
 def test_native_module_refuses_what_a_kernel_could_not_survive() -> None:
     samples, mix = torch.ones(4, 6), torch.ones(4)
     for real, fake, weights, message in (

@@ -216,6 +216,7 @@ def test_reference(dtype: torch.dtype, widths: list[int], batch: int, kind: str)
     compare(critic, kind, critic.penalize(kind, "reference"))
 
 
+@pytest.mark.backend("native")
 @pytest.mark.parametrize(("widths", "batch", "scaled"), [([2, 128, 128, 128], 256, False), ([640, 256, 256], 50, True)])
 def test_error_at_the_sizes_of_the_benchmark(widths: list[int], batch: int, scaled: bool) -> None:
     # Among thousands of entries, the largest error says how sums are rounded in general: no worse than PyTorch's, and
@@ -229,6 +230,7 @@ def test_error_at_the_sizes_of_the_benchmark(widths: list[int], batch: int, scal
         assert_as_accurate(grad, theirs, exact, roundings=4)
 
 
+@pytest.mark.backend("native")
 @given(
     widths=st.lists(st.integers(1, 70), min_size=1, max_size=5),
     batch=st.integers(1, 40),
@@ -267,6 +269,7 @@ def test_any_critic(
         assert torch.equal(one, other)
 
 
+@pytest.mark.backend("native")
 @pytest.mark.usefixtures("threads", "poisoned_outputs")
 @pytest.mark.parametrize("kind", ["two-sided", "max"])
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -440,6 +443,7 @@ def test_results_do_not_require_gradients(backend: str) -> None:
         assert not other.requires_grad
 
 
+@pytest.mark.backend("native")
 def test_modes_see_the_op() -> None:
     class Names(TorchDispatchMode):
         def __init__(self) -> None:
@@ -459,6 +463,7 @@ def test_modes_see_the_op() -> None:
     assert [tuple(t.shape) for t in (penalty, norms, *grads)] == [(), (6,), (7, 4), (1, 7)]
 
 
+@pytest.mark.backend("native")
 def test_native_module_refuses_what_a_kernel_could_not_survive() -> None:
     critic = draw([4, 7], 6, torch.float32, scaled=[True])
     x, w, b, s = critic.x, critic.weights, critic.biases, critic.scales
@@ -508,6 +513,7 @@ def test_serves_what_the_op_takes() -> None:
         assert not serves(batch, widths, dtype, "cpu")
 
 
+@pytest.mark.backend("native")
 def test_workspace_is_given_back() -> None:
     critic = draw([32, 64, 64], 200, torch.float32)
     empty_cache()
@@ -519,6 +525,7 @@ def test_workspace_is_given_back() -> None:
     assert empty_cache() == kept
 
 
+@pytest.mark.backend("native")
 def test_calls_from_several_threads_at_once() -> None:
     critics = [draw([30, 130, 70], 40, torch.float32, seed=seed) for seed in range(6)]
     expected = [critic.penalize("two-sided") for critic in critics]

@@ -113,6 +113,7 @@ CASES = {
 }
 
 
+@pytest.mark.backend("native")
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("threaded", [False, True])
 def test_native_decides_as_the_definition(case: str, threaded: bool, request: pytest.FixtureRequest) -> None:
@@ -191,6 +192,7 @@ def test_radii_of_any_size(backend: str) -> None:
         assert counts[0].tolist() == [expected] * 5
 
 
+@pytest.mark.backend("native")
 @settings(max_examples=40, deadline=None)
 @given(m=st.integers(1, 80), n=st.integers(1, 80), d=st.integers(1, 40), seed=st.integers(0, 2**31), data=st.data())
 def test_any_sizes(m: int, n: int, d: int, seed: int, data: st.DataObject) -> None:

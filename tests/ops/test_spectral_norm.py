@@ -226,6 +226,7 @@ def test_group_equals_its_layers_bit_by_bit(backend: str) -> None:
             assert torch.equal(grouped, single)
 
 
+@pytest.mark.backend("native")
 @pytest.mark.parametrize("shape", [(300, 1000), (40, 64, 3, 3), (1000, 300), (2, 300_000)])
 @pytest.mark.parametrize("dim", [0, 1])
 def test_result_does_not_depend_on_the_number_of_threads(shape: tuple[int, ...], dim: int) -> None:
@@ -262,6 +263,7 @@ def test_large_outputs_that_bypass_the_caches(isa: str, numel: int) -> None:
     assert max_error(grad, truth) <= 8 * torch.finfo(torch.float32).eps * float(truth.abs().max())
 
 
+@pytest.mark.backend("native")
 @given(
     shape=st.lists(st.integers(1, 9), min_size=2, max_size=4).map(tuple),
     data=st.data(),
@@ -465,6 +467,7 @@ def test_bad_input(call: Callable[[], object], error: type[Exception], message: 
         call()
 
 
+@pytest.mark.backend("native")
 def test_backend_that_cannot_serve_is_an_error_and_leaves_the_choice_unchanged() -> None:
     weight, u, v = draw((4, 6), 0, torch.float32)
     assert explain("spectral_norm", "cuda", "cpu") is not None
@@ -478,6 +481,7 @@ def test_backend_that_cannot_serve_is_an_error_and_leaves_the_choice_unchanged()
     assert resolve("spectral_norm", None, "cpu") == "native"
 
 
+@pytest.mark.backend("native")
 def test_native_module_refuses_what_a_kernel_could_not_survive() -> None:
     weight, u, v = draw((4, 6), 0, torch.float32)
     forward, backward = torch.ops.lipgan.spectral_norm_fwd.default, torch.ops.lipgan.spectral_norm_bwd.default
@@ -510,6 +514,7 @@ def test_native_module_refuses_what_a_kernel_could_not_survive() -> None:
         _C.set_isa("quantum")
 
 
+@pytest.mark.backend("native")
 def test_memory_of_outputs_is_reused_and_never_shared() -> None:
     weight, u, v = draw((128, 256), 0, torch.float32)  # 128 KB
     empty_cache()
@@ -533,6 +538,7 @@ def test_memory_of_outputs_is_reused_and_never_shared() -> None:
     assert _C.cached_bytes() == 0
 
 
+@pytest.mark.backend("native")
 def test_memory_that_nobody_asks_for_is_given_back() -> None:
     empty_cache()
     big, small = torch.zeros(16 << 20), torch.zeros(16 << 10)  # 64 MB and 64 KB

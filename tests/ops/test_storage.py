@@ -185,6 +185,7 @@ def test_kernels_refuse_addresses_that_they_would_misread() -> None:
 # ---- new memory ----
 
 
+@pytest.mark.backend("native")
 @pytest.mark.parametrize("numel", [10, 100_000])
 @pytest.mark.parametrize("fill", [True, False])
 def test_new_memory_is_filled_where_pytorch_fills_its_own(numel: int, fill: bool) -> None:
