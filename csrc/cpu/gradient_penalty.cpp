@@ -317,25 +317,12 @@ struct Penalty {
     return static_cast<A>(norm < static_cast<double>(std::numeric_limits<A>::min()) ? 0.0 : 1.0 / norm);
   }
 
-  // The squares of float64 leave the range where the norm does not: those norms are taken again, of scaled numbers.
+  // The squares of float64 leave the range where the norm does not: those norms are taken again.
   void mend(const Block& own, double* norm) const {
     const int64_t stride = inner == 1 ? 1 : inner;
     for (int64_t i = 0; i < own.count; ++i) {
       if (norm[i] > 1e-140 && norm[i] < 1e150) continue;
-      const T* x = grads + own.offset + i * (inner == 1 ? length : 1);
-      double largest = 0;
-      for (int64_t k = 0; k < length; ++k) {
-        const double size = __builtin_fabs(widen(x[k * stride]));
-        largest = largest < size ? size : largest;
-      }
-      if (largest == 0 || largest > std::numeric_limits<double>::max()) continue;  // 0, inf or NaN already
-      const double scale = largest < 1 ? 0x1p600 : 0x1p-600;
-      double total = 0;
-      for (int64_t k = 0; k < length; ++k) {
-        const double value = widen(x[k * stride]) * scale;
-        total += value * value;
-      }
-      norm[i] = __builtin_sqrt(total) / scale;
+      norm[i] = norm_in_range(grads + own.offset + i * (inner == 1 ? length : 1), length, stride, norm[i]);
     }
   }
 

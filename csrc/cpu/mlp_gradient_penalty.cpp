@@ -310,20 +310,8 @@ struct Penalty {
   void take_norm(int64_t i) {
     const T* g = work[0].signal + i * work[0].row;
     double norm = __builtin_sqrt(sum_of_squares(g, width));
-    if (sizeof(T) == sizeof(double) && !(norm > 1e-140 && norm < 1e150)) {
-      // The squares of float64 leave the range where the norm does not: a power of two takes them back.
-      double largest = 0;
-      for (int64_t j = 0; j < width; ++j) {
-        const double size = __builtin_fabs(g[j]);
-        largest = largest < size ? size : largest;
-      }
-      if (largest > 0 && largest <= std::numeric_limits<double>::max()) {
-        const double scale = largest < 1 ? 0x1p500 : 0x1p-600;
-        double total = 0;
-        for (int64_t j = 0; j < width; ++j) total += (g[j] * scale) * (g[j] * scale);
-        norm = __builtin_sqrt(total) / scale;
-      }
-    }
+    // The squares of float64 leave the range where the norm does not.
+    if (sizeof(T) == sizeof(double) && !(norm > 1e-140 && norm < 1e150)) norm = norm_in_range(g, width, 1, norm);
     exact[i] = norm;
     norms[i] = static_cast<T>(norm);
   }

@@ -213,7 +213,7 @@ struct Forward {
     }
     // W^T t is of the order |t|^2: outside of this range it is taken again, of the normalized t.
     constexpr bool is_float = sizeof(A) == sizeof(float);
-    constexpr double smallest = is_float ? 1e-12 : 1e-100, largest = is_float ? 1e15 : 1e100;
+    constexpr double smallest = is_float ? 1e-12 : 1e-70, largest = is_float ? 1e15 : 1e70;
     A* s = own.v;
     double s_scale = t_scale;
     if (t_norm != 0 && (t_norm < smallest || t_norm > largest)) {
@@ -227,7 +227,7 @@ struct Forward {
     } else {
       join(own.partial, blocks, w, s);
     }
-    normalize(l, s, s_scale, sum_of_squares(s, w) * s_scale * s_scale);
+    normalize(l, s, s_scale, __builtin_sqrt(sum_of_squares(s, w)));
   }
 
   void finish_slabs(int64_t l) {
@@ -235,13 +235,15 @@ struct Forward {
     const Span span = schedule.blocks_of[l];
     double s_square = 0;
     for (int64_t b = 0; b < span.last - span.first; ++b) s_square += work[l].squares[b];
-    normalize(l, work[l].v, 1.0, s_square);
+    normalize(l, work[l].v, 1.0, __builtin_sqrt(s_square));
   }
 
-  // v = s / max(|s|, eps) and sigma = <s, v> of s = scale * raw, in place.
-  void normalize(int64_t l, A* raw, double scale, double s_square) {
+  // v = s / max(|s|, eps) and sigma = <s, v> of s = scale * raw, in place; |raw| is known.
+  void normalize(int64_t l, A* raw, double scale, double raw_norm) {
     const int64_t w = layers[l].outer * layers[l].inner;
-    const double s_norm = __builtin_sqrt(s_square);
+    // Far below eps, a sum of squares of float64 has no number where sigma = |s|^2 / eps may have one.
+    if (sizeof(A) == sizeof(double) && raw_norm < 1e-140) raw_norm = norm_in_range(raw, w, 1, raw_norm);
+    const double s_norm = raw_norm * scale;
     const double v_scale = 1.0 / (s_norm < eps ? eps : s_norm);
     const double factor = scale * v_scale;
     work[l].left_range |= !in_range(s_norm, eps);
@@ -250,10 +252,10 @@ struct Forward {
       raw[j] = static_cast<A>(raw[j] * factor);
       v[j] = narrow<T>(raw[j]);
     }
-    work[l].sigma = static_cast<A>(s_square * v_scale);
+    work[l].sigma = static_cast<A>(s_norm * (s_norm * v_scale));
   }
 
-  // Whether a number that a sum gave is one, and its square too. A small one matters only where eps is not larger.
+  // Whether a number that a sum gave is one, and its square too. Where eps is larger, a small one is taken care of there.
   static bool in_range(double norm, double floor_of_norms) {
     constexpr double largest = static_cast<double>(std::numeric_limits<A>::max());
     if (!(norm <= largest && norm >= -largest)) return false;

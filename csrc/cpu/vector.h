@@ -5,6 +5,7 @@
 #pragma once
 #include <cstdint>
 #include <cstring>
+#include <limits>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -177,6 +178,31 @@ inline double sum_of_squares(const T* x, int64_t n) {
     total += run;
   }
   return total;
+}
+
+// The norm of n numbers, `stride` apart, whose squares leave the range of a double: of the numbers times a power of two.
+// `norm` is what comes without it, which stays where the numbers are 0, infinite or NaN.
+template <class T>
+inline double norm_in_range(const T* x, int64_t n, int64_t stride, double norm) {
+  double largest = 0;
+  for (int64_t k = 0; k < n; ++k) {
+    const double size = __builtin_fabs(widen(x[k * stride]));
+    largest = largest < size ? size : largest;
+  }
+  if (largest == 0 || largest > std::numeric_limits<double>::max()) return norm;
+  const double scale = largest < 1 ? 0x1p600 : 0x1p-600;
+  constexpr int64_t kRun = 256;  // as in sum_of_squares
+  double total = 0;
+  for (int64_t begin = 0; begin < n; begin += kRun) {
+    const int64_t end = begin + kRun < n ? begin + kRun : n;
+    double run = 0;
+    for (int64_t k = begin; k < end; ++k) {
+      const double value = widen(x[k * stride]) * scale;
+      run += value * value;
+    }
+    total += run;
+  }
+  return __builtin_sqrt(total) / scale;
 }
 
 // Elements in a cache line.

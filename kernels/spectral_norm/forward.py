@@ -10,7 +10,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import config
-from ..common import accumulation_dtype, divide, matrix_tile, square_root
+from ..common import accumulation_dtype, divide, matrix_tile
+from .norms import load_norm, load_sum_in, load_unit, store_scaled_squares
 from .tables import (
     TRITON_DTYPES,
     address_table,
@@ -52,60 +53,9 @@ _FWD_ADDRESSES = tl.constexpr(6)
 
 
 @triton.jit
-def _store_scaled_squares(x, max_ptr, sum_ptr, TINY: tl.constexpr):
-    """Store m = max|x_i| and sum (x_i / m)^2, which give |x| without over- or underflow; return x / m.
-
-    Numbers below the smallest normal one count as 0. A maximum may skip a NaN, the sum never does.
-    """
-    m = tl.max(tl.abs(x), axis=0)
-    m = tl.where(m < TINY, 0.0, m)
-    ratio = x * tl.where(m == 0, 0.0, divide(1.0, tl.where(m == 0, 1.0, m)))
-    tl.store(max_ptr, m)
-    tl.store(sum_ptr, tl.sum(ratio * ratio, axis=0))
-    return ratio
-
-
-@triton.jit
 def _too_large(x, LARGE: tl.constexpr):
     """Whether an element of x is beyond LARGE, infinite or NaN."""
     return tl.max(tl.where(tl.abs(x) <= LARGE, 0, 1), axis=0) != 0
-
-
-@triton.jit
-def _load_unit(unit_ptr, count, STEP: tl.constexpr):
-    """The smallest unit of the parts of an array: the one that all of it is brought to."""
-    least = tl.full([STEP], 1.0, unit_ptr.dtype.element_ty)
-    for first in range(0, count, STEP):
-        index = first + tl.arange(0, STEP)
-        least = tl.minimum(least, tl.load(unit_ptr + index, mask=index < count, other=1.0))
-    return tl.min(least, axis=0)
-
-
-@triton.jit
-def _load_norm(max_ptr, sum_ptr, unit_ptr, count, EPS: tl.constexpr, TINY: tl.constexpr, STEP: tl.constexpr):
-    """|x| and 1 / max(|x|, EPS) of an array whose parts went through _store_scaled_squares, and its unit.
-
-    A part holds x times its unit, a power of two; |x| comes times the unit of the array.
-    """
-    unit = _load_unit(unit_ptr, count, STEP)
-    largest = tl.zeros([STEP], max_ptr.dtype.element_ty)
-    for first in range(0, count, STEP):
-        index = first + tl.arange(0, STEP)
-        ratio = divide(unit, tl.load(unit_ptr + index, mask=index < count, other=1.0))
-        largest = tl.maximum(largest, tl.load(max_ptr + index, mask=index < count, other=0.0) * ratio)
-    m = tl.max(largest, axis=0)
-    m = tl.where(m == 0, 1.0, m)
-    inverse = divide(1.0, m)
-    acc = tl.zeros([STEP], max_ptr.dtype.element_ty)
-    for first in range(0, count, STEP):
-        index = first + tl.arange(0, STEP)
-        ratio = divide(unit, tl.load(unit_ptr + index, mask=index < count, other=1.0))
-        ratio *= tl.load(max_ptr + index, mask=index < count, other=0.0) * inverse
-        acc += ratio * ratio * tl.load(sum_ptr + index, mask=index < count, other=0.0)
-    norm = m * square_root(tl.sum(acc, axis=0))
-    # A comparison, because a maximum may drop a NaN.
-    eps = tl.maximum(unit * EPS, TINY)
-    return norm, divide(1.0, tl.where(norm < eps, eps, norm)), unit
 
 
 @triton.jit
@@ -212,7 +162,7 @@ def _iterate_rows(
     rows = row + tl.arange(0, BLOCK_H)
     tl.store(t + rows, t_block, mask=rows < h)
     tl.store(block_unit, unit)
-    ratio = _store_scaled_squares(t_block, block_max, block_sum, TINY)
+    ratio = store_scaled_squares(t_block, block_max, block_sum, TINY)
     largest = _store_column_sums(weight, ratio, partial, row, h, w, padded_w, ACC, BLOCK_H, BLOCK_W)
     unit = tl.full([], 1.0, ACC)
     if _too_large(largest, LARGE):
@@ -277,7 +227,7 @@ def _spectral_norm_iterate_kernel(
         v_scale = 1.0
         aligned = is_aligned(weight_address, w) & (v_address % 16 == 0)
     else:
-        _, v_scale, _ = _load_norm(tile_max, tile_sum, tile_unit, column_tiles, EPS, TINY, STEP)
+        _, v_scale, _ = load_norm(tile_max, tile_sum, tile_unit, column_tiles, EPS, TINY, STEP)
         aligned = is_aligned(weight_address, w)
     # Two copies of the code, because the compiler fixes the width of a load: one layer of odd width must not
     # slow down the rest of its group.
@@ -330,8 +280,8 @@ def _spectral_norm_reduce_kernel(
     tile_sum = scratch + tl.load(geometry + _TILE_SUM) + tile
     tile_unit = scratch + tl.load(geometry + _TILE_UNIT) + tile
     partial = scratch + tl.multiple_of(tl.load(geometry + _PARTIAL), 16)
-    _, t_scale, t_unit = _load_norm(block_max, block_sum, block_unit, blocks, EPS, TINY, STEP)
-    unit = _load_unit(partial_unit, blocks, STEP)
+    _, t_scale, t_unit = load_norm(block_max, block_sum, block_unit, blocks, EPS, TINY, STEP)
+    unit = load_unit(partial_unit, blocks, STEP)
     cols = tile * BLOCK_W + tl.arange(0, BLOCK_W)
     acc = tl.zeros([BLOCK_H, BLOCK_W], ACC)
     for first in range(0, blocks, BLOCK_H):
@@ -345,7 +295,7 @@ def _spectral_norm_reduce_kernel(
     total = tl.sum(acc, axis=0)
     tl.store(s + cols, total, mask=cols < padded_w)
     tl.store(tile_unit, unit)
-    _store_scaled_squares(total, tile_max, tile_sum, TINY)
+    store_scaled_squares(total, tile_max, tile_sum, TINY)
 
 
 @triton.jit
@@ -391,17 +341,6 @@ def _spectral_norm_sigma_kernel(
     # Rows past the end have t = <0, v>, which is NaN for an infinite v.
     tl.store(block_sum, tl.sum(tl.where(rows < h, u_block * t, 0.0), axis=0))
     tl.store(block_unit, unit)
-
-
-@triton.jit
-def _load_sum_in(ptr, unit_ptr, unit, count, STEP: tl.constexpr):
-    """load_sum times the unit, of terms that have units of their own."""
-    acc = tl.zeros([STEP], ptr.dtype.element_ty)
-    for first in range(0, count, STEP):
-        index = first + tl.arange(0, STEP)
-        ratio = divide(unit, tl.load(unit_ptr + index, mask=index < count, other=1.0))
-        acc += tl.load(ptr + index, mask=index < count, other=0.0) * ratio
-    return tl.sum(acc, axis=0)
 
 
 @triton.jit
@@ -452,14 +391,14 @@ def _spectral_norm_scale_kernel(
         tile_max = scratch + tl.load(geometry + _TILE_MAX)
         tile_sum = scratch + tl.load(geometry + _TILE_SUM)
         tile_unit = scratch + tl.load(geometry + _TILE_UNIT)
-        s_norm, v_scale, unit = _load_norm(tile_max, tile_sum, tile_unit, column_tiles, EPS, TINY, STEP)
+        s_norm, v_scale, unit = load_norm(tile_max, tile_sum, tile_unit, column_tiles, EPS, TINY, STEP)
         sigma = tl.where(s_norm < tl.maximum(unit * EPS, TINY), s_norm * (s_norm * v_scale), s_norm)
     else:
         blocks = tl.load(geometry + _BLOCKS)
         block_sum = scratch + tl.load(geometry + _BLOCK_SUM)
         block_unit = scratch + tl.load(geometry + _BLOCK_UNIT)
-        unit = _load_unit(block_unit, blocks, STEP)
-        sigma = _load_sum_in(block_sum, block_unit, unit, blocks, STEP)
+        unit = load_unit(block_unit, blocks, STEP)
+        sigma = load_sum_in(block_sum, block_unit, unit, blocks, STEP)
     sigma_out = divide(sigma, unit)
     is_zero = tl.abs(sigma_out) < TINY
     inverse = divide(1.0, tl.where(is_zero, 1.0, sigma))
@@ -489,7 +428,7 @@ def _spectral_norm_scale_kernel(
             block_max = scratch + tl.load(geometry + _BLOCK_MAX)
             block_sum = scratch + tl.load(geometry + _BLOCK_SUM)
             block_unit = scratch + tl.load(geometry + _BLOCK_UNIT)
-            _, u_scale, t_unit = _load_norm(block_max, block_sum, block_unit, blocks, EPS, TINY, STEP)
+            _, u_scale, t_unit = load_norm(block_max, block_sum, block_unit, blocks, EPS, TINY, STEP)
             t = scratch + tl.load(geometry + _T)
             for start in range(first, tl.minimum(end, h), STEP):
                 rows = start + tl.arange(0, STEP)

@@ -580,6 +580,7 @@ print(threads() - before)
 """
 
 
+@pytest.mark.backend("native")
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the affinity of a process is Linux's")
 def test_no_more_threads_than_the_process_may_use_processors() -> None:
@@ -614,6 +615,7 @@ print("served")
 """
 
 
+@pytest.mark.backend("native")
 @pytest.mark.slow
 def test_threads_are_pytorchs_and_plain_ones_serve_without() -> None:
     if sys.platform == "linux":
