@@ -71,8 +71,9 @@ def _explain(error: BaseException) -> int:
         if isinstance(error, MemoryError) or ("memory" in str(error) and "alloc" in str(error)):
             return _fail("out of memory; try a smaller batch, size or number of samples")
         from lipgan.ops import UnavailableError
+        from lipgan.training.distributed import ProcessLostError
 
-        if isinstance(error, UnavailableError):
+        if isinstance(error, (UnavailableError, ProcessLostError)):
             return _fail(str(error))
     raise error
 

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from lipgan.penalties.parts import Parts
+
 Critic = Callable[..., Any]
 Output = int | str | Callable[[Any], Tensor] | None
 
@@ -20,15 +22,18 @@ class CriticCall:
         critic: called with the samples and ``args``.
         args: whatever the critic takes after the samples.
         output: which of the critic's outputs are the scores, see `lipgan.gradient_penalty`.
+        parts: what the samples consist of; None for one tensor.
     """
 
     critic: Critic
     args: tuple[Any, ...]
     output: Output
+    parts: Parts | None = None
 
     def scores(self, x: Tensor) -> Tensor:
         """The scores of the samples ``x``, of which the sum counts: one for each sample, or for each patch or pack."""
-        return _score(self.critic(x, *self.args), self.output, x.shape[0])
+        samples = (x,) if self.parts is None else self.parts.arguments(x)
+        return _score(self.critic(*samples, *self.args), self.output, x.shape[0])
 
 
 def _score(outcome: Any, output: Output, batch: int) -> Tensor:

@@ -70,7 +70,7 @@ def penalty(
 def _penalty(call: CriticCall, x: Tensor, form: PenaltyForm, engine: str, differentiable: bool, apart: bool) -> Tensor:
     if engine == "autograd" or (engine == "auto" and (_refused.get(call, x) or slower(call, x)) is not None):
         return _autograd(call, x, form, differentiable, apart)
-    if not call.args and call.output is None and form.norm == "sample":
+    if not call.args and call.output is None and call.parts is None and form.norm == "sample":
         solution = perceptron.solve(call.critic, x, form.kind, form.weight, form.target)
         if solution is not None:
             return with_gradients(*solution) if differentiable else solution[0]

@@ -27,14 +27,15 @@ from lipgan.penalties.conditions import (
 from lipgan.penalties.coupling import CoupledSamples
 from lipgan.penalties.critic_call import Critic, CriticCall, Output
 from lipgan.penalties.engines import PenaltyForm
+from lipgan.penalties.parts import Parts, Samples, check_same_parts, join
 
 _NEEDS_FAKE = ("wgan-gp", "lp", "max", "r2", "r1+r2")
 
 
 def gradient_penalty(
     critic: Critic,
-    real: Tensor,
-    fake: Tensor | None = None,
+    real: Samples,
+    fake: Samples | None = None,
     *,
     kind: str = "wgan-gp",
     weight: float = 10.0,
@@ -62,8 +63,9 @@ def gradient_penalty(
     =========  ======================================  ====================================  =========================
 
     A mixture is ``eps real + (1 - eps) fake`` with one uniform ``eps`` for each sample (:func:`interpolate`); DRAGAN's
-    noise is ``0.5 * std(real) * U(0, 1)`` for each number. The gradient of a norm is 0 where the norm is 0. No gradient
-    flows to ``real``, ``fake`` or the networks that made them.
+    noise is ``0.5 * std(real) * U(0, 1)`` for each number, with a std for each tensor where samples consist of several.
+    The gradient of a norm is 0 where the norm is 0. No gradient flows to ``real``, ``fake`` or the networks that made
+    them.
 
     "r1+r2" takes real and fake as one batch, unless the critic couples the samples of its batch, as batch norm in
     training and minibatch standard deviation do: then it takes them one after the other, and the critic runs twice.
@@ -89,13 +91,17 @@ def gradient_penalty(
     Args:
         critic: maps samples ``[B, ...]`` to scores, a tensor of any shape; any module or function. The gradient is that
             of their sum: one score for each sample, or one for each patch (PatchGAN), or one for each pack of samples.
-        real: ``[B, ...]``, float32, float64, float16 or bfloat16.
+        real: ``[B, ...]``, float32, float64, float16 or bfloat16. Samples may consist of several tensors with the same
+            B, such as nodes and edges of a graph: then the gradient is that with respect to all of them, one norm for
+            each sample, and a mixture takes one ``eps`` for all tensors of a sample. A tuple or list is passed to the
+            critic as so many arguments, as `torch.autograd.functional` does, a dict as one argument.
         fake: likewise, of the same shape; for the kinds that are taken at it. Where the two dtypes differ, as under
             autocast, mixtures are of the dtype that they promote to.
         kind: one of the table above.
         weight: the factor, often called lambda or gamma.
         target: the norm that is aimed at, >= 0; "r1", "r2" and "r1+r2" aim at 0 whatever it is.
-        norm: "sample" takes the norm over all of a sample, "pixel" over the channels (dimension 1) of each pixel.
+        norm: "sample" takes the norm over all of a sample, "pixel" over the channels (dimension 1) of each pixel; that
+            of samples that are one tensor.
         engine: "fused" is exact and first order; "autograd" is the textbook double backward; "auto" is "fused" where it
             can follow the critic (:func:`explain` tells), else "autograd", and for modules with recurrent layers on a
             CPU "autograd", which is faster there. Tensors of a subclass that only carries something along, such as
@@ -126,6 +132,10 @@ def gradient_penalty(
 
         >>> packs = real.unflatten(0, (-1, 2)), fake.unflatten(0, (-1, 2))
         >>> penalty = lipgan.gradient_penalty(lambda x: critic(x.flatten(0, 1)), *packs)
+
+        A critic of graphs, ``critic(nodes, edges)``:
+
+        >>> penalty = lipgan.gradient_penalty(critic, (nodes, edges), (fake_nodes, fake_edges))
     """
     arguments = (critic, real, fake, kind, weight, target, norm, engine, generator, critic_args, output)
     penalty: Tensor = uncompiled(_gradient_penalty, *arguments)
@@ -134,8 +144,8 @@ def gradient_penalty(
 
 def _gradient_penalty(
     critic: Critic,
-    real: Tensor,
-    fake: Tensor | None,
+    real_samples: Samples,
+    fake_samples: Samples | None,
     kind: str,
     weight: float,
     target: float,
@@ -149,31 +159,33 @@ def _gradient_penalty(
     check_choice("norm", norm, NORMS)
     check_choice("engine", engine, engines.NAMES)
     weight, target = as_number("weight", weight), as_number("target", target, minimum=0.0)
-    if fake is None and kind in _NEEDS_FAKE:
+    if fake_samples is None and kind in _NEEDS_FAKE:
         raise ValueError(f"fake must be given for kind {kind!r}, got None")
+    convert = as_data if engine != "autograd" else _unchanged
+    real, parts = join("real", real_samples, convert)
+    fake, fake_parts = (None, parts) if fake_samples is None else join("fake", fake_samples, convert)
+    check_same_parts(parts, fake_parts)
     check_real_and_fake(real, fake)
-    if norm == "pixel" and real.ndim < 2:
-        raise ValueError(f"real must have a dimension of channels for norm 'pixel', got shape {tuple(real.shape)}")
+    if norm == "pixel" and (real.ndim < 2 or parts is not None):
+        shape = f"shape {tuple(real.shape)}" if parts is None else "several tensors"
+        raise ValueError(f"real must have a dimension of channels for norm 'pixel', got {shape}")
     check_critic(critic, critic_args)
-    if engine != "autograd":
-        real, fake, critic_args = as_data(real), as_data(fake), [as_data(item) for item in critic_args]
+    critic_args = [convert(item) for item in critic_args]
     unsharded = Unsharded(critic)
     differentiable = torch.is_grad_enabled()
     # Autograd takes no part in inference mode, but the engines need it.
     with torch.inference_mode(False), torch.no_grad():
-        real, fake, critic_args = (
-            clone_if_inference(real),
-            clone_if_inference(fake),
-            [clone_if_inference(item) for item in critic_args],
-        )
-        x = _points(real.detach(), None if fake is None else fake.detach(), kind, generator)
+        real, fake = clone_if_inference(real), clone_if_inference(fake)
+        critic_args = [clone_if_inference(item) for item in critic_args]
+        x = _points(real.detach(), None if fake is None else fake.detach(), kind, generator, parts)
         check_no_nan(x, real, fake)
         form = PenaltyForm(PENALTY_FORMS[kind], weight, target, norm)
 
         def penalty(critic: Critic, x: Tensor, *args: Any) -> Tensor:
+            call = CriticCall(critic, args, output, parts)
             if kind == "r1+r2":
-                return _r1_and_r2(CriticCall(critic, args, output), x, form, engine, differentiable)
-            return engines.penalty(CriticCall(critic, args, output), x, form, engine, differentiable)
+                return _r1_and_r2(call, x, form, engine, differentiable)
+            return engines.penalty(call, x, form, engine, differentiable)
 
         with torch.set_grad_enabled(differentiable), unsharded, Float32InPlaceOfFloat16(critic, x) as wide:
             return through_ddp(penalty, critic, x, *wide(critic_args))
@@ -202,7 +214,7 @@ def interpolate(real: Tensor, fake: Tensor, *, generator: torch.Generator | None
 
 def explain(
     critic: Critic,
-    real: Tensor,
+    real: Samples,
     *,
     critic_args: Sequence[Any] = (),
     output: Output = None,
@@ -215,20 +227,27 @@ def explain(
 
     Args: as for :func:`gradient_penalty`; ``real`` stands for the points at which the penalty is taken.
     """
-    check_real_and_fake(real, None)
+    points, parts = join("real", real, as_data)
+    check_real_and_fake(points, None)
     check_critic(critic, critic_args)
-    reason: str | None = uncompiled(_explain, critic, real, critic_args, output)
+    reason: str | None = uncompiled(_explain, critic, points, critic_args, output, parts)
     return reason
 
 
-def _explain(critic: Critic, real: Tensor, critic_args: Sequence[Any], output: Output) -> str | None:
+def _unchanged(item: Any) -> Any:
+    return item
+
+
+def _explain(
+    critic: Critic, real: Tensor, critic_args: Sequence[Any], output: Output, parts: Parts | None
+) -> str | None:
     try:
         unsharded = Unsharded(critic)
     except ValueError as error:
         return str(error)
     with torch.inference_mode(False), unsharded, Float32InPlaceOfFloat16(critic, real) as wide:
         args = wide([as_data(clone_if_inference(item)) for item in critic_args])
-        call, x = CriticCall(unwrap(critic), args, output), as_data(clone_if_inference(real))
+        call, x = CriticCall(unwrap(critic), args, output, parts), clone_if_inference(real)
         return engines.explain(call, x) or engines.slower(call, x)
 
 
@@ -241,12 +260,15 @@ def _uniform(shape: Sequence[int], like: Tensor, generator: torch.Generator | No
     return drawn.to(like.device)
 
 
-def _points(real: Tensor, fake: Tensor | None, kind: str, generator: torch.Generator | None) -> Tensor:
+def _points(
+    real: Tensor, fake: Tensor | None, kind: str, generator: torch.Generator | None, parts: Parts | None
+) -> Tensor:
     if kind == "r1":
         return real
     if kind == "dragan":
         noise = _uniform(real.shape, real, generator)
-        return torch.addcmul(real, noise.to(real.dtype), 0.5 * real.std(correction=0))
+        deviation = real.std(correction=0) if parts is None else parts.deviations(real)
+        return torch.addcmul(real, noise.to(real.dtype), 0.5 * deviation)
     assert fake is not None
     if kind == "r2":
         return fake

@@ -48,7 +48,7 @@ def _state(critic: Any, call: CriticCall, x: Tensor) -> Hashable:
     kind = x.device.type
     autocast = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)
     output = id(call.output) if callable(call.output) else call.output
-    around = autocast, bool(_has_any_global_hook()), output  # type: ignore[no-untyped-call]
+    around = autocast, bool(_has_any_global_hook()), output, call.parts  # type: ignore[no-untyped-call]
     return around, _kind(x), tuple(map(_kind, call.args)), tuple(map(_of_module, critic.modules()))
 
 

@@ -5,37 +5,85 @@ and gradients are averaged directly, in place of DistributedDataParallel, since 
 whose parameter gradients are computed outside of the backward pass.
 """
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-__all__ = ["average", "average_gradients", "group", "in_any", "rank", "wait", "world_size"]
+__all__ = ["ProcessLostError", "average", "average_gradients", "group", "in_any", "rank", "wait", "world_size"]
+
+TIMEOUT = "LIPGAN_DISTRIBUTED_TIMEOUT"
+# Seconds: longer than what the first process may do alone, which is to write a folder and to evaluate.
+_DEFAULT_TIMEOUT = 600.0
+
+
+class ProcessLostError(RuntimeError):
+    """Another process of the group has died, never started, or did not answer within the time limit."""
 
 
 @contextmanager
 def group(device: torch.device) -> Iterator[torch.device]:
-    """The group of the processes that torchrun started, with the device of this one; without torchrun, nothing."""
+    """The group of the processes that torchrun started, with the device of this one; without torchrun, nothing.
+
+    A process waits for the others for as many seconds as ``LIPGAN_DISTRIBUTED_TIMEOUT`` of the environment says, by
+    default 600.
+
+    Raises:
+        ValueError: that is no number of seconds.
+        ProcessLostError: the others did not start within the time.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield device
         return
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    with _answering():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=_timeout()))
     try:
         yield device
     finally:
         dist.destroy_process_group()
 
 
+def _timeout() -> float:
+    text = os.environ.get(TIMEOUT) or str(_DEFAULT_TIMEOUT)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds <= 1e6:
+        raise ValueError(f"{TIMEOUT} must be a number of seconds, above 0 and up to 1e6, got {text!r}")
+    return seconds
+
+
+@contextmanager
+def _answering() -> Iterator[None]:
+    """What a backend of `torch.distributed` raises about another process, each in its own words, in ours."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise ProcessLostError(
+            f"another process of this run died or did not answer within the time limit ({TIMEOUT}): {reason}"
+        ) from error
+
+
+def _all_reduce(tensor: Tensor) -> None:
+    with _answering():
+        dist.all_reduce(tensor)
+
+
 def wait() -> None:
     """Until every process is here."""
     if world_size() > 1:
-        dist.barrier()
+        with _answering():
+            dist.barrier()
 
 
 def in_any(condition: bool, device: torch.device) -> bool:
@@ -43,7 +91,7 @@ def in_any(condition: bool, device: torch.device) -> bool:
     if world_size() == 1:
         return condition
     flag = torch.tensor(float(condition), device=device)
-    dist.all_reduce(flag)
+    _all_reduce(flag)
     return bool(flag > 0)
 
 
@@ -62,7 +110,7 @@ def average(tensor: Tensor) -> Tensor:
     if world_size() == 1:
         return tensor
     tensor = tensor.clone()
-    dist.all_reduce(tensor)
+    _all_reduce(tensor)
     return tensor / world_size()
 
 

@@ -21,7 +21,7 @@ BAD = [
     refuses("no fake for r1+r2", mlp, FLAT, kind="r1+r2", match=r"fake must be given for kind 'r1\+r2'"),
     refuses("no real", mlp, None, FLAT, error=TypeError, match="real must be a tensor, got NoneType"),
     refuses("array", mlp, FLAT.numpy(), FLAT, error=TypeError, match="real must be a tensor, got ndarray"),
-    refuses("list", mlp, FLAT, [1.0], error=TypeError, match="fake must be a tensor, got list"),
+    refuses("list", mlp, FLAT, [1.0], error=TypeError, match=r"fake\[0\] must be a tensor, got float"),
     refuses("integers", mlp, FLAT.long(), FLAT.long(), error=TypeError, match="real must be float32.* got torch.int64"),
     refuses("integer fake", mlp, FLAT, FLAT.int(), error=TypeError, match="fake must be float32.* got torch.int32"),
     refuses("complex", mlp, FLAT + 0j, FLAT + 0j, error=TypeError, match="real must be float32.* got torch.complex128"),
@@ -128,7 +128,7 @@ def test_explain_checks_its_arguments() -> None:
     for args, message in (
         ((mlp, FLAT.long()), "real"),
         ((None, FLAT), "critic"),
-        ((mlp, [1]), "real must be a tensor"),
+        ((mlp, [1]), r"real\[0\] must be a tensor, got int"),
     ):
         with pytest.raises(TypeError, match=message):
             explain(*args)

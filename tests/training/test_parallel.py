@@ -3,13 +3,16 @@
 import dataclasses
 import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 from processes import leave
@@ -168,6 +171,61 @@ def test_torchrun_fills_one_folder_stops_and_resumes(tmp_path: Path) -> None:
     for row, expected in zip(rows, alone.history, strict=False):
         assert abs(row["critic_loss"] - expected["critic_loss"]) < 1e-4
         assert abs(row["generator_loss"] - expected["generator_loss"]) < 1e-4
+
+
+# --- a process that is lost
+
+
+def single(rank: int, port: int, out: Path, **environment: str) -> "subprocess.Popen[str]":
+    """One of two processes that nobody watches, as a launcher other than torchrun starts them."""
+    command = [sys.executable, "-m", "lipgan", "train", "--recipe", "gan", "--data", "ring", "--batch-size", "8"]
+    command += ["--steps", "1000000", "--save-every", "5", "--log-every", "1", "--device", "cpu", "--out", str(out)]
+    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": "2"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **group, "LOCAL_RANK": str(rank), **environment}
+    return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.mark.parametrize(("lost", "number"), [(0, signal.SIGKILL), (1, signal.SIGSTOP)])
+def test_a_process_that_dies_or_stands_still_ends_the_other(tmp_path: Path, lost: int, number: int) -> None:
+    out, port = tmp_path / "run", free_port()
+    both = [single(rank, port, out, LIPGAN_DISTRIBUTED_TIMEOUT="10") for rank in (0, 1)]
+    try:
+        while step_of(out) < 5:
+            assert all(process.poll() is None for process in both), both[1 - lost].communicate()
+            time.sleep(0.05)
+        both[lost].send_signal(number)
+        _, error = both[1 - lost].communicate(timeout=90)
+    finally:
+        for process in both:
+            process.kill()
+    assert both[1 - lost].returncode == 2, error
+    assert error.count("lipgan: error: another process of this run died or did not answer") == 1, error
+    assert "Traceback" not in error
+    # What was saved is whole.
+    assert torch.load(out / "checkpoint.pt", weights_only=True)["step"] >= 5
+
+
+def test_a_process_that_never_starts_is_missed(tmp_path: Path) -> None:
+    alone = single(0, free_port(), tmp_path / "run", LIPGAN_DISTRIBUTED_TIMEOUT="3")
+    _, error = alone.communicate(timeout=90)
+    assert alone.returncode == 2, error
+    assert error.count("lipgan: error: another process of this run died or did not answer") == 1, error
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("text", ["soon", "0", "-1", "nan", "inf", "1e9"])
+def test_a_time_limit_is_a_number_of_seconds(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LIPGAN_DISTRIBUTED_TIMEOUT", text)
+    sentence = f"LIPGAN_DISTRIBUTED_TIMEOUT must be a number of seconds, above 0 and up to 1e6, got '{text}'"
+    with pytest.raises(ValueError, match=re.escape(sentence)), distributed.group(torch.device("cpu")):
+        pass
 
 
 if __name__ == "__main__":
