@@ -133,9 +133,10 @@ def gradient_penalty(
         >>> packs = real.unflatten(0, (-1, 2)), fake.unflatten(0, (-1, 2))
         >>> penalty = lipgan.gradient_penalty(lambda x: critic(x.flatten(0, 1)), *packs)
 
-        A critic of graphs, ``critic(nodes, edges)``:
+        A critic of several tensors, ``critic(nodes, edges)``:
 
-        >>> penalty = lipgan.gradient_penalty(critic, (nodes, edges), (fake_nodes, fake_edges))
+        >>> graphs = torch.randn(4, 5, 3), torch.rand(4, 5, 5)
+        >>> penalty = lipgan.gradient_penalty(lambda nodes, edges: (edges @ nodes).tanh().sum((1, 2)), graphs, kind="r1")
     """
     arguments = (critic, real, fake, kind, weight, target, norm, engine, generator, critic_args, output)
     penalty: Tensor = uncompiled(_gradient_penalty, *arguments)
