@@ -136,7 +136,8 @@ def gradient_penalty(
         A critic of several tensors, ``critic(nodes, edges)``:
 
         >>> graphs = torch.randn(4, 5, 3), torch.rand(4, 5, 5)
-        >>> penalty = lipgan.gradient_penalty(lambda nodes, edges: (edges @ nodes).tanh().sum((1, 2)), graphs, kind="r1")
+        >>> critic_of_graphs = lambda nodes, edges: (edges @ nodes).tanh().sum((1, 2))
+        >>> penalty = lipgan.gradient_penalty(critic_of_graphs, graphs, kind="r1")
     """
     arguments = (critic, real, fake, kind, weight, target, norm, engine, generator, critic_args, output)
     penalty: Tensor = uncompiled(_gradient_penalty, *arguments)
