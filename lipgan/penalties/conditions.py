@@ -165,24 +165,23 @@ class _InPlaceOf(nn.Module):
     DistributedDataParallel reads them from the module that it wraps at every forward, to broadcast the buffers.
     """
 
-    def __init__(self, function: Callable[..., Tensor], module: nn.Module) -> None:
+    def __init__(self, function: Callable[..., Any], module: nn.Module) -> None:
         super().__init__()
         self.forward = function
         self.training = module.training
         self._parameters, self._buffers, self._modules = module._parameters, module._buffers, module._modules
 
 
-def through_ddp(penalty: Callable[..., Tensor], critic: Any, *args: Any) -> Tensor:
-    """``penalty(critic, *args)``; in DistributedDataParallel as if it were the output of the wrapped module.
+def through_ddp(function: Callable[..., Any], critic: Any, *args: Any) -> Any:
+    """``function(critic, *args)``; in DistributedDataParallel as if it were the output of the wrapped module.
 
-    The wrapper then sees the parameters that the penalty depends on, and prepares for its backward.
+    The wrapper then sees the parameters that the tensors in it depend on, and prepares for their backward.
     """
     if not isinstance(critic, DistributedDataParallel):
-        return penalty(unwrap(critic), *args)
+        return function(unwrap(critic), *args)
     module = critic.module
-    critic.module = _InPlaceOf(functools.partial(penalty, unwrap(module)), module)
+    critic.module = _InPlaceOf(functools.partial(function, unwrap(module)), module)
     try:
-        result: Tensor = critic(*args)
+        return critic(*args)
     finally:
         critic.module = module
-    return result

@@ -85,6 +85,14 @@ class SampleTracker:
         rows = self._rows(scores)
         return not self._coupled and rows is not None and rows is not _MIXED
 
+    def uncoupled(self, rows: Rows) -> bool:
+        """Whether a part of a tensor depends on one sample only, by its `Rows`, which `given` told."""
+        return not self._coupled and rows is not _MIXED
+
+    def is_batch(self, size: int) -> bool:
+        """Whether it is the number of samples."""
+        return size == self._batch
+
     def follow(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         """Note what an operation, which has run, made of the samples."""
         if self._coupled:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lipgan.penalties.tape import Node, ParameterGradient, Unsupported, Value
+from lipgan.penalties.tape import Node, ParameterGradient, ScoreGradients, Unsupported, Value
 
 Map = Callable[[Tensor], Tensor]
 
@@ -162,6 +162,29 @@ class Bilinear(Node):
             if delta is not None:
                 self._mixed(0, self._pull_a, delta, a, tangent_b)
         return result
+
+    def tangent_with_loss(
+        self, tangents: Sequence[Tensor | None], delta: Tensor | None, loss: ScoreGradients
+    ) -> Tensor | None:
+        # The operand's own derivative times w joins its tangent: one product gives both shares.
+        k = 0 if self._values[0] is not None else 1
+        value, operand, other = self._values[k], (self._a, self._b)[k], self._sinks[1 - k]
+        (tangent,) = tangents
+        _, _, of_bias = self._sinks
+        assert value is not None
+        if delta is not None and other is not None:
+            assert value.rows is not None
+            assert operand is not None
+            along = loss.along(value.rows, operand)
+            joined = operand * along if tangent is None else torch.addcmul(tangent, operand, along)
+            other.add(self._pull_b(delta, joined, self._b) if k == 0 else self._pull_a(delta, self._a, joined))
+        if delta is not None and of_bias is not None:
+            assert self._pull_bias is not None
+            assert self.output.rows is not None
+            of_bias.add(self._pull_bias(delta * loss.along(self.output.rows, delta)))
+        if tangent is None:
+            return None
+        return self._product(tangent, self._b) if k == 0 else self._product(self._a, tangent)
 
     def _mixed(self, which: int, pull: Callable[[Tensor, Any, Any], Tensor], delta: Tensor, a: Any, b: Any) -> None:
         """The derivative of ``<delta, product(a, b)>`` with respect to the operand that is not a tangent."""

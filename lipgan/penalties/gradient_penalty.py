@@ -9,11 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lipgan._checks import as_number, check_choice, check_critic, check_no_nan, check_real_and_fake
-from lipgan._choices import PENALTY_FORMS
-from lipgan._dtypes import accumulation_dtype
-from lipgan.ops.gradient_penalty import NORMS
-from lipgan.ops.gradient_penalty import interpolate as interpolate_by
+from lipgan._checks import check_critic, check_no_nan, check_real_and_fake
 from lipgan.penalties import engines
 from lipgan.penalties.conditions import (
     Float32InPlaceOfFloat16,
@@ -27,9 +23,9 @@ from lipgan.penalties.conditions import (
 from lipgan.penalties.coupling import CoupledSamples
 from lipgan.penalties.critic_call import Critic, CriticCall, Output
 from lipgan.penalties.engines import PenaltyForm
-from lipgan.penalties.parts import Parts, Samples, check_same_parts, join
-
-_NEEDS_FAKE = ("wgan-gp", "lp", "max", "r2", "r1+r2")
+from lipgan.penalties.parts import Parts, Samples, join
+from lipgan.penalties.points import points
+from lipgan.penalties.request import request
 
 
 def gradient_penalty(
@@ -157,61 +153,27 @@ def _gradient_penalty(
     critic_args: Sequence[Any],
     output: Output,
 ) -> Tensor:
-    check_choice("kind", kind, tuple(PENALTY_FORMS))
-    check_choice("norm", norm, NORMS)
-    check_choice("engine", engine, engines.NAMES)
-    weight, target = as_number("weight", weight), as_number("target", target, minimum=0.0)
-    if fake_samples is None and kind in _NEEDS_FAKE:
-        raise ValueError(f"fake must be given for kind {kind!r}, got None")
-    convert = as_data if engine != "autograd" else _unchanged
-    real, parts = join("real", real_samples, convert)
-    fake, fake_parts = (None, parts) if fake_samples is None else join("fake", fake_samples, convert)
-    check_same_parts(parts, fake_parts)
-    check_real_and_fake(real, fake)
-    if norm == "pixel" and (real.ndim < 2 or parts is not None):
-        shape = f"shape {tuple(real.shape)}" if parts is None else "several tensors"
-        raise ValueError(f"real must have a dimension of channels for norm 'pixel', got {shape}")
-    check_critic(critic, critic_args)
-    critic_args = [convert(item) for item in critic_args]
-    unsharded = Unsharded(critic)
-    differentiable = torch.is_grad_enabled()
+    asked = request(critic, real_samples, fake_samples, kind, weight, target, norm, engine, critic_args)
+    form = asked.form
+    assert form is not None
     # Autograd takes no part in inference mode, but the engines need it.
     with torch.inference_mode(False), torch.no_grad():
-        real, fake = clone_if_inference(real), clone_if_inference(fake)
-        critic_args = [clone_if_inference(item) for item in critic_args]
-        x = _points(real.detach(), None if fake is None else fake.detach(), kind, generator, parts)
-        check_no_nan(x, real, fake)
-        form = PenaltyForm(PENALTY_FORMS[kind], weight, target, norm)
+        x = points(asked.real, asked.fake, kind, generator, asked.parts)
+        check_no_nan(x, asked.real, asked.fake)
 
         def penalty(critic: Critic, x: Tensor, *args: Any) -> Tensor:
-            call = CriticCall(critic, args, output, parts)
+            call = CriticCall(critic, args, output, asked.parts)
             if kind == "r1+r2":
-                return _r1_and_r2(call, x, form, engine, differentiable)
-            return engines.penalty(call, x, form, engine, differentiable)
+                return _r1_and_r2(call, x, form, engine, asked.differentiable)
+            return engines.penalty(call, x, form, engine, asked.differentiable)
 
-        with torch.set_grad_enabled(differentiable), unsharded, Float32InPlaceOfFloat16(critic, x) as wide:
-            return through_ddp(penalty, critic, x, *wide(critic_args))
-
-
-def interpolate(real: Tensor, fake: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-    """``eps_i real_i + (1 - eps_i) fake_i`` with ``eps_i ~ U(0, 1)``, one for each sample.
-
-    Args:
-        real: ``[B, ...]``, float32, float64, float16 or bfloat16.
-        fake: likewise, of the same shape.
-        generator: of the random numbers; on the CPU, it draws the same numbers for every device.
-
-    Returns:
-        Shaped as ``real``, of the dtype that both promote to, differentiable in both.
-
-    Raises:
-        TypeError: samples that are not floating point.
-        ValueError: shapes that differ, an empty batch.
-
-    Source: Gulrajani et al. 2017, "Improved Training of Wasserstein GANs", Algorithm 1.
-    """
-    check_real_and_fake(real, fake)
-    return _mixture(real, fake, generator)
+        with (
+            torch.set_grad_enabled(asked.differentiable),
+            asked.unsharded,
+            Float32InPlaceOfFloat16(critic, x) as wide,
+        ):
+            result: Tensor = through_ddp(penalty, critic, x, *wide(asked.critic_args))
+            return result
 
 
 def explain(
@@ -229,15 +191,11 @@ def explain(
 
     Args: as for :func:`gradient_penalty`; ``real`` stands for the points at which the penalty is taken.
     """
-    points, parts = join("real", real, as_data)
-    check_real_and_fake(points, None)
+    x, parts = join("real", real, as_data)
+    check_real_and_fake(x, None)
     check_critic(critic, critic_args)
-    reason: str | None = uncompiled(_explain, critic, points, critic_args, output, parts)
+    reason: str | None = uncompiled(_explain, critic, x, critic_args, output, parts)
     return reason
-
-
-def _unchanged(item: Any) -> Any:
-    return item
 
 
 def _explain(
@@ -253,50 +211,22 @@ def _explain(
         return engines.explain(call, x) or engines.slower(call, x)
 
 
-# ---- the points at which the penalty is taken ----
-
-
-def _uniform(shape: Sequence[int], like: Tensor, generator: torch.Generator | None) -> Tensor:
-    device = like.device if generator is None else generator.device
-    drawn = torch.rand(*shape, generator=generator, device=device, dtype=accumulation_dtype(like.dtype))
-    return drawn.to(like.device)
-
-
-def _points(
-    real: Tensor, fake: Tensor | None, kind: str, generator: torch.Generator | None, parts: Parts | None
-) -> Tensor:
-    if kind == "r1":
-        return real
-    if kind == "dragan":
-        noise = _uniform(real.shape, real, generator)
-        deviation = real.std(correction=0) if parts is None else parts.deviations(real)
-        return torch.addcmul(real, noise.to(real.dtype), 0.5 * deviation)
-    assert fake is not None
-    if kind == "r2":
-        return fake
-    if kind == "r1+r2":
-        return torch.cat([real, fake])
-    return _mixture(real, fake, generator)
-
-
-def _mixture(real: Tensor, fake: Tensor, generator: torch.Generator | None) -> Tensor:
-    # A generator under autocast makes half-precision samples, beside data in float32.
-    dtype = torch.promote_types(real.dtype, fake.dtype)
-    real, fake = real.to(dtype), fake.to(dtype)
-    return interpolate_by(real, fake, _uniform((real.shape[0],), real, generator))
-
-
 def _r1_and_r2(call: CriticCall, x: Tensor, form: PenaltyForm, engine: str, differentiable: bool) -> Tensor:
     """The penalty of both halves of ``x``, real and fake: as one batch, or as two where the critic couples samples."""
-    half = x.shape[0] // 2
-    # The mean over 2 B samples is half of the sum of two means.
-    both = replace(form, weight=2 * form.weight)
-    joined = replace(call, args=tuple(_twice(item, half) for item in call.args))
+    joined, both = as_one_batch(call, form, x)
     try:
         return engines.penalty(joined, x, both, engine, differentiable, apart=True)
     except CoupledSamples:
-        r1, r2 = (engines.penalty(call, points, form, engine, differentiable) for points in (x[:half], x[half:]))
+        r1, r2 = (engines.penalty(call, half, form, engine, differentiable) for half in x.chunk(2))
         return r1 + r2
+
+
+def as_one_batch(call: CriticCall, form: PenaltyForm, x: Tensor) -> tuple[CriticCall, PenaltyForm]:
+    """The call and the form for real and fake samples in one batch ``x``, for those for each of the two."""
+    half = x.shape[0] // 2
+    # The mean over 2 B samples is half of the sum of two means.
+    joined = replace(call, args=tuple(_twice(item, half) for item in call.args))
+    return joined, replace(form, weight=2 * form.weight)
 
 
 def _twice(argument: Any, batch: int) -> Any:

@@ -10,6 +10,9 @@ derivative. `Tape` records the operations of one forward pass of any critic and 
    result, and with respect to its inputs, called ``adjoint``; piecewise-linear operations have none;
 3. where there are adjoints, a second backward pass that carries them to the parameters.
 
+A loss of the same scores comes along (`Tape.differentiate`): as an adjoint of the scores in pass 3, or, where the score
+of a sample depends on that sample only and there are no other adjoints, within the products of pass 2.
+
 Derivation: docs/numerics/gradient_penalty.md. The operations are those of PyTorch's dispatcher (ATen), below autograd:
 how a module spells them does not matter. `lipgan.penalties.rules` knows their derivatives; for an operation that it
 does not know, autograd is asked for those of that operation alone.
@@ -27,7 +30,7 @@ from torch.autograd.function import BackwardCFunction
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lipgan.penalties.coupling import Ancestry, SampleTracker
+from lipgan.penalties.coupling import Ancestry, Rows, SampleTracker
 from lipgan.penalties.undo import Undo, is_random, mutated, mutated_arguments, mutates, tensors_of
 
 aten = torch.ops.aten
@@ -49,11 +52,13 @@ class Value:
     is taken for that of another.
     """
 
-    __slots__ = ("adjoint", "delta", "dtype", "owner", "tangent", "trainable", "uses", "version")
+    __slots__ = ("adjoint", "delta", "dtype", "owner", "rows", "tangent", "trainable", "uses", "version")
 
     def __init__(self, owner: object, dtype: torch.dtype, version: int) -> None:
         self.owner = owner
         self.dtype = dtype
+        # Where the samples lie in the tensor, where the tape was asked to note it.
+        self.rows: Rows | None = None
         # Of the tensor, which counts the changes in place of the memory that it shares with its views.
         self.version = version
         # Whether a parameter_gradient has a part in it: otherwise nobody asks for its adjoint.
@@ -106,6 +111,36 @@ class _AutogradHandle(torch.autograd.Function):
         return grad
 
 
+class ScoreGradients:
+    """The derivative of a loss with respect to the score of each sample: as many numbers as there are samples.
+
+    Args:
+        weights: ``[B]``.
+    """
+
+    def __init__(self, weights: Tensor) -> None:
+        self._weights = weights
+        self._laid: dict[Any, Tensor] = {}
+
+    def along(self, rows: Rows, like: Tensor) -> Tensor:
+        """The number of the sample to which each part of a tensor belongs, broadcastable to the tensor.
+
+        Args:
+            rows: where the samples lie in it.
+            like: the tensor.
+        """
+        size = like.shape[rows.dim]
+        key = rows, size, like.ndim, like.dtype
+        if key not in self._laid:
+            weights = self._weights
+            if rows.inner != 1 or size != len(weights):
+                weights = weights[(torch.arange(size, device=weights.device) // rows.inner) % len(weights)]
+            shape = [1] * like.ndim
+            shape[rows.dim] = size
+            self._laid[key] = weights.to(like.dtype).view(shape)
+        return self._laid[key]
+
+
 class Node:
     """One recorded operation, with one output; as it stands, one whose derivative is zero.
 
@@ -138,6 +173,18 @@ class Node:
         """The tangent of the output; adjoints and the parameters' share are added on the way."""
         return None
 
+    def tangent_with_loss(
+        self, tangents: Sequence[Tensor | None], delta: Tensor | None, loss: ScoreGradients
+    ) -> Tensor | None:
+        """As `tangent`, and the parameters' share in a loss: with ``delta`` times the loss's derivative by the score.
+
+        For nodes that are not curved, in critics that do not couple samples.
+        """
+        if delta is not None and self.parameter_gradients:
+            assert self.output.rows is not None
+            self.parameters(delta * loss.along(self.output.rows, delta))
+        return self.tangent(tangents, delta) if any(tangent is not None for tangent in tangents) else None
+
     def release(self) -> None:
         """Forget what only a second backward pass would need."""
 
@@ -160,13 +207,21 @@ class Tape(TorchDispatchMode):
         x: ``[B, ...]``, a leaf that requires a gradient.
         names: a function that tells the name of the module that runs; slow, for messages.
         samples: told of every operation.
+        until_curved: whether ``samples`` need not hear of operations after the first one that may give adjoints.
     """
 
-    def __init__(self, x: Tensor, names: Callable[[], str] | None = None, samples: SampleTracker | None = None) -> None:
+    def __init__(
+        self,
+        x: Tensor,
+        names: Callable[[], str] | None = None,
+        samples: SampleTracker | None = None,
+        *,
+        until_curved: bool = False,
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._owner = object()
         self._names = names
-        self.samples = samples
+        self.samples, self._until_curved = samples, until_curved
         self._kept: list[tuple[Tensor, int, Any]] = []
         # The memory of values, and of what the passes read. The reference keeps the address taken.
         self._memory: dict[int, StorageWeakRef] = {}
@@ -180,6 +235,8 @@ class Tape(TorchDispatchMode):
         # Per operation, for the rules: such as a weight in the layout that suits the convolutions.
         self.cache: dict[Any, Any] = {}
         self.x = self._track(x, x._version)
+        if samples is not None:
+            self.x.rows = samples.given(x)
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -193,8 +250,11 @@ class Tape(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         result = self._run(func, args, kwargs)
-        if self.samples is not None:
+        if self.samples is not None and not (self.curved and self._until_curved):
             self.samples.follow(func, args, kwargs, result)
+            for tensor in tensors_of(result):
+                if self._owns(tensor):
+                    tensor._lipgan_value.rows = self.samples.given(tensor)  # type: ignore[attr-defined]
         return result
 
     def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -355,8 +415,13 @@ class Tape(TorchDispatchMode):
 
     # ---- the passes; autograd is off ----
 
-    def backward(self, output: Value, ones: Tensor) -> Tensor | None:
-        """The derivative of the sum of the output with respect to x: the first pass."""
+    def backward(self, output: Value, ones: Tensor, *, loss: bool = False) -> Tensor | None:
+        """The derivative of the sum of the output with respect to x: the first pass.
+
+        Args:
+            ones: shaped as the output.
+            loss: whether `differentiate` will be given a loss.
+        """
         for tensor, version, func in self._kept:
             if tensor._version != version:
                 raise Unsupported(f"a result or an operand of {func} is changed in place afterwards")
@@ -374,30 +439,45 @@ class Tape(TorchDispatchMode):
             with _named(node):
                 for value, grad in zip(node.inputs, node.backward(delta), strict=True):
                     value.add_delta(grad)
-            if not node.needs_delta:
+            if not node.needs_delta and not (loss and node.parameter_gradients):
                 node.output.delta = None
-            if not self.curved:
+            if not self.curved and not loss:
                 node.release()
         self.nodes = reached[::-1]
         gradient, self.x.delta = self.x.delta, None
         return gradient
 
-    def differentiate(self, cotangent: Tensor) -> None:
-        """Add the derivatives of ``<cotangent, gradient>`` to the parameters: the tangent pass and what follows it."""
+    def differentiate(self, cotangent: Tensor, output: Value | None = None, loss: Tensor | None = None) -> None:
+        """Add the derivatives of ``<cotangent, gradient>`` to the parameters: the tangent pass and what follows it.
+
+        Args:
+            cotangent: shaped as x.
+            output: the value of the scores.
+            loss: the derivative of a loss with respect to them, shaped as they are: the derivatives of that loss with
+                respect to the parameters are added as well.
+        """
+        riding = None
+        if loss is not None and output is not None:
+            riding = self._riding(output, loss)
+            if riding is None:
+                output.add_adjoint(loss)
         self.x.tangent = cotangent
         for node in self.nodes:
             delta = node.output.delta
             node.output.delta = None
             tangents = [value.tangent for value in node.inputs]
-            if any(tangent is not None for tangent in tangents):
-                with _named(node):
+            tangent = None
+            with _named(node):
+                if riding is not None:
+                    tangent = node.tangent_with_loss(tangents, delta, riding)
+                elif any(tangent is not None for tangent in tangents):
                     tangent = node.tangent(tangents, delta)
-                node.output.tangent = None if tangent is None else tangent.to(node.output.dtype)
+            node.output.tangent = None if tangent is None else tangent.to(node.output.dtype)
             for value in node.inputs:
                 value.uses -= 1
                 if value.uses == 0:
                     value.tangent = None
-        if self.curved:
+        if self.curved or (loss is not None and riding is None):
             for node in reversed(self.nodes):
                 adjoint, node.output.adjoint = node.output.adjoint, None
                 if adjoint is not None:
@@ -407,6 +487,24 @@ class Tape(TorchDispatchMode):
                             for value, grad in zip(node.inputs, node.backward(adjoint), strict=True):
                                 value.add_adjoint(grad)
         self.nodes.clear()
+
+    def _riding(self, output: Value, loss: Tensor) -> ScoreGradients | None:
+        """The loss for the tangent pass, or None where it needs a backward pass of its own.
+
+        The pass that gave delta began with a derivative of 1 by every score. The loss's own would begin with its
+        derivative by the score, w_i, and where every value belongs to one sample it is w_i delta.
+        """
+        rows, batch = output.rows, loss.numel()
+        if self.curved or self.samples is None or rows is None or rows.inner != 1 or loss.shape[rows.dim] != batch:
+            return None
+        if not self.samples.is_batch(batch) or not self.samples.uncoupled(rows):
+            return None
+        for node in self.nodes:
+            if node.parameter_gradients and any(
+                value.rows is None or not self.samples.uncoupled(value.rows) for value in (node.output, *node.inputs)
+            ):
+                return None
+        return ScoreGradients(loss.flatten())
 
 
 class _named:
