@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from lipgan.nn.spectral_norm_group import SpectralNormGroup, group_spectral_norm
     from lipgan.objectives import divergences, losses, regularizers
     from lipgan.ops import use_backend
-    from lipgan.penalties import gradient_penalty, interpolate
+    from lipgan.penalties import critic_loss, gradient_penalty, interpolate
     from lipgan.training import Trainer
 
     __version__: str
@@ -19,6 +19,7 @@ __all__ = [
     "SpectralNormGroup",
     "Trainer",
     "__version__",
+    "critic_loss",
     "data",
     "divergences",
     "frechet_distance",
@@ -46,6 +47,7 @@ __all__ = [
 _FROM = {
     "SpectralNormGroup": "lipgan.nn",
     "Trainer": "lipgan.training",
+    "critic_loss": "lipgan.penalties",
     "divergences": "lipgan.objectives",
     "frechet_distance": "lipgan.metrics",
     "gradient_penalty": "lipgan.penalties",

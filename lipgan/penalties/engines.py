@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from types import FrameType
@@ -19,7 +20,7 @@ from lipgan.penalties.coupling import CoupledSamples, SampleTracker, Watched
 from lipgan.penalties.critic_call import Critic, CriticCall
 from lipgan.penalties.memory import CriticMemory
 from lipgan.penalties.precomputed import with_gradients
-from lipgan.penalties.tape import Tape, Unsupported
+from lipgan.penalties.tape import Tape, Unsupported, Value
 
 NAMES = ("auto", "fused", "autograd")
 
@@ -69,7 +70,7 @@ def penalty(
 
 def _penalty(call: CriticCall, x: Tensor, form: PenaltyForm, engine: str, differentiable: bool, apart: bool) -> Tensor:
     if engine == "autograd" or (engine == "auto" and (_refused.get(call, x) or slower(call, x)) is not None):
-        return _autograd(call, x, form, differentiable, apart)
+        return _autograd(call, x, form, differentiable, apart)[1]
     if not call.args and call.output is None and call.parts is None and form.norm == "sample":
         solution = perceptron.solve(call.critic, x, form.kind, form.weight, form.target)
         if solution is not None:
@@ -88,7 +89,7 @@ def _penalty(call: CriticCall, x: Tensor, form: PenaltyForm, engine: str, differ
     if engine == "fused":
         raise UnsupportedCriticError(f"engine 'fused' cannot follow the critic: {explain(call, x) or reason}")
     _refused.set(call, x.detach(), reason)
-    return _autograd(call, x.detach(), form, differentiable, apart)
+    return _autograd(call, x.detach(), form, differentiable, apart)[1]
 
 
 def explain(call: CriticCall, x: Tensor) -> str | None:
@@ -120,8 +121,78 @@ def slower(call: CriticCall, x: Tensor) -> str | None:
     return None
 
 
-def _autograd(call: CriticCall, x: Tensor, form: PenaltyForm, differentiable: bool, apart: bool) -> Tensor:
-    """The textbook: the gradient as a part of the graph, and autograd's double backward."""
+def loss_and_penalty(
+    call: CriticCall,
+    x: Tensor,
+    form: PenaltyForm,
+    engine: str,
+    differentiable: bool,
+    loss: Callable[[Tensor], Tensor],
+    *,
+    apart: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """A loss of the scores of ``x``, and the penalty there, from one forward pass.
+
+    Args:
+        loss: a function of the scores; it is called again where the engine has to be changed.
+        Others as for `penalty`.
+
+    Returns:
+        Two 0-dim tensors, whose sum has the gradients of both: the fused engine hands out those that the loss owes to
+        the scores of x with those of the penalty.
+
+    Raises:
+        CoupledSamples: as for `penalty`.
+    """
+    if apart and _coupled.get(call, x) is not None:
+        raise CoupledSamples
+    try:
+        return _loss_and_penalty(call, x, form, engine, differentiable, loss, apart)
+    except CoupledSamples:
+        _coupled.set(call, x, "coupled")
+        raise
+
+
+def _loss_and_penalty(
+    call: CriticCall,
+    x: Tensor,
+    form: PenaltyForm,
+    engine: str,
+    differentiable: bool,
+    loss: Callable[[Tensor], Tensor],
+    apart: bool,
+) -> tuple[Tensor, Tensor]:
+    if engine == "autograd" or (engine == "auto" and (_refused.get(call, x) or slower(call, x)) is not None):
+        return _autograd(call, x, form, differentiable, apart, loss)
+    x = x.detach().requires_grad_()
+    tape = Tape(x, samples=SampleTracker(x), until_curved=not apart)
+    try:
+        return _fused_with_loss(call, x, form, differentiable, tape, loss, apart)
+    except CoupledSamples:
+        tape.undo.restore()
+        raise
+    except Unsupported as error:
+        tape.undo.restore()
+        reason = error.reason
+    if engine == "fused":
+        raise UnsupportedCriticError(f"engine 'fused' cannot follow the critic: {explain(call, x) or reason}")
+    _refused.set(call, x.detach(), reason)
+    return _autograd(call, x.detach(), form, differentiable, apart, loss)
+
+
+def _no_loss(scores: Tensor) -> Tensor:
+    return scores.new_zeros(())
+
+
+def _autograd(
+    call: CriticCall,
+    x: Tensor,
+    form: PenaltyForm,
+    differentiable: bool,
+    apart: bool,
+    loss: Callable[[Tensor], Tensor] = _no_loss,
+) -> tuple[Tensor, Tensor]:
+    """The textbook: the gradient as a part of the graph, and autograd's double backward; the loss and the penalty."""
     x = x.detach().requires_grad_()
     watched = Watched(x) if apart else None
     with torch.enable_grad():
@@ -133,32 +204,75 @@ def _autograd(call: CriticCall, x: Tensor, form: PenaltyForm, differentiable: bo
         if watched is not None and not watched.samples.apart(scores):
             watched.undo.restore()
             raise CoupledSamples
+        value = loss(scores)
         (gradient,) = torch.autograd.grad(scores.sum(), x, create_graph=differentiable, allow_unused=True)
         if gradient is None:
             raise _independent()
         result, _ = gradient_penalty(gradient, form.kind, weight=form.weight, target=form.target, norm=form.norm)
-    return result if differentiable else result.detach()
+    return (value, result) if differentiable else (value.detach(), result.detach())
 
 
-def _fused(call: CriticCall, x: Tensor, form: PenaltyForm, differentiable: bool, tape: Tape) -> Tensor:
-    """The tape's: see `lipgan.penalties.tape`."""
+def _recorded(call: CriticCall, x: Tensor, tape: Tape) -> tuple[Tensor, Value]:
+    """The scores of x, and their value on the tape."""
     with torch.enable_grad(), EagerMathAttention(), tape:
         scores = call.scores(x)
         value = tape.score(scores)
     if value is None:
         raise _independent()
+    return scores, value
+
+
+def _fused(call: CriticCall, x: Tensor, form: PenaltyForm, differentiable: bool, tape: Tape) -> Tensor:
+    """The tape's: see `lipgan.penalties.tape`."""
+    scores, value = _recorded(call, x, tape)
     if tape.samples is not None and not tape.samples.apart(scores):
         raise CoupledSamples
     ones = torch.ones_like(scores, requires_grad=False)
     del scores
+    return _passes(x, form, differentiable, tape, value, ones)
+
+
+def _fused_with_loss(
+    call: CriticCall,
+    x: Tensor,
+    form: PenaltyForm,
+    differentiable: bool,
+    tape: Tape,
+    loss: Callable[[Tensor], Tensor],
+    apart: bool,
+) -> tuple[Tensor, Tensor]:
+    scores, value = _recorded(call, x, tape)
+    if apart and (tape.samples is None or not tape.samples.apart(scores)):
+        raise CoupledSamples
+    ones = torch.ones_like(scores, requires_grad=False)
+    # The loss stays what autograd knows, but for the scores of x: those are a leaf.
+    scores = scores.detach().requires_grad_()
+    with torch.set_grad_enabled(differentiable):
+        of_loss = loss(scores)
+    by_score: Tensor | None = None
+    if differentiable and of_loss.requires_grad:
+        (by_score,) = torch.autograd.grad(of_loss, scores, retain_graph=True, allow_unused=True)
+    return of_loss, _passes(x, form, differentiable, tape, value, ones, by_score)
+
+
+def _passes(
+    x: Tensor,
+    form: PenaltyForm,
+    differentiable: bool,
+    tape: Tape,
+    scores: Value,
+    ones: Tensor,
+    by_score: Tensor | None = None,
+) -> Tensor:
+    """The penalty, with its gradients, and those of a loss whose derivative by the scores is given."""
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-        gradient = tape.backward(value, ones)
+        gradient = tape.backward(scores, ones, loss=by_score is not None)
         if gradient is None:
             raise _independent()
         result, _, cotangent = penalize(gradient, form.kind, form.weight, form.target, form.norm)
         del gradient
         if differentiable:
-            tape.differentiate(cotangent)
+            tape.differentiate(cotangent, scores, by_score)
     if not differentiable:
         return result
     parameter_gradients = tape.parameter_gradients.values()
@@ -184,7 +298,7 @@ def _names(critic: Critic) -> dict[nn.Module, str]:
 def _running_module(names: dict[nn.Module, str]) -> str:
     """The name of the innermost module of the critic that runs, "" for none. Slow: it looks through the stack."""
     frame: FrameType | None = sys._getframe()
-    while frame is not None and frame.f_code is not _fused.__code__:
+    while frame is not None and frame.f_code is not _recorded.__code__:
         if frame.f_code is nn.Module._call_impl.__code__:
             module = frame.f_locals["self"]
             return names.get(module, type(module).__name__)

@@ -60,12 +60,13 @@ class Undo:
 
     def __init__(self, x: Tensor) -> None:
         self._device = x.get_device() if x.is_cuda else None
-        self._before: list[tuple[Tensor, Tensor]] = []
+        self._before: list[tuple[Tensor, Tensor, int]] = []
         self._random_states: list[tuple[torch.Generator, Tensor]] = []
 
     def keep(self, tensor: Tensor) -> None:
         """Note the content of a tensor that is about to change."""
-        self._before.append((tensor, tensor.detach().clone()))
+        version = 0 if tensor.is_inference() else tensor._version
+        self._before.append((tensor, tensor.detach().clone(), version))
 
     def keep_random_state(self, generator: torch.Generator | None = None) -> None:
         """Note the state of a generator, by default of those of the devices, before its first draw."""
@@ -79,7 +80,10 @@ class Undo:
     @torch.no_grad()
     def restore(self) -> None:
         """Give buffers that the critic changed (running means, singular vectors), and the random state, back."""
-        for target, before in reversed(self._before):
+        for target, before, version in reversed(self._before):
             target.copy_(before)
+            if not target.is_inference():
+                # Autograd may have saved it for the backward of an earlier forward pass, and finds what it saved.
+                torch._C._autograd._unsafe_set_version_counter((target,), (version,))
         for generator, state in self._random_states:
             generator.set_state(state)

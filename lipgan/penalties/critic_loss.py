@@ -1,0 +1,219 @@
+"""The loss of a critic with its gradient penalty, from one forward pass where they are taken at the same samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lipgan._checks import check_no_nan
+from lipgan.objectives import losses
+from lipgan.penalties import engines
+from lipgan.penalties.conditions import Float32InPlaceOfFloat16, through_ddp, uncompiled
+from lipgan.penalties.coupling import CoupledSamples
+from lipgan.penalties.critic_call import Critic, CriticCall, Output
+from lipgan.penalties.engines import PenaltyForm
+from lipgan.penalties.gradient_penalty import as_one_batch
+from lipgan.penalties.parts import Samples
+from lipgan.penalties.points import points
+from lipgan.penalties.request import request
+
+LossOfScores = Callable[[Tensor, Tensor], Tensor]
+
+
+class CriticLoss(NamedTuple):
+    """What a critic minimizes, and what it consists of.
+
+    Attributes:
+        total: loss + penalty, 0-dim; its backward gives the gradients of both.
+        loss: of the scores, 0-dim, detached.
+        penalty: 0-dim, detached; 0 where none was asked for.
+        real_scores, fake_scores: as the critic returned them, detached.
+    """
+
+    total: Tensor
+    loss: Tensor
+    penalty: Tensor
+    real_scores: Tensor
+    fake_scores: Tensor
+
+
+def critic_loss(
+    critic: Critic,
+    real: Samples,
+    fake: Samples,
+    loss: str | LossOfScores,
+    *,
+    kind: str | None = None,
+    weight: float = 10.0,
+    target: float = 1.0,
+    norm: str = "sample",
+    engine: str = "auto",
+    generator: torch.Generator | None = None,
+    critic_args: Sequence[Any] = (),
+    output: Output = None,
+) -> CriticLoss:
+    """The loss of a critic on real and fake samples, with its gradient penalty.
+
+    The same numbers as ``loss(critic(real), critic(fake)) + gradient_penalty(critic, real, fake, ...)``, with fewer
+    passes through the critic: the kinds "r1", "r2" and "r1+r2" are taken at samples that have been scored already, so
+    that one forward pass serves both. With the engine "fused" the gradients of the loss come along with those of the
+    penalty: where the score of a sample does not depend on the others and the critic consists of linear maps and
+    piecewise-linear activations, they cost no pass at all.
+
+    The critic is called on real, then on fake samples; "r1+r2" joins them in one batch unless the critic couples
+    samples (see :func:`lipgan.gradient_penalty`); the other kinds call it once more, at their own points. Where forward
+    passes change the critic (spectral normalization, batch norm), as many changes are made as there are passes.
+
+    No gradient flows to ``real``, ``fake`` or the networks that made them. What else ``loss`` depends on gets its
+    gradients as usual.
+
+    Args:
+        critic, real, fake, norm, engine, generator, critic_args, output: as for :func:`lipgan.gradient_penalty`, which
+            also tells of DistributedDataParallel, autocast and ``torch.compile``.
+        loss: a name of :data:`lipgan.losses`, for what its critic minimizes, or a function of the scores of real and of
+            fake samples, as the critic returned them, that returns a 0-dim tensor.
+        kind: of penalty, one of those of :func:`lipgan.gradient_penalty`; None for none.
+        weight, target: of the penalty.
+
+    Returns:
+        The total, whose ``backward()`` is first order unless the engine is "autograd", its parts and the scores.
+
+    Raises:
+        TypeError, ValueError: as :func:`lipgan.gradient_penalty`; ``loss`` is neither a name nor callable, an unknown
+            name, or returns something else than a 0-dim floating-point tensor that depends on the scores.
+        UnsupportedCriticError: ``engine="fused"`` and a critic that it cannot follow.
+
+    Example:
+        >>> step = lipgan.critic_loss(critic, real, fake, "non-saturating", kind="r1", weight=1.0)
+        >>> step.total.backward()
+    """
+    if not callable(loss) and not isinstance(loss, str):
+        raise TypeError(f"loss must be a name of lipgan.losses or a function of two tensors of scores, got {loss!r}")
+    of_scores = losses.get(loss).critic_loss if isinstance(loss, str) else loss
+    arguments = (critic, real, fake, of_scores, kind, weight, target, norm, engine, generator, critic_args, output)
+    result: CriticLoss = uncompiled(_critic_loss, *arguments)
+    return result
+
+
+def _critic_loss(
+    critic: Critic,
+    real_samples: Samples,
+    fake_samples: Samples,
+    of_scores: LossOfScores,
+    kind: str | None,
+    weight: float,
+    target: float,
+    norm: str,
+    engine: str,
+    generator: torch.Generator | None,
+    critic_args: Sequence[Any],
+    output: Output,
+) -> CriticLoss:
+    asked = request(critic, real_samples, fake_samples, kind, weight, target, norm, engine, critic_args)
+    form = asked.form
+    if asked.fake is None:
+        raise TypeError("fake must be a tensor, got NoneType")
+    # Under autocast a generator makes half-precision samples, beside data in float32.
+    dtype = torch.promote_types(asked.real.dtype, asked.fake.dtype)
+    real, fake = asked.real.to(dtype), asked.fake.to(dtype)
+    with torch.inference_mode(False), torch.no_grad():
+        check_no_nan(real, real, None)
+        check_no_nan(fake, real, fake)
+        apart = None if kind in (None, "r1", "r2", "r1+r2") else points(real, fake, kind, generator, asked.parts)
+
+        def both(critic: Critic, real: Tensor, fake: Tensor, *args: Any) -> CriticLoss:
+            call = CriticCall(critic, args, output, asked.parts)
+            shared = _Shared(call, form, engine, asked.differentiable, of_scores)
+            if form is None:
+                total = shared.loss(call.scores(real), call.scores(fake))
+                penalty = torch.zeros((), dtype=total.dtype, device=total.device)
+            elif kind == "r1":
+                total, penalty = shared.real_penalized(real, fake)
+            elif kind == "r2":
+                total, penalty = shared.fake_penalized(real, fake)
+            elif kind == "r1+r2":
+                total, penalty = shared.both_penalized(real, fake)
+            else:
+                total = shared.loss(call.scores(real), call.scores(fake))
+                assert apart is not None
+                penalty = engines.penalty(call, apart, form, engine, asked.differentiable)
+            return CriticLoss(total + penalty, total.detach(), penalty.detach(), *shared.scores)
+
+        with (
+            torch.set_grad_enabled(asked.differentiable),
+            asked.unsharded,
+            Float32InPlaceOfFloat16(critic, real) as wide,
+        ):
+            result: CriticLoss = through_ddp(both, critic, real, fake, *wide(asked.critic_args))
+            return result
+
+
+class _Shared:
+    """The loss, and a penalty at samples that it scores.
+
+    Args:
+        call: of the critic.
+        form: of the penalty of one batch.
+        engine: one of `engines.NAMES`.
+        differentiable: whether a backward is wanted beside the values.
+        of_scores: the loss.
+    """
+
+    def __init__(
+        self, call: CriticCall, form: PenaltyForm | None, engine: str, differentiable: bool, of_scores: LossOfScores
+    ) -> None:
+        self._call, self._form, self._engine, self._differentiable = call, form, engine, differentiable
+        self._of_scores = of_scores
+        self.scores: tuple[Tensor, Tensor]
+
+    def loss(self, real_scores: Tensor, fake_scores: Tensor) -> Tensor:
+        """The loss, as autograd knows it; the scores are noted."""
+        self.scores = real_scores.detach(), fake_scores.detach()
+        value = self._of_scores(real_scores, fake_scores)
+        if not isinstance(value, Tensor) or not value.is_floating_point() or value.ndim != 0:
+            got = f"shape {tuple(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else f"{value!r}"
+            raise ValueError(f"loss must return a 0-dim floating-point tensor, got {got}")
+        return value
+
+    def real_penalized(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss and the penalty at real samples."""
+        return self._penalized(real, lambda scores: self.loss(scores, self._call.scores(fake)))
+
+    def fake_penalized(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss and the penalty at fake samples."""
+        real_scores = self._call.scores(real)
+        return self._penalized(fake, lambda scores: self.loss(real_scores, scores))
+
+    def both_penalized(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss and the sum of the penalties at real and at fake samples."""
+        assert self._form is not None
+        x = torch.cat([real, fake])
+        joined, form = as_one_batch(self._call, self._form, x)
+        try:
+            return engines.loss_and_penalty(
+                *(joined, x, form, self._engine, self._differentiable),
+                lambda scores: self.loss(*_halves(scores)),
+                apart=True,
+            )
+        except CoupledSamples:
+            of_fake: list[Tensor] = []
+
+            def with_fake(real_scores: Tensor) -> Tensor:
+                value, penalty = self._penalized(fake, lambda scores: self.loss(real_scores, scores))
+                of_fake[:] = [penalty]
+                return value
+
+            value, of_real = self._penalized(real, with_fake)
+            return value, of_real + of_fake[0]
+
+    def _penalized(self, x: Tensor, loss: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        assert self._form is not None
+        return engines.loss_and_penalty(self._call, x, self._form, self._engine, self._differentiable, loss)
+
+
+def _halves(scores: Tensor) -> tuple[Tensor, Tensor]:
+    real_scores, fake_scores = scores.chunk(2)
+    return real_scores, fake_scores
