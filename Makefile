@@ -12,7 +12,7 @@ PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 # A short run: labels, larger learning rates than those of the recipe, which fall to 0, and a shorter average.
 STEPS := 1400
 
-.PHONY: demo test test-all bench sanitize fuzz soak lint docs clean
+.PHONY: demo test test-all bench sanitize fuzz soak matrix lint docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/lipgan train --recipe sngan --conditioning auxiliary --data digits --size 12 --latent-dim 32 \
@@ -39,6 +39,10 @@ fuzz: $(VENV)/.installed
 # For the night: a long run of every op, in which memory must not grow.
 soak: $(VENV)/.installed
 	$(BIN)/python scripts/soak.py
+
+# What `make test` runs, on other Pythons and releases of torch. `make matrix MATRIX="3.10:oldest 3.13:newest"`
+matrix:
+	PYTHON=$(PYTHON) WORKERS=$(WORKERS) scripts/matrix.sh $(MATRIX)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

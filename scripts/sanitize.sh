@@ -63,19 +63,22 @@ module = sys.modules["lipgan._C"] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
 END
 sanitized() {
-  # Python itself leaks, so leaks are not looked for.
+  # Python itself leaks, so leaks are not looked for. A report ends in abort(), and Python prints the lines it was at;
+  # the frames of the interpreter, which the fast unwinder does not see, would hide those of the kernel.
+  local options=abort_on_error=1:fast_unwind_on_fatal=1
   LD_PRELOAD="$("$cxx" -print-file-name=libasan.so):$("$cxx" -print-file-name=libstdc++.so)" \
-    ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+    ASAN_OPTIONS=detect_leaks=0:$options UBSAN_OPTIONS=print_stacktrace=1:$options PYTHONFAULTHANDLER=1 \
     PYTHONPATH="$scratch${PYTHONPATH:+:$PYTHONPATH}" LIPGAN_TEST_POISON=1 "$@"
 }
 # Otherwise the runs below would say nothing.
 sanitized "$python" -c "from lipgan import _C; assert _C.__file__.startswith('$scratch/'), _C.__file__"
 
 echo "== the tests of the ops ($SECONDS s)"
+# --capture=sys leaves the file descriptors alone: a report that pytest had captured would end with the process.
 if ((short)); then
-  sanitized "$python" -m pytest tests/ops/test_storage.py -k native
+  sanitized "$python" -m pytest --capture=sys tests/ops/test_storage.py -k native
 else
-  sanitized "$python" -m pytest tests/ops -k "native and not compiled and not opcheck"
+  sanitized "$python" -m pytest --capture=sys tests/ops -k "native and not compiled and not opcheck"
 fi
 
 echo "== the fuzz ($SECONDS s)"

@@ -156,6 +156,12 @@ def optimal_odd_polynomial(lower: float) -> tuple[float, float, float, float]:
 # the rounding of the large ones grows by its inverse.
 _CUSHION = 0.02
 
+# The nearest polynomials are steep at 1, with a slope of up to 12 above the cushion. A number that rounding, of their
+# coefficients or of products, has taken above 1 would leave it by that factor in each step, and the iteration would end
+# in NaN. So their largest value stays below 1, by this share of the error: more than a step's rounding in float32 where
+# they are steep, and nothing where they are flat.
+_MARGIN = 1e-4
+
 # Near 1 the nearest polynomial is that of Newton and Schulz, which takes 1 - x to 5/2 (1 - x)^3 and is at most 1 on
 # [0, 1], and Remez's equations lose their digits.
 _NEAR = 0.99
@@ -166,7 +172,8 @@ _NEWTON_SCHULZ = (15 / 8, -10 / 8, 3 / 8)
 def polar_schedule(smallest: float) -> tuple[tuple[float, float, float, float], ...]:
     """Polynomials whose composition takes ``[smallest, 1]`` to 1 within rounding, and never above 1.
 
-    Each is the nearest to 1 on the interval that the one before it has left, scaled so that its largest value is 1.
+    Each is the nearest to 1 on the interval that the one before it has left, scaled so that its largest value is
+    slightly below 1.
 
     Returns:
         ``(a, b, c, reached)`` for each step: after it, numbers from ``reached`` to 1 have come to at least 1/2.
@@ -182,8 +189,9 @@ def polar_schedule(smallest: float) -> tuple[tuple[float, float, float, float], 
             low = _value(a, b, c, low)
         else:
             a, b, c, error = optimal_odd_polynomial(max(low, _CUSHION))
-            a, b, c = (x / (1 + error) for x in (a, b, c))
-            low = min(_value(a, b, c, low), (1 - error) / (1 + error))
+            scale = 1 / (1 + (1 + _MARGIN) * error)
+            a, b, c = scale * a, scale * b, scale * c
+            low = min(_value(a, b, c, low), scale * (1 - error))
         steps.append((a, b, c))
     return tuple((a, b, c, _reached(steps[: k + 1])) for k, (a, b, c) in enumerate(steps))
 

@@ -313,6 +313,17 @@ def test_schedules_lead_to_one(smallest: float) -> None:
     assert float((1 - y).abs().max()) <= 1e-14
 
 
+@pytest.mark.parametrize("smallest", [0.1, 1e-8, 1e-14])
+@pytest.mark.parametrize("rounding", [4 * EPS, 1e-6])
+def test_schedules_forgive_a_number_that_rounding_has_taken_above_one(smallest: float, rounding: float) -> None:
+    # Polynomials that are 1 at 1, and as steep as these, lead it to NaN. Another LAPACK gave such numbers.
+    y = 1 + rounding
+    for a, b, c, _ in reference.polar_schedule(smallest):
+        y = y * (a + y * y * (b + y * y * c))
+        assert y <= 1 + 4 * EPS
+    assert abs(1 - y) <= 1e-14
+
+
 @pytest.mark.parametrize("shape", [(8, 8), (9, 5), (5, 9), (1, 1)])
 @pytest.mark.parametrize("kind", SPECTRA)
 def test_trace_by_products_is_within_its_bound(shape: tuple[int, int], kind: str) -> None:

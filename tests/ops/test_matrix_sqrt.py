@@ -282,7 +282,7 @@ def test_derivatives_at_equal_eigenvalues(method: str) -> None:
     assert torch.autograd.gradcheck(symmetric(lambda b: sqrtm(b, method=method)), a)
     assert torch.autograd.gradgradcheck(symmetric(lambda b: sqrtm(b, method=method)), a)
     grad = torch.autograd.grad(sqrtm(a, method=method).sum(), a)[0]
-    assert float((grad - 0.25).abs().max()) < 1e-15  # 1 / (2 + 2)
+    assert float((grad - 0.25).abs().max()) < 4e-15  # 1 / (2 + 2); "newton-schulz" rounds in some 20 steps
 
 
 @pytest.mark.parametrize("method", ["eigh", "native"])
