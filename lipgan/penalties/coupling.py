@@ -248,6 +248,7 @@ def _argument(func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any
 
 @_handles("copy", "_prelu_kernel", "_to_copy", "bernoulli", "log_sigmoid_forward", "hardswish", "masked_fill", "clone")
 @_handles("native_dropout", "fill", "zero", "mish", "detach", "alias", "lift_fresh")
+@_handles("leaky_relu", "elu")  # which torch 2.10 does not tag
 def _elementwise(t: SampleTracker, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> _Result:
     places = set()
     for tensor in tensors_of([*args, *kwargs.values()]):

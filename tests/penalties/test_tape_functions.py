@@ -189,17 +189,6 @@ UNKNOWN = {
     *("views", "tril", "slice_scatter", "baddbmm", "determinant", "gumbel", "vmap", "cross entropy", "huber"),
 }
 
-# torch says of these that they are elementwise since a release after 2.10; before, no rule says so.
-aten = torch.ops.aten
-TAGGED_LATE = {
-    "leaky relu": aten.leaky_relu.default,
-    "leaky relu in place": aten.leaky_relu_.default,
-    "leaky relu of slope 0": aten.leaky_relu.default,
-    "leaky relu of negative slope": aten.leaky_relu.default,
-    "elu in place": aten.elu_.default,
-}
-UNKNOWN |= {name for name, func in TAGGED_LATE.items() if torch.Tag.pointwise not in func.tags}
-
 
 # Which random numbers a sample gets depends on how many the samples before it take.
 DRAWING = {"randomized relu", "randomized relu in place"}
