@@ -57,15 +57,17 @@ def critic_loss(
 ) -> CriticLoss:
     """The loss of a critic on real and fake samples, with its gradient penalty.
 
-    The same numbers as ``loss(critic(real), critic(fake)) + gradient_penalty(critic, real, fake, ...)``, with fewer
-    passes through the critic: the kinds "r1", "r2" and "r1+r2" are taken at samples that have been scored already, so
-    that one forward pass serves both. With the engine "fused" the gradients of the loss come along with those of the
-    penalty: where the score of a sample does not depend on the others and the critic consists of linear maps and
-    piecewise-linear activations, they cost no pass at all.
+    As ``loss(critic(real), critic(fake)) + gradient_penalty(critic, real, fake, ...)``, with fewer passes through the
+    critic: the kinds "r1", "r2" and "r1+r2" are taken at samples that have been scored already, so that one forward
+    pass serves both, with one draw of its dropout. With the engine "fused" the gradients of the loss come along with
+    those of the penalty: where the score of a sample does not depend on the others and the critic consists of linear
+    maps and piecewise-linear activations, they cost no pass at all. "auto" takes "autograd" for small perceptrons on a
+    CPU, where it is faster, unless they have the closed form of :func:`lipgan.gradient_penalty`.
 
     The critic is called on real, then on fake samples; "r1+r2" joins them in one batch unless the critic couples
-    samples (see :func:`lipgan.gradient_penalty`); the other kinds call it once more, at their own points. Where forward
-    passes change the critic (spectral normalization, batch norm), as many changes are made as there are passes.
+    samples (see :func:`lipgan.gradient_penalty`) or is a small perceptron as above; the other kinds call it once more,
+    at their own points. Where forward passes change the critic (spectral normalization, batch norm), as many changes
+    are made as there are passes.
 
     No gradient flows to ``real``, ``fake`` or the networks that made them. What else ``loss`` depends on gets its
     gradients as usual.
@@ -122,24 +124,30 @@ def _critic_loss(
     with torch.inference_mode(False), torch.no_grad():
         check_no_nan(real, real, None)
         check_no_nan(fake, real, fake)
+        # Points that are no samples, in the order of random draws of the textbook: before the critic runs.
         apart = None if kind in (None, "r1", "r2", "r1+r2") else points(real, fake, kind, generator, asked.parts)
 
-        def both(critic: Critic, real: Tensor, fake: Tensor, *args: Any) -> CriticLoss:
+        def judge(critic: Critic, real: Tensor, fake: Tensor, *args: Any) -> CriticLoss:
             call = CriticCall(critic, args, output, asked.parts)
             shared = _Shared(call, form, engine, asked.differentiable, of_scores)
-            if form is None:
+            if form is None or kind is None:
                 total = shared.loss(call.scores(real), call.scores(fake))
                 penalty = torch.zeros((), dtype=total.dtype, device=total.device)
+            elif engines.in_closed_form(call, real, form, engine):
+                # Its samples do not see each other, and neither do two forward passes.
+                total = shared.loss(*_halves(call.scores(torch.cat([real, fake]))))
+                x = points(real, fake, kind, None, None) if apart is None else apart
+                both = as_one_batch(call, form, x)[1] if kind == "r1+r2" else form
+                penalty = engines.penalty(call, x, both, engine, asked.differentiable)
+            elif apart is not None:
+                total = shared.loss(call.scores(real), call.scores(fake))
+                penalty = engines.penalty(call, apart, form, engine, asked.differentiable)
             elif kind == "r1":
                 total, penalty = shared.real_penalized(real, fake)
             elif kind == "r2":
                 total, penalty = shared.fake_penalized(real, fake)
-            elif kind == "r1+r2":
-                total, penalty = shared.both_penalized(real, fake)
             else:
-                total = shared.loss(call.scores(real), call.scores(fake))
-                assert apart is not None
-                penalty = engines.penalty(call, apart, form, engine, asked.differentiable)
+                total, penalty = shared.both_penalized(real, fake)
             return CriticLoss(total + penalty, total.detach(), penalty.detach(), *shared.scores)
 
         with (
@@ -147,7 +155,7 @@ def _critic_loss(
             asked.unsharded,
             Float32InPlaceOfFloat16(critic, real) as wide,
         ):
-            result: CriticLoss = through_ddp(both, critic, real, fake, *wide(asked.critic_args))
+            result: CriticLoss = through_ddp(judge, critic, real, fake, *wide(asked.critic_args))
             return result
 
 
@@ -190,9 +198,11 @@ class _Shared:
     def both_penalized(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
         """The loss and the sum of the penalties at real and at fake samples."""
         assert self._form is not None
-        x = torch.cat([real, fake])
-        joined, form = as_one_batch(self._call, self._form, x)
         try:
+            if engines.is_small(self._call, real, self._engine):  # to look for coupling would cost more than it saves
+                raise CoupledSamples
+            x = torch.cat([real, fake])
+            joined, form = as_one_batch(self._call, self._form, x)
             return engines.loss_and_penalty(
                 *(joined, x, form, self._engine, self._differentiable),
                 lambda scores: self.loss(*_halves(scores)),

@@ -71,7 +71,7 @@ def penalty(
 def _penalty(call: CriticCall, x: Tensor, form: PenaltyForm, engine: str, differentiable: bool, apart: bool) -> Tensor:
     if engine == "autograd" or (engine == "auto" and (_refused.get(call, x) or slower(call, x)) is not None):
         return _autograd(call, x, form, differentiable, apart)[1]
-    if not call.args and call.output is None and call.parts is None and form.norm == "sample":
+    if _may_be_perceptron(call, form):
         solution = perceptron.solve(call.critic, x, form.kind, form.weight, form.target)
         if solution is not None:
             return with_gradients(*solution) if differentiable else solution[0]
@@ -121,6 +121,33 @@ def slower(call: CriticCall, x: Tensor) -> str | None:
     return None
 
 
+def in_closed_form(call: CriticCall, x: Tensor, form: PenaltyForm, engine: str) -> bool:
+    """Whether `penalty` takes the closed form, for a critic whose scores come from one forward pass as from another."""
+    return engine != "autograd" and _may_be_perceptron(call, form) and perceptron.serves(call.critic, x)
+
+
+def _may_be_perceptron(call: CriticCall, form: PenaltyForm) -> bool:
+    return not call.args and call.output is None and call.parts is None and form.norm == "sample"
+
+
+# Multiplications of a forward pass, below which Python takes the tape more time than double backward takes: perceptrons
+# 256-256-256-1 of 256 samples break even on two cores.
+_SMALL = 2**25
+
+
+def is_small(call: CriticCall, x: Tensor, engine: str) -> bool:
+    """Whether engine "auto" takes autograd for a loss with its penalty: for a small perceptron, where it is faster."""
+    if engine != "auto" or x.device.type != "cpu" or not isinstance(call.critic, nn.Module):
+        return False
+    rows = x.shape[0] * (x.shape[1] if x.ndim == 3 else 1)
+    work = 0
+    for parameter in call.critic.parameters():
+        if parameter.ndim > 2:  # a convolution takes its weights to every place of an image
+            return False
+        work += rows * parameter.numel()
+    return work < _SMALL
+
+
 def loss_and_penalty(
     call: CriticCall,
     x: Tensor,
@@ -162,7 +189,9 @@ def _loss_and_penalty(
     loss: Callable[[Tensor], Tensor],
     apart: bool,
 ) -> tuple[Tensor, Tensor]:
-    if engine == "autograd" or (engine == "auto" and (_refused.get(call, x) or slower(call, x)) is not None):
+    by_autograd = engine == "auto" and (_refused.get(call, x) or slower(call, x)) is not None
+    by_autograd = by_autograd or is_small(call, x, engine)
+    if engine == "autograd" or by_autograd:
         return _autograd(call, x, form, differentiable, apart, loss)
     x = x.detach().requires_grad_()
     tape = Tape(x, samples=SampleTracker(x), until_curved=not apart)

@@ -40,15 +40,10 @@ def solve(critic: Any, x: Tensor, kind: str, weight: float, target: float) -> So
         x: ``[B, ...]``, the points at which the penalty is taken.
         kind, weight, target: of the penalty of the samples' norms, as for the op ``gradient_penalty``.
     """
-    if x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
-        return None
-    layers = _layers(critic, x)
+    layers = _served(critic, x)
     if layers is None:
         return None
-    widths = [layers[0].weight.shape[1], *(layer.weight.shape[0] for layer in layers)]
     batch = x.shape[0]
-    if not op.serves(batch, widths, x.dtype, x.device.type):
-        return None
     scales = [_scale(layer, batch) for layer in layers[:-1]]
     weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
     slopes = [1.0 if layer.slope is None else layer.slope for layer in layers[:-1]]
@@ -63,6 +58,23 @@ def solve(critic: Any, x: Tensor, kind: str, weight: float, target: float) -> So
             parameters.append(bias)
             kept.append(None)
     return penalty, parameters, kept
+
+
+def serves(critic: Any, x: Tensor) -> bool:
+    """Whether `solve` takes the critic, and it draws no random numbers."""
+    layers = _served(critic, x)
+    return layers is not None and not any(layer.dropouts for layer in layers)
+
+
+def _served(critic: Any, x: Tensor) -> list[_Layer] | None:
+    """The critic as layers, where the op pays for them."""
+    if x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+        return None
+    layers = _layers(critic, x)
+    if layers is None:
+        return None
+    widths = [layers[0].weight.shape[1], *(layer.weight.shape[0] for layer in layers)]
+    return layers if op.serves(x.shape[0], widths, x.dtype, x.device.type) else None
 
 
 def _layers(critic: Any, x: Tensor) -> list[_Layer] | None:
