@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import lipgan
+from lipgan.bench import critic_loss
 from lipgan.bench.harness import Table, in_fresh_process, interleave, peak_memory
 
 
@@ -94,6 +95,15 @@ CASES = {
     "MLP 2-128-128-128-1, batch 256": Case(toy_mlp, (256, 2)),
     "MLP 640-256-256-1 with dropout, batch 50": Case(tabular_mlp, (50, 640)),
 }
+
+# Whole steps of a critic, for each of these kinds.
+STEP_CRITICS = {
+    "DCGAN-32, batch 64": Case(dcgan_32, (64, 3, 32, 32)),
+    "ResNet-32, batch 16": Case(ResNet32, (16, 3, 32, 32)),
+    "MLP 2-128-128-128-1, batch 256": Case(toy_mlp, (256, 2)),
+    "MLP 640-256-256-1 with dropout, batch 50": Case(tabular_mlp, (50, 640)),
+}
+STEP_KINDS = ("r1", "r1+r2", "wgan-gp")
 
 
 # ---- ways to the same numbers ----
@@ -249,6 +259,20 @@ def run(seed: int = 0, seconds: float = 3.0) -> list[Table]:
         "Peak memory of a first step beyond critic and samples, MB",
         ["critic", "torch", "lipgan"],
     )
+    steps = Table(
+        "A whole critic step (loss, penalty and all gradients), ms, float32, CPU",
+        ["critic", "kind", *critic_loss.STEPS, "ratio"],
+        notes=[
+            "textbook: double backward, from one forward pass where loss and penalty are taken at the same samples, in",
+            "the faster of PyTorch's two layouts. ratio: textbook / critic_loss.",
+        ],
+    )
+    for name in STEP_CRITICS:
+        for kind in STEP_KINDS:
+            times = in_fresh_process(_step_times, name, kind, seed, seconds)
+            row = {key: 1e3 * value for key, value in times.items()}
+            ratio = times["textbook"] / times["critic_loss"]
+            steps.rows.append({"critic": name, "kind": kind, **row, "ratio": ratio})
     for name, case in CASES.items():
         times = in_fresh_process(_times, name, seed, seconds)
         speed.rows.append(
@@ -268,7 +292,12 @@ def run(seed: int = 0, seconds: float = 3.0) -> list[Table]:
             if None not in peaks:
                 row = {key: (peak or 0) / 1e6 for key, peak in zip(memory.columns[1:], peaks, strict=True)}
                 memory.rows.append({"critic": name, **row})
-    return [speed, engines, memory]
+    return [speed, steps, engines, memory]
+
+
+def _step_times(name: str, kind: str, seed: int, seconds: float) -> dict[str, float]:
+    case = STEP_CRITICS[name]
+    return critic_loss.times(case.critic, case.shape, kind, seed, seconds)
 
 
 def _times(name: str, seed: int, seconds: float) -> dict[str, float]:

@@ -12,7 +12,7 @@ from torch import nn
 
 from lipgan import bench
 from lipgan.__main__ import main
-from lipgan.bench import fid, frechet, harness, kid, prdc
+from lipgan.bench import critic_loss, fid, frechet, harness, kid, prdc
 from lipgan.bench import gradient_penalty as penalties
 from lipgan.bench import spectral_norm as benchmark
 
@@ -166,12 +166,16 @@ SMALL_CASES = {
 @pytest.mark.slow
 def test_gradient_penalty_tables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(penalties, "CASES", SMALL_CASES)
+    monkeypatch.setattr(penalties, "STEP_CRITICS", SMALL_CASES)
     monkeypatch.setattr(harness, "_TURN_SECONDS", 0.0)
     monkeypatch.setattr(penalties, "in_fresh_process", lambda function, *args: function(*args))
-    speed, engines, memory = penalties.run(seconds=0.0)
+    speed, steps, engines, memory = penalties.run(seconds=0.0)
+    assert [(row["critic"], row["kind"]) for row in steps.rows] == [
+        (name, kind) for name in SMALL_CASES for kind in penalties.STEP_KINDS
+    ]
     assert [row["critic"] for row in speed.rows] == list(SMALL_CASES)
     assert [row["critic"] for row in memory.rows] in (["images"], [])
-    bench._plot(penalties, [speed, engines, memory], tmp_path / "plot.png")
+    bench._plot(penalties, [speed, steps, engines, memory], tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -183,6 +187,14 @@ def test_a_wrong_penalty_is_not_timed() -> None:
     variants["lipgan"].way = lambda *args: 1.01 * right(*args)
     with pytest.raises(AssertionError, match=r"lipgan: the penalty or its gradients are off by 1\.0e-02"):
         penalties._check(variants)
+
+
+def test_a_wrong_critic_step_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = SMALL_CASES["images"]
+    right = critic_loss.by_critic_loss
+    monkeypatch.setitem(critic_loss.STEPS, "critic_loss", lambda *args: 1.01 * right(*args))
+    with pytest.raises(AssertionError, match=r"critic_loss: the loss or its gradients are off by 1\.0e-02"):
+        critic_loss.times(case.critic, case.shape, "r1", seed=0, seconds=0.0)
 
 
 def test_prdc_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
