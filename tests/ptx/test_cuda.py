@@ -1,12 +1,16 @@
 """What nvcc emits, on the emulator: short functions with known results, and csrc/cuda/spectral_norm.cu."""
 
 import ctypes
+import re
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from ptx import compile as compilers
 from ptx import kit
+from ptx.memory import Finding
 from ptx.selection import DTYPES, selected
 from tolerance import assert_as_accurate
 from torch import Tensor
@@ -297,3 +301,35 @@ def test_spectral_norm_near_the_end_of_the_range(
 ) -> None:
     """One block does a layer again, times a power of two; the other layers stay as they are."""
     run(library, [(37, 20), (5, 16), (7, 13)], dtype, n, blocks=3, scale=scale)
+
+
+def test_several_blocks_that_say_so_at_once(library: compilers.CudaLibrary) -> None:
+    """The layer has several blocks of rows, of which each comes near the end of the range."""
+    run(library, [(60, 1100)], torch.float32, 1, blocks=4, scale=1e30)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_plain_stores_of_blocks_that_say_so_are_found(architecture: int) -> None:
+    def plain(ptx: str) -> str:
+        edited, count = re.subn(r"atom(?:\.global)?\.or\.b32\s+(%r\d+), (\[%rd\d+\]), 1;",
+                                r"mov.b32 \1, 1; st.global.b32 \2, \1;", ptx)  # fmt: skip
+        assert count
+        return edited
+
+    with pytest.raises(Finding, match=r"race: writes what .* at once"):
+        run(load(architecture, edit=plain), [(60, 1100)], torch.float32, 1, blocks=4, scale=1e30)
+
+
+def test_the_cache_knows_what_nvcc_includes(tmp_path: Path) -> None:
+    """A change of any file of csrc/ that the kernels are made of compiles them again."""
+    unit = tmp_path / "unit.cu"
+    unit.write_text(SPECTRAL_NORM)
+    csrc = compilers.ROOT / "csrc"
+    made = subprocess.run(
+        [compilers.NVCC, "-std=c++17", f"-I{csrc}", f"-I{csrc / 'include'}", "-M", str(unit)],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    included = {Path(p).resolve() for p in made.stdout.replace("\\\n", " ").split()[1:]}
+    own = {p for p in included if csrc in p.parents}
+    assert csrc / "cuda" / "spectral_norm.cuh" in own
+    assert own <= set(compilers.included_by_nvcc())
