@@ -204,10 +204,11 @@ __device__ __forceinline__ double clamped_norm(double sum_of_squares, double eps
   return norm < eps ? eps : norm;
 }
 
-// For one thread: says that a sum of squares (or a product) came near the end of its range, or is not a number.
+// For one thread: says that a sum of squares (or a product) came near the end of its range, or is not a number. Several
+// blocks may say so at once: atomically, since plain stores of them would be a race, even of one value.
 template <typename T>
 __device__ __forceinline__ void watch(const Row& row, double magnitude) {
-  if (!(magnitude <= Numeric<T>::largest * 0x1p-40)) *row.near_end = 1;
+  if (!(magnitude <= Numeric<T>::largest * 0x1p-40)) atomicOr(row.near_end, 1);
 }
 
 // The layer that a work item belongs to: the last one whose items do not begin after it.

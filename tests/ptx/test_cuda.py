@@ -1,13 +1,18 @@
 """What nvcc emits, on the emulator: short functions with known results, and csrc/cuda/spectral_norm.cu."""
 
 import ctypes
+import re
+import subprocess
+from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from ptx import compile as compilers
 from ptx import kit
-from ptx.selection import DTYPES, selected
+from ptx.memory import Finding
+from ptx.selection import DTYPES, FULL, selected
 from tolerance import assert_as_accurate
 from torch import Tensor
 
@@ -297,3 +302,102 @@ def test_spectral_norm_near_the_end_of_the_range(
 ) -> None:
     """One block does a layer again, times a power of two; the other layers stay as they are."""
     run(library, [(37, 20), (5, 16), (7, 13)], dtype, n, blocks=3, scale=scale)
+
+
+def test_several_blocks_that_say_so_at_once(library: compilers.CudaLibrary) -> None:
+    """The layer has several blocks of rows, of which each comes near the end of the range."""
+    run(library, [(60, 1100)], torch.float32, 1, blocks=4, scale=1e30)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_plain_stores_of_blocks_that_say_so_are_found(architecture: int) -> None:
+    def plain(ptx: str) -> str:
+        edited, count = re.subn(r"atom(?:\.global)?\.or\.b32\s+(%r\d+), (\[%rd\d+\]), 1;",
+                                r"mov.b32 \1, 1; st.global.b32 \2, \1;", ptx)  # fmt: skip
+        assert count
+        return edited
+
+    with pytest.raises(Finding, match=r"race: writes what .* at once"):
+        run(load(architecture, edit=plain), [(60, 1100)], torch.float32, 1, blocks=4, scale=1e30)
+
+
+# (shapes, iterations, blocks, scale of the first weight): launches that together reach every barrier, and where it is
+# needed: several tiles a block, columns with no rows side by side, no iterations, several mended layers of a block.
+LAUNCHES = selected(
+    [([(37, 1100), (1, 9), (64, 27)], 2, 2, 1.0)],
+    [
+        ([(200, 27), (300, 32), (9, 1031)], 1, 2, 1.0),
+        ([(37, 40), (9, 1031)], 0, 2, 1.0),
+        ([(60, 1100), (5, 16), (7, 13), (3, 5), (2, 4)], 2, 2, 1e30),
+        ([(60, 1100), (5, 16), (7, 13), (3, 5), (2, 4)], 0, 2, 1e30),
+    ],
+)
+BARRIER = re.compile(r"\b(?:bar|barrier)\.sync\s+0;|\bbar\.red\.or\.pred\s+(%\w+), 0, (%\w+);")
+
+# Line of source -> its barriers that may go. A sum's first one, where another barrier stands between the sum before and
+# this one; the second one of a sum that nobody takes, without iterations; and after a mended layer its own one and the
+# first one of the grid barrier stand for each other, as the second one and the first barrier of the next step do.
+REDUNDANT = {
+    "__syncthreads();  // the readers of the previous sum are done": 7,
+    "__syncthreads();": 1,
+    "__syncthreads();  // before the next layer": 1,
+    "sm_30_intrinsics.hpp": 2,
+}
+
+
+def line_of(where: str) -> str:
+    file, line = re.match(r"([\w.]+):(\d+)", where).groups()
+    path = compilers.ROOT / "csrc" / "cuda" / file
+    return path.read_text().splitlines()[int(line) - 1].strip() if path.exists() else file
+
+
+def test_barriers_taken_out() -> None:
+    """A launch without one of the kernel's barriers has a finding or a wrong result, or the barrier is redundant."""
+    library = load(90)
+    clean = library.ptx
+    (name,) = (n for n in library.names.values() if "spectral_norm_fwd_kernelIf" in n)
+    start = clean.index(f".entry {name}(")
+    places = list(BARRIER.finditer(clean, start, clean.find(".entry", start + 1) % len(clean)))
+    blocks_of_code = compilers.program_of(clean, name).blocks
+    barriers = [b for b in blocks_of_code if b.end is not None and b.end.parts[0] in ("bar", "barrier")]
+    assert len(places) == len(barriers)
+    reached: list[set[int]] = []
+    for shapes, n, blocks, scale in LAUNCHES:
+        for barrier in barriers:
+            barrier.executed = False
+        run(library, shapes, torch.float32, n, blocks=blocks, scale=scale)
+        reached.append({i for i, barrier in enumerate(barriers) if barrier.executed})
+    chosen = range(len(barriers)) if FULL else sorted(set().union(*reached))[::6]
+    missed: Counter[str] = Counter()
+    for i in chosen:
+        place, where = places[i], barriers[i].end.where
+        launches = [launch for launch, there in zip(LAUNCHES, reached, strict=True) if i in there]
+        assert launches, f"no launch reaches {where}"
+        instead = f"mov.pred {place[1]}, {place[2]};" if place[1] else ""
+        library.ptx = clean[: place.start()] + instead + clean[place.end() :]
+        for shapes, n, blocks, scale in launches:
+            try:
+                run(library, shapes, torch.float32, n, blocks=blocks, scale=scale)
+            except AssertionError:  # a finding is one as well
+                break
+        else:
+            missed[line_of(where)] += 1
+    if FULL:
+        assert missed == REDUNDANT
+    else:
+        assert missed <= Counter(REDUNDANT), missed
+
+
+def test_the_cache_knows_what_nvcc_includes(tmp_path: Path) -> None:
+    """A change of any file of csrc/ that the kernels are made of compiles them again."""
+    unit = tmp_path / "unit.cu"
+    unit.write_text(SPECTRAL_NORM)
+    csrc = compilers.ROOT / "csrc"
+    made = subprocess.run(
+        [compilers.NVCC, "-std=c++17", f"-I{csrc}", f"-I{csrc / 'include'}", "-M", str(unit)],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    included = {Path(p).resolve() for p in made.stdout.replace("\\\n", " ").split()[1:]}
+    own = {p for p in included if csrc in p.parents}
+    assert csrc / "cuda" / "spectral_norm.cuh" in own
+    assert own <= set(compilers.included_by_nvcc())

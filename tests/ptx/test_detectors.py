@@ -130,6 +130,19 @@ FAULTS = {
         "setp.eq.u32 %p1, %r0, 0; @%p1 st.global.b32 [%q2], %r2;", {"grid": 2, "lanes": 64},
         "race: writes what thread 0",
     ),
+    "blocks that write one word at once, one value": (
+        "setp.eq.u32 %p1, %r0, 0; @%p1 st.global.b32 [%q2], %r2;", {"grid": 2}, "race: writes what .* at once",
+    ),
+    "an atomic operation on a word that another block just stores": (
+        "setp.eq.u32 %p1, %r1, 0; @%p1 st.global.b32 [%q1], %r2; @!%p1 atom.global.or.b32 %r10, [%q1], 1;",
+        {"grid": 2}, "race: writes what thread",
+    ),
+    "a block that reads a word that an atomic operation of another one changes": (
+        "setp.eq.u32 %p1, %r3, 0; @%p1 atom.or.b32 %r10, [%q1], 1; setp.eq.u32 %p1, %r3, 64;"
+        " @%p1 ld.volatile.global.b32 %r10, [%q1];", {"grid": 2}, "race: reads what thread 0 of block 0",
+    ),
+    "an atomic operation on memory nobody wrote": (
+        "atom.or.b32 %r10, [%q2], 1;", {}, "uninitialized: changes memory"),
     "a block that reads what another one writes": (
         "setp.eq.u32 %p1, %r0, 0; setp.eq.u32 %p2, %r1, 0; and.pred %p3, %p1, %p2; @%p3 st.global.b32 [%q1], %r1;"
         "setp.eq.u32 %p2, %r1, 1; and.pred %p3, %p1, %p2; @%p3 ld.global.b32 %r10, [%q1];",
@@ -152,3 +165,14 @@ def test_a_fault_is_found(name: str) -> None:
 
 def test_same_values_from_several_threads_are_no_race() -> None:
     run("mov.u32 %r10, 5; st.shared.b32 [%r4], %r10;")
+
+
+@pytest.mark.parametrize("lanes", [128, 64])
+def test_atomic_operations_of_several_blocks_are_no_race(lanes: int) -> None:
+    """Side by side, and one block after the other; what a thread gets is what was there before its own."""
+    before = "mov.u32 %r10, 1; shl.b32 %r10, %r10, %r3; and.b32 %r12, %r3, 32; setp.eq.u32 %p1, %r12, 0;"
+    out = run(before + "mov.u32 %r11, 0; @%p1 atom.global.or.b32 %r11, [%q1 + 256], %r10;" + WRITE,
+              grid=2, lanes=lanes)  # fmt: skip
+    low = [(64 | ((1 << t) - 1)) & 0xFFFFFFFF for t in range(32)]
+    full = 0xFFFFFFFF
+    assert out.tolist() == [*low, *[0] * 32, *[full] * 32, *[0] * 32]

@@ -589,6 +589,12 @@ def test_parameters_are_laid_out_by_alignment() -> None:
             "Unsupported",
         ),
         ("ld.local.b32 %r1, [%q1];", "Unsupported instruction: ld.local.b32"),
+        ("div.full.f32 %f1, %f2, %f3;", "Unsupported instruction: div.full.f32"),
+        ("rcp.approx.ftz.f32 %f1, %f2;", "Unsupported instruction: rcp.approx"),
+        ("ex2.approx.f32 %f1, %f2;", "Unsupported instruction: ex2.approx"),
+        ("st.volatile.global.u32 [%q1], %r1;", "Unsupported instruction: st.volatile"),
+        ("atom.global.add.u32 %r1, [%q1], 1;", "Unsupported instruction: atom.global.add"),
+        ("atom.acquire.gpu.or.b32 %r1, [%q1], 1;", "Unsupported instruction: atom.acquire"),
     ],
 )
 def test_unknown_instructions_are_refused(body: str, message: str) -> None:

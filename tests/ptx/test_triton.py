@@ -4,11 +4,15 @@ Shapes of each op: one block; ragged edges; several blocks. With LIPGAN_PTX_FULL
 """
 
 import itertools
+import re
+from collections.abc import Iterator
 
 import pytest
 import torch
 from lipgan.kernels import config, gradient_penalty, matrix_sqrt, nearest_neighbours, spectral_norm
+from ptx import compile
 from ptx.compile import Session
+from ptx.execute import Program
 from ptx.selection import DTYPES_ON_TARGETS, FULL, TARGETS, WIDE_ON_TARGETS, selected
 from tolerance import assert_as_accurate
 from torch import Tensor
@@ -18,6 +22,24 @@ from lipgan.reference import nearest_neighbours as neighbours_reference
 from lipgan.reference import spectral_norm as spectral_norm_reference
 
 EPS = 1e-12
+
+
+@pytest.fixture(autouse=True)
+def reduced(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Of all launches here: only the triangle's tiles are found by an approximate root, only matrix_sqrt takes TF32."""
+    launched: dict[str, str] = {}
+    program_of = compile.program_of
+
+    def noted(ptx: str, name: str) -> Program:
+        launched[ptx] = name
+        return program_of(ptx, name)
+
+    monkeypatch.setattr(compile, "program_of", noted)
+    yield
+    for ptx, name in launched.items():
+        approximate = set(re.findall(r"\b[a-z][a-z0-9]*\.(?:approx|full)[.\w]*", ptx))
+        assert approximate <= ({"sqrt.approx.ftz.f32"} if name == "_matrix_sqrt_gram_kernel" else set()), name
+        assert ".tf32" not in ptx or name in ("_matrix_sqrt_gram_kernel", "_matrix_sqrt_product_kernel"), name
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:

@@ -343,6 +343,13 @@ T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32, int l
   return host_executor::exchange(mask, value, source / width > lane / width ? lane : source, line);
 }
 
+// One fiber runs at a time.
+inline int atomicOr(int* address, int value) {
+  const int old = *address;
+  *address = old | value;
+  return old;
+}
+
 inline bool __isGlobal(const void*) { return true; }
 #define __builtin_assume(condition) static_cast<void>(condition)
 

@@ -328,9 +328,14 @@ def nvcc_ptx(source: str, architecture: int, *, include: Path | None = None) -> 
     return _nvcc(source, ("-ptx", f"-arch=compute_{architecture}", "-lineinfo"), "ptx").decode()
 
 
+def included_by_nvcc() -> list[Path]:
+    """The files that CUDA sources may include from this repository: a change of one makes a new entry of the cache."""
+    return sorted(p for p in (ROOT / "csrc").glob("**/*") if p.suffix in (".h", ".cuh", ".cu"))
+
+
 def _nvcc(source: str, flags: tuple[str, ...], suffix: str) -> bytes:
     digest = hashlib.sha256(repr((source, flags)).encode())
-    for path in sorted([*(ROOT / "csrc").glob("**/*.h"), *(ROOT / "csrc" / "cuda").glob("*.cu"), HERE / "runtime.cpp"]):
+    for path in [*included_by_nvcc(), HERE / "runtime.cpp"]:
         digest.update(path.read_bytes())
     digest.update(subprocess.run([NVCC, "--version"], capture_output=True).stdout)
 

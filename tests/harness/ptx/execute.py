@@ -475,6 +475,27 @@ class Execution:
                     clock[b] = max(clock[b], self.epoch[lane])
         return out
 
+    def atomic_or(self, address: np.ndarray, m: np.ndarray | None, value: np.ndarray) -> np.ndarray:
+        out = np.zeros(self.threads, U32)
+        value = self.wide(value)
+        for region, lanes, offset in self._access("global", address, m, 4):
+            index, per = region.granules(offset, 4)
+            if not region.written[index].all():
+                at = int(np.argmin(region.written[index])) // per
+                self.fail(
+                    "uninitialized", f"changes memory that nobody wrote ({region.name})",
+                    at if lanes is None else int(lanes[at]),
+                )  # fmt: skip
+            bad = region.write(index, self.who(lanes, per), self.seen, self.state.padded, atomic=True)
+            if bad:
+                self._report(bad, lanes, per, region)
+            view = region.view(4)
+            chosen = np.arange(self.threads) if lanes is None else lanes
+            for lane, place in zip(chosen, offset // 4, strict=True):
+                out[lane] = view[place, 0]
+                view[place, 0] |= value[lane]
+        return out
+
     def _acquire(self, address: np.ndarray, m: np.ndarray | None) -> None:
         self.spun = True
         for _, lanes, offset in self._access("global", address, m, 4):

@@ -454,11 +454,13 @@ def _st(c: Compiler, ins: Instruction) -> Run:
 
 @instruction("atom")
 def _atom(c: Compiler, ins: Instruction) -> Run:
-    if ins.opcode != "atom.add.release.gpu.u32":
-        raise Unsupported(f"Unsupported instruction: {ins.text}")
     write, address = c.writer(ins.operands[0], U32), c.address(ins.operands[1], U64)
     value = c.reader(ins.operands[2], U32)
-    return lambda ex, m: write(ex, ex.atomic_add(address(ex), m, value(ex)), m)
+    if ins.opcode == "atom.add.release.gpu.u32":  # the arrival at a grid barrier
+        return lambda ex, m: write(ex, ex.atomic_add(address(ex), m, value(ex)), m)
+    if ins.opcode in ("atom.or.b32", "atom.global.or.b32"):  # relaxed, of the device: it orders nothing
+        return lambda ex, m: write(ex, ex.atomic_or(address(ex), m, value(ex)), m)
+    raise Unsupported(f"Unsupported instruction: {ins.text}")
 
 
 @instruction("cp")

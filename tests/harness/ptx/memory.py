@@ -81,6 +81,7 @@ class Region:
         n = self.count
         self.w_thread = np.full(n, NONE, np.int32)
         self.w_warp, self.w_block, self.w_epoch, self.w_warp_epoch = (np.zeros(n, np.int32) for _ in range(4))
+        self.w_atomic = np.zeros(n, bool)
         self.r_thread = np.full((rows, n), NONE, np.int32)
         self.r_warp, self.r_block, self.r_epoch, self.r_warp_epoch = (np.zeros((rows, n), np.int32) for _ in range(4))
         self.pending = np.zeros(n, bool)  # an asynchronous copy is on its way
@@ -146,8 +147,10 @@ class Region:
             if lost.any():
                 field[row[lost] if isinstance(row, np.ndarray) else row, index[lost]] = SEVERAL
 
-    def write(self, index: np.ndarray, who: Lanes, seen: np.ndarray | None, threads: int) -> Bad | None:
-        """Record writes of granules; what is wrong with the first bad one."""
+    def write(
+        self, index: np.ndarray, who: Lanes, seen: np.ndarray | None, threads: int, atomic: bool = False
+    ) -> Bad | None:
+        """Record writes of granules; what is wrong with the first bad one. Two atomic ones need no order."""
         if self.any_pending and self.pending[index].any():
             at = int(np.argmax(self.pending[index]))
             return Bad("race", at, "writes where an asynchronous copy has not been waited for")
@@ -156,6 +159,8 @@ class Region:
             conflict = (w != NONE) & ~self._ordered_before(
                 who, w, self.w_warp[index], self.w_block[index], self.w_epoch[index], self.w_warp_epoch[index], seen
             )
+            if atomic:
+                conflict &= ~self.w_atomic[index]
             if conflict.any():
                 at = int(np.argmax(conflict))
                 return Bad("race", at, f"writes what {self._who(w[at], threads)} writes, with no barrier between")
@@ -174,9 +179,16 @@ class Region:
                 return Bad("race", at, f"writes what {reader}, with no barrier between")
         self.w_thread[index], self.w_warp[index], self.w_block[index] = who.thread, who.warp, who.block
         self.w_epoch[index], self.w_warp_epoch[index] = who.epoch, who.warp_epoch
+        self.w_atomic[index] = atomic
         self.written[index] = True
         self.r_thread[:, index] = NONE  # all of them come before this write
         self.stale_for_async[index] = True
+        if not atomic:
+            # The threads of a block may all store one value, as a compiler makes them; blocks know nothing of each other.
+            other = self.w_block[index] != who.block
+            if other.any():
+                at = int(np.argmax(other))
+                return Bad("race", at, f"writes what {self._who(self.w_thread[index[at]], threads)} writes at once")
         return None
 
 
