@@ -6,6 +6,7 @@ import argparse
 import shlex
 import signal
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -15,7 +16,9 @@ import torch
 
 from lipgan import data, recipes
 from lipgan._files import remove_leftovers
-from lipgan.commands.console import find_device
+from lipgan.commands.console import find_device, say
+from lipgan.data import files
+from lipgan.data.images import find_images, left_out_in_words
 from lipgan.training import Trainer, config, distributed
 from lipgan.training.evaluation import SAMPLES
 from lipgan.training.lock import FolderInUseError, locked
@@ -139,7 +142,18 @@ def _planned(out: Path) -> dict[str, Any]:
 def _fresh(values: dict[str, Any], device: torch.device) -> Trainer:
     recipe = config.recipe_of(values)
     dataset = data.load(values["data"], values["size"])
+    if distributed.rank() == 0:
+        _say_what_is_left_out(values["data"])
     return Trainer.from_recipe(recipe, dataset, seed=values["seed"], device=device, log_every=values["log_every"])
+
+
+def _say_what_is_left_out(name: str) -> None:
+    if not files.is_path(name) or not Path(name).is_dir():
+        return
+    left_out: Counter[str] = Counter()
+    find_images(name, left_out)
+    if left_out:
+        say(f"skipped: {left_out_in_words(name, left_out)}")
 
 
 def _resumed(given: dict[str, Any], path: Path, device: torch.device) -> Trainer:

@@ -682,3 +682,18 @@ def test_no_command_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
         main([])
     assert caught.value.code == 2
     assert "COMMAND" in one_line_error(capsys)
+
+
+def test_training_says_what_it_leaves_out_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    for k in range(8):
+        Image.new("RGB", (8, 8), (30 * k, 0, 0)).save(images / f"{k}.png")
+    arguments = ["train", "--recipe", "gan", "--batch-size", "4", "--steps", "1", "--data", str(images)]
+    assert main([*arguments, "--out", str(tmp_path / "whole")]) == 0
+    assert "skipped" not in capsys.readouterr().err
+    for name in ("a.gif", "b.GIF", "c.txt"):
+        (images / name).write_bytes(b"")
+    assert main([*arguments, "--out", str(tmp_path / "part")]) == 0
+    sentence = f"lipgan: skipped: {images}: 3 files of other kinds left out (2 .gif, 1 .txt)"
+    assert capsys.readouterr().err.count(sentence) == 1
