@@ -79,7 +79,8 @@ def gradient_penalty(
     equal those of the joined batch, except for kind "max", which takes the maximum of each process's own samples, and
     "dragan", whose noise is as wide as those.
     Give the wrapped module only in a loss that has a forward pass of the wrapper in it as well. Critics whose weights
-    are sharded (``fully_shard``, FullyShardedDataParallel) are refused.
+    are sharded (``fully_shard``, FullyShardedDataParallel) are refused. Lightning Fabric's wrapper waits for gradients
+    of what it returns, so that autograd serves it; its ``module`` gets the engine "fused".
 
     ``torch.autocast``: in bfloat16 the critic runs as elsewhere. In place of float16 it runs in float32, whose range
     the penalty's intermediate results need, unless it has float16 parameters.
