@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 Shape = tuple[int, int]
 
 # Partial results of a reduction that one program combines per step.
@@ -27,9 +29,18 @@ def next_power_of_2(n: int) -> int:
     return 1 << max(n - 1, 0).bit_length()
 
 
-def launch_options(num_warps: int) -> dict[str, Any]:
-    """Options of every launch. Fused multiply-adds stand in the kernels by name; the compiler adds none."""
-    return {"num_warps": num_warps, "enable_fp_fusion": False}
+def launch_options(num_warps: int, registers: int | None = None) -> dict[str, Any]:
+    """Options of every launch. Fused multiply-adds stand in the kernels by name; the compiler adds none.
+
+    Args:
+        num_warps: of a program.
+        registers: the most that a thread may have, where ptxas, left alone, would rather spill than use them.
+    """
+    options: dict[str, Any] = {"num_warps": num_warps, "enable_fp_fusion": False}
+    # Triton's AMD backend does not know the option.
+    if registers is not None and torch.version.hip is None:
+        options["maxnreg"] = registers
+    return options
 
 
 @dataclass(frozen=True)

@@ -539,7 +539,9 @@ def spectral_norm_fwd(
         for iteration in range(n_power_iterations):
             _spectral_norm_iterate_kernel[(len(plan.blocks_of_rows),)](
                 addresses, plan.geometry, plan.blocks_of_rows, scratch,
-                FIRST=iteration == 0, DTYPE=dtype, **numbers, **limits, **tile.blocks, **launch(tile.num_warps),
+                FIRST=iteration == 0, DTYPE=dtype, **numbers, **limits, **tile.blocks,
+                # Two programs of 8 warps on a multiprocessor; on sm_80 ptxas would make it four, and spill 32 bytes.
+                **launch(tile.num_warps, registers=128 if tile.num_warps == 8 else None),
             )  # fmt: skip
             _spectral_norm_reduce_kernel[(len(plan.column_tiles),)](
                 plan.geometry, plan.column_tiles, scratch,
