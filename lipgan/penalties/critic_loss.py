@@ -11,7 +11,7 @@ from torch import Tensor
 from lipgan._checks import check_no_nan
 from lipgan.objectives import losses
 from lipgan.penalties import engines
-from lipgan.penalties.conditions import Float32InPlaceOfFloat16, through_ddp, uncompiled
+from lipgan.penalties.conditions import uncompiled
 from lipgan.penalties.coupling import CoupledSamples
 from lipgan.penalties.critic_call import Critic, CriticCall, Output
 from lipgan.penalties.engines import PenaltyForm
@@ -95,71 +95,53 @@ def critic_loss(
     if not callable(loss) and not isinstance(loss, str):
         raise TypeError(f"loss must be a name of lipgan.losses or a function of two tensors of scores, got {loss!r}")
     of_scores = losses.get(loss).critic_loss if isinstance(loss, str) else loss
-    arguments = (critic, real, fake, of_scores, kind, weight, target, norm, engine, generator, critic_args, output)
-    result: CriticLoss = uncompiled(_critic_loss, *arguments)
+    arguments = (critic, real, fake, kind, weight, target, norm, engine, critic_args, output)
+    result: CriticLoss = uncompiled(_critic_loss, arguments, of_scores, generator)
     return result
 
 
-def _critic_loss(
-    critic: Critic,
-    real_samples: Samples,
-    fake_samples: Samples,
-    of_scores: LossOfScores,
-    kind: str | None,
-    weight: float,
-    target: float,
-    norm: str,
-    engine: str,
-    generator: torch.Generator | None,
-    critic_args: Sequence[Any],
-    output: Output,
-) -> CriticLoss:
-    asked = request(critic, real_samples, fake_samples, kind, weight, target, norm, engine, critic_args)
-    form = asked.form
+def _critic_loss(arguments: tuple[Any, ...], of_scores: LossOfScores, generator: torch.Generator | None) -> CriticLoss:
+    asked = request(*arguments)
+    kind, form = asked.kind, asked.form
     if asked.fake is None:
         raise TypeError("fake must be a tensor, got NoneType")
     # Under autocast a generator makes half-precision samples, beside data in float32.
     dtype = torch.promote_types(asked.real.dtype, asked.fake.dtype)
     real, fake = asked.real.to(dtype), asked.fake.to(dtype)
     with torch.inference_mode(False), torch.no_grad():
-        check_no_nan(real, real, None)
-        check_no_nan(fake, real, fake)
-        # Points that are no samples, in the order of random draws of the textbook: before the critic runs.
-        apart = None if kind in (None, "r1", "r2", "r1+r2") else points(real, fake, kind, generator, asked.parts)
+        for samples in (real, fake):
+            check_no_nan(samples, real, fake)
+        # Points that are no samples are drawn before the critic draws: as `gradient_penalty` does it.
+        beside = None if kind in (None, "r1", "r2", "r1+r2") else points(real, fake, kind, generator, asked.parts)
 
         def judge(critic: Critic, real: Tensor, fake: Tensor, *args: Any) -> CriticLoss:
-            call = CriticCall(critic, args, output, asked.parts)
-            shared = _Shared(call, form, engine, asked.differentiable, of_scores)
-            if form is None or kind is None:
-                total = shared.loss(call.scores(real), call.scores(fake))
-                penalty = torch.zeros((), dtype=total.dtype, device=total.device)
-            elif engines.in_closed_form(call, real, form, engine):
+            call = asked.call(critic, args)
+            judged = _Judged(call, form, asked.engine, asked.differentiable, of_scores)
+            if kind is None:
+                loss = judged.loss(call.scores(real), call.scores(fake))
+                penalty = torch.zeros((), dtype=loss.dtype, device=loss.device)
+            elif engines.in_closed_form(call, real, form, asked.engine):
                 # Its samples do not see each other, and neither do two forward passes.
-                total = shared.loss(*_halves(call.scores(torch.cat([real, fake]))))
-                x = points(real, fake, kind, None, None) if apart is None else apart
-                both = as_one_batch(call, form, x)[1] if kind == "r1+r2" else form
-                penalty = engines.penalty(call, x, both, engine, asked.differentiable)
-            elif apart is not None:
-                total = shared.loss(call.scores(real), call.scores(fake))
-                penalty = engines.penalty(call, apart, form, engine, asked.differentiable)
+                loss = judged.loss(*_halves(call.scores(torch.cat([real, fake]))))
+                x = points(real, fake, kind, None, None) if beside is None else beside
+                of_x = as_one_batch(call, form, x)[1] if kind == "r1+r2" else form
+                penalty = engines.penalty(call, x, of_x, asked.engine, asked.differentiable)
+            elif beside is not None:
+                loss = judged.loss(call.scores(real), call.scores(fake))
+                penalty = engines.penalty(call, beside, form, asked.engine, asked.differentiable)
             elif kind == "r1":
-                total, penalty = shared.real_penalized(real, fake)
+                loss, penalty = judged.real_penalized(real, fake)
             elif kind == "r2":
-                total, penalty = shared.fake_penalized(real, fake)
+                loss, penalty = judged.fake_penalized(real, fake)
             else:
-                total, penalty = shared.both_penalized(real, fake)
-            return CriticLoss(total + penalty, total.detach(), penalty.detach(), *shared.scores)
+                loss, penalty = judged.both_penalized(real, fake)
+            return CriticLoss(loss + penalty, loss.detach(), penalty.detach(), *judged.scores)
 
-        with (
-            torch.set_grad_enabled(asked.differentiable),
-            asked.unsharded,
-            Float32InPlaceOfFloat16(critic, real) as wide,
-        ):
-            result: CriticLoss = through_ddp(judge, critic, real, fake, *wide(asked.critic_args))
-            return result
+        result: CriticLoss = asked.run(judge, real, fake)
+        return result
 
 
-class _Shared:
+class _Judged:
     """The loss, and a penalty at samples that it scores.
 
     Args:
@@ -171,7 +153,7 @@ class _Shared:
     """
 
     def __init__(
-        self, call: CriticCall, form: PenaltyForm | None, engine: str, differentiable: bool, of_scores: LossOfScores
+        self, call: CriticCall, form: PenaltyForm, engine: str, differentiable: bool, of_scores: LossOfScores
     ) -> None:
         self._call, self._form, self._engine, self._differentiable = call, form, engine, differentiable
         self._of_scores = of_scores
@@ -197,7 +179,6 @@ class _Shared:
 
     def both_penalized(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
         """The loss and the sum of the penalties at real and at fake samples."""
-        assert self._form is not None
         try:
             if engines.is_small(self._call, real, self._engine):  # to look for coupling would cost more than it saves
                 raise CoupledSamples
@@ -220,7 +201,6 @@ class _Shared:
             return value, of_real + of_fake[0]
 
     def _penalized(self, x: Tensor, loss: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-        assert self._form is not None
         return engines.loss_and_penalty(self._call, x, self._form, self._engine, self._differentiable, loss)
 
 

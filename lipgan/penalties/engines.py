@@ -24,6 +24,8 @@ from lipgan.penalties.tape import Tape, Unsupported, Value
 
 NAMES = ("auto", "fused", "autograd")
 
+Loss = Callable[[Tensor], Tensor]  # of scores
+
 
 class UnsupportedCriticError(RuntimeError):
     """The fused engine was asked for by name and cannot follow the critic; the message names the module."""
@@ -59,37 +61,72 @@ def penalty(
     Raises:
         CoupledSamples: ``apart``, and a critic whose score of a sample depends on the others. Nothing has changed then.
     """
-    if apart and _coupled.get(call, x) is not None:
-        raise CoupledSamples
-    try:
-        return _penalty(call, x, form, engine, differentiable, apart)
-    except CoupledSamples:
-        _coupled.set(call, x, "coupled")
-        raise
-
-
-def _penalty(call: CriticCall, x: Tensor, form: PenaltyForm, engine: str, differentiable: bool, apart: bool) -> Tensor:
-    if engine == "autograd" or (engine == "auto" and (_refused.get(call, x) or slower(call, x)) is not None):
-        return _autograd(call, x, form, differentiable, apart)[1]
-    if _may_be_perceptron(call, form):
+    if engine != "autograd" and _may_be_perceptron(call, form):
         solution = perceptron.solve(call.critic, x, form.kind, form.weight, form.target)
         if solution is not None:
             return with_gradients(*solution) if differentiable else solution[0]
-    # A fresh tensor object: the tape hangs on it, and it requires a gradient.
-    x = x.detach().requires_grad_()
-    tape = Tape(x, samples=SampleTracker(x) if apart else None)
+    return _by_engine(call, x, form, engine, differentiable, apart, None)[1]
+
+
+def loss_and_penalty(
+    call: CriticCall,
+    x: Tensor,
+    form: PenaltyForm,
+    engine: str,
+    differentiable: bool,
+    loss: Loss,
+    *,
+    apart: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """A loss of the scores of ``x``, and the penalty there, from one forward pass.
+
+    Args:
+        loss: a function of the scores; it is called again where the engine has to be changed.
+        Others as for `penalty`.
+
+    Returns:
+        Two 0-dim tensors, whose sum has the gradients of both: the fused engine hands out those that the loss owes to
+        the scores of x with those of the penalty.
+
+    Raises:
+        CoupledSamples: as for `penalty`.
+    """
+    if is_small(call, x, engine):
+        engine = "autograd"
+    value, result = _by_engine(call, x, form, engine, differentiable, apart, loss)
+    assert value is not None
+    return value, result
+
+
+def _by_engine(
+    call: CriticCall, x: Tensor, form: PenaltyForm, engine: str, differentiable: bool, apart: bool, loss: Loss | None
+) -> tuple[Tensor | None, Tensor]:
+    """The loss, None if there is none, and the penalty, by the tape or by autograd."""
+    if apart and _coupled.get(call, x) is not None:
+        raise CoupledSamples
     try:
-        return _fused(call, x, form, differentiable, tape)
+        if engine == "autograd" or (engine == "auto" and (_refused.get(call, x) or slower(call, x)) is not None):
+            return _autograd(call, x, form, differentiable, apart, loss)
+        # A fresh tensor object: the tape hangs on it, and it requires a gradient.
+        leaf = x.detach().requires_grad_()
+        # Whether the samples are coupled decides how a loss is taken along, too.
+        samples = None if loss is None and not apart else SampleTracker(leaf)
+        tape = Tape(leaf, samples=samples, until_curved=not apart)
+        try:
+            return _fused(call, leaf, form, differentiable, tape, apart, loss)
+        except CoupledSamples:
+            tape.undo.restore()
+            raise
+        except Unsupported as error:
+            tape.undo.restore()
+            reason = error.reason
+        if engine == "fused":
+            raise UnsupportedCriticError(f"engine 'fused' cannot follow the critic: {explain(call, x) or reason}")
+        _refused.set(call, x, reason)
+        return _autograd(call, x, form, differentiable, apart, loss)
     except CoupledSamples:
-        tape.undo.restore()
+        _coupled.set(call, x, "coupled")
         raise
-    except Unsupported as error:
-        tape.undo.restore()
-        reason = error.reason
-    if engine == "fused":
-        raise UnsupportedCriticError(f"engine 'fused' cannot follow the critic: {explain(call, x) or reason}")
-    _refused.set(call, x.detach(), reason)
-    return _autograd(call, x.detach(), form, differentiable, apart)[1]
 
 
 def explain(call: CriticCall, x: Tensor) -> str | None:
@@ -97,7 +134,7 @@ def explain(call: CriticCall, x: Tensor) -> str | None:
     x = x.detach().clone().requires_grad_()
     tape = Tape(x, functools.partial(_running_module, _names(call.critic)))
     try:
-        _fused(call, x, PenaltyForm("squared", 1.0, 0.0, "sample"), True, tape)
+        _fused(call, x, PenaltyForm("squared", 1.0, 0.0, "sample"), True, tape, False, None)
     except Unsupported as error:
         return f"module {error.module!r}: {error.reason}" if error.module else error.reason
     finally:
@@ -148,80 +185,10 @@ def is_small(call: CriticCall, x: Tensor, engine: str) -> bool:
     return work < _SMALL
 
 
-def loss_and_penalty(
-    call: CriticCall,
-    x: Tensor,
-    form: PenaltyForm,
-    engine: str,
-    differentiable: bool,
-    loss: Callable[[Tensor], Tensor],
-    *,
-    apart: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """A loss of the scores of ``x``, and the penalty there, from one forward pass.
-
-    Args:
-        loss: a function of the scores; it is called again where the engine has to be changed.
-        Others as for `penalty`.
-
-    Returns:
-        Two 0-dim tensors, whose sum has the gradients of both: the fused engine hands out those that the loss owes to
-        the scores of x with those of the penalty.
-
-    Raises:
-        CoupledSamples: as for `penalty`.
-    """
-    if apart and _coupled.get(call, x) is not None:
-        raise CoupledSamples
-    try:
-        return _loss_and_penalty(call, x, form, engine, differentiable, loss, apart)
-    except CoupledSamples:
-        _coupled.set(call, x, "coupled")
-        raise
-
-
-def _loss_and_penalty(
-    call: CriticCall,
-    x: Tensor,
-    form: PenaltyForm,
-    engine: str,
-    differentiable: bool,
-    loss: Callable[[Tensor], Tensor],
-    apart: bool,
-) -> tuple[Tensor, Tensor]:
-    by_autograd = engine == "auto" and (_refused.get(call, x) or slower(call, x)) is not None
-    by_autograd = by_autograd or is_small(call, x, engine)
-    if engine == "autograd" or by_autograd:
-        return _autograd(call, x, form, differentiable, apart, loss)
-    x = x.detach().requires_grad_()
-    tape = Tape(x, samples=SampleTracker(x), until_curved=not apart)
-    try:
-        return _fused_with_loss(call, x, form, differentiable, tape, loss, apart)
-    except CoupledSamples:
-        tape.undo.restore()
-        raise
-    except Unsupported as error:
-        tape.undo.restore()
-        reason = error.reason
-    if engine == "fused":
-        raise UnsupportedCriticError(f"engine 'fused' cannot follow the critic: {explain(call, x) or reason}")
-    _refused.set(call, x.detach(), reason)
-    return _autograd(call, x.detach(), form, differentiable, apart, loss)
-
-
-def _no_loss(scores: Tensor) -> Tensor:
-    return scores.new_zeros(())
-
-
 def _autograd(
-    call: CriticCall,
-    x: Tensor,
-    form: PenaltyForm,
-    differentiable: bool,
-    apart: bool,
-    loss: Callable[[Tensor], Tensor] = _no_loss,
-) -> tuple[Tensor, Tensor]:
-    """The textbook: the gradient as a part of the graph, and autograd's double backward; the loss and the penalty."""
+    call: CriticCall, x: Tensor, form: PenaltyForm, differentiable: bool, apart: bool, loss: Loss | None
+) -> tuple[Tensor | None, Tensor]:
+    """The textbook: the gradient as a part of the graph, and autograd's double backward."""
     x = x.detach().requires_grad_()
     watched = Watched(x) if apart else None
     with torch.enable_grad():
@@ -233,55 +200,44 @@ def _autograd(
         if watched is not None and not watched.samples.apart(scores):
             watched.undo.restore()
             raise CoupledSamples
-        value = loss(scores)
+        with torch.set_grad_enabled(differentiable):
+            value = None if loss is None else loss(scores)
         (gradient,) = torch.autograd.grad(scores.sum(), x, create_graph=differentiable, allow_unused=True)
         if gradient is None:
             raise _independent()
         result, _ = gradient_penalty(gradient, form.kind, weight=form.weight, target=form.target, norm=form.norm)
-    return (value, result) if differentiable else (value.detach(), result.detach())
+    return value, result if differentiable else result.detach()
 
 
-def _recorded(call: CriticCall, x: Tensor, tape: Tape) -> tuple[Tensor, Value]:
-    """The scores of x, and their value on the tape."""
-    with torch.enable_grad(), EagerMathAttention(), tape:
-        scores = call.scores(x)
-        value = tape.score(scores)
-    if value is None:
-        raise _independent()
-    return scores, value
-
-
-def _fused(call: CriticCall, x: Tensor, form: PenaltyForm, differentiable: bool, tape: Tape) -> Tensor:
-    """The tape's: see `lipgan.penalties.tape`."""
-    scores, value = _recorded(call, x, tape)
-    if tape.samples is not None and not tape.samples.apart(scores):
-        raise CoupledSamples
-    ones = torch.ones_like(scores, requires_grad=False)
-    del scores
-    return _passes(x, form, differentiable, tape, value, ones)
-
-
-def _fused_with_loss(
+def _fused(
     call: CriticCall,
     x: Tensor,
     form: PenaltyForm,
     differentiable: bool,
     tape: Tape,
-    loss: Callable[[Tensor], Tensor],
     apart: bool,
-) -> tuple[Tensor, Tensor]:
-    scores, value = _recorded(call, x, tape)
-    if apart and (tape.samples is None or not tape.samples.apart(scores)):
+    loss: Loss | None,
+) -> tuple[Tensor | None, Tensor]:
+    """The tape's: see `lipgan.penalties.tape`."""
+    with torch.enable_grad(), EagerMathAttention(), tape:
+        scores = call.scores(x)
+        output = tape.score(scores)
+    if output is None:
+        raise _independent()
+    if apart and not (tape.samples is not None and tape.samples.apart(scores)):
         raise CoupledSamples
     ones = torch.ones_like(scores, requires_grad=False)
-    # The loss stays what autograd knows, but for the scores of x: those are a leaf.
-    scores = scores.detach().requires_grad_()
-    with torch.set_grad_enabled(differentiable):
-        of_loss = loss(scores)
+    value: Tensor | None = None
     by_score: Tensor | None = None
-    if differentiable and of_loss.requires_grad:
-        (by_score,) = torch.autograd.grad(of_loss, scores, retain_graph=True, allow_unused=True)
-    return of_loss, _passes(x, form, differentiable, tape, value, ones, by_score)
+    if loss is not None:
+        # The loss stays what autograd knows, but for the scores of x: those are a leaf.
+        leaf = scores.detach().requires_grad_()
+        with torch.set_grad_enabled(differentiable):
+            value = loss(leaf)
+        if value.requires_grad:
+            (by_score,) = torch.autograd.grad(value, leaf, retain_graph=True, allow_unused=True)
+    del scores
+    return value, _passes(x, form, differentiable, tape, output, ones, by_score)
 
 
 def _passes(
@@ -291,7 +247,7 @@ def _passes(
     tape: Tape,
     scores: Value,
     ones: Tensor,
-    by_score: Tensor | None = None,
+    by_score: Tensor | None,
 ) -> Tensor:
     """The penalty, with its gradients, and those of a loss whose derivative by the scores is given."""
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
@@ -327,7 +283,7 @@ def _names(critic: Critic) -> dict[nn.Module, str]:
 def _running_module(names: dict[nn.Module, str]) -> str:
     """The name of the innermost module of the critic that runs, "" for none. Slow: it looks through the stack."""
     frame: FrameType | None = sys._getframe()
-    while frame is not None and frame.f_code is not _recorded.__code__:
+    while frame is not None and frame.f_code is not _fused.__code__:
         if frame.f_code is nn.Module._call_impl.__code__:
             module = frame.f_locals["self"]
             return names.get(module, type(module).__name__)

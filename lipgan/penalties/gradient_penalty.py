@@ -16,7 +16,6 @@ from lipgan.penalties.conditions import (
     Unsharded,
     as_data,
     clone_if_inference,
-    through_ddp,
     uncompiled,
     unwrap,
 )
@@ -136,45 +135,25 @@ def gradient_penalty(
         >>> critic_of_graphs = lambda nodes, edges: (edges @ nodes).tanh().sum((1, 2))
         >>> penalty = lipgan.gradient_penalty(critic_of_graphs, graphs, kind="r1")
     """
-    arguments = (critic, real, fake, kind, weight, target, norm, engine, generator, critic_args, output)
-    penalty: Tensor = uncompiled(_gradient_penalty, *arguments)
+    arguments = (critic, real, fake, kind, weight, target, norm, engine, critic_args, output)
+    penalty: Tensor = uncompiled(_gradient_penalty, arguments, generator)
     return penalty
 
 
-def _gradient_penalty(
-    critic: Critic,
-    real_samples: Samples,
-    fake_samples: Samples | None,
-    kind: str,
-    weight: float,
-    target: float,
-    norm: str,
-    engine: str,
-    generator: torch.Generator | None,
-    critic_args: Sequence[Any],
-    output: Output,
-) -> Tensor:
-    asked = request(critic, real_samples, fake_samples, kind, weight, target, norm, engine, critic_args)
-    form = asked.form
-    assert form is not None
+def _gradient_penalty(arguments: tuple[Any, ...], generator: torch.Generator | None) -> Tensor:
+    asked = request(*arguments)
+    assert asked.kind is not None
     # Autograd takes no part in inference mode, but the engines need it.
     with torch.inference_mode(False), torch.no_grad():
-        x = points(asked.real, asked.fake, kind, generator, asked.parts)
+        x = points(asked.real, asked.fake, asked.kind, generator, asked.parts)
         check_no_nan(x, asked.real, asked.fake)
 
         def penalty(critic: Critic, x: Tensor, *args: Any) -> Tensor:
-            call = CriticCall(critic, args, output, asked.parts)
-            if kind == "r1+r2":
-                return _r1_and_r2(call, x, form, engine, asked.differentiable)
-            return engines.penalty(call, x, form, engine, asked.differentiable)
+            of_kind = _r1_and_r2 if asked.kind == "r1+r2" else engines.penalty
+            return of_kind(asked.call(critic, args), x, asked.form, asked.engine, asked.differentiable)
 
-        with (
-            torch.set_grad_enabled(asked.differentiable),
-            asked.unsharded,
-            Float32InPlaceOfFloat16(critic, x) as wide,
-        ):
-            result: Tensor = through_ddp(penalty, critic, x, *wide(asked.critic_args))
-            return result
+        result: Tensor = asked.run(penalty, x)
+        return result
 
 
 def explain(

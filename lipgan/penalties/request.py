@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +13,8 @@ from lipgan._checks import as_number, check_choice, check_critic, check_real_and
 from lipgan._choices import PENALTY_FORMS
 from lipgan.ops.gradient_penalty import NORMS
 from lipgan.penalties import engines
-from lipgan.penalties.conditions import Unsharded, as_data, clone_if_inference
-from lipgan.penalties.critic_call import Critic
+from lipgan.penalties.conditions import Float32InPlaceOfFloat16, Unsharded, as_data, clone_if_inference, through_ddp
+from lipgan.penalties.critic_call import Critic, CriticCall, Output
 from lipgan.penalties.engines import PenaltyForm
 from lipgan.penalties.parts import Parts, Samples, check_same_parts, join
 
@@ -26,21 +26,42 @@ class Request:
     """Samples ``[B, ...]`` and arguments of a critic, and the penalty that is wanted.
 
     Attributes:
+        critic: as it was given, which may be a wrapper.
         real, fake: detached.
         parts: what they consist of; None for one tensor.
         critic_args: after the samples.
-        form: of the penalty; None for none.
+        kind: of the penalty; None for none.
+        form: of the penalty of that kind.
+        engine: one of `engines.NAMES`.
+        output: which of the critic's outputs are the scores.
         differentiable: whether a backward is wanted beside the values.
         unsharded: to be entered while the critic runs.
     """
 
+    critic: Critic
     real: Tensor
     fake: Tensor | None
     parts: Parts | None
     critic_args: tuple[Any, ...]
-    form: PenaltyForm | None
+    kind: str | None
+    form: PenaltyForm
+    engine: str
+    output: Output
     differentiable: bool
     unsharded: Unsharded
+
+    def call(self, critic: Critic, args: tuple[Any, ...]) -> CriticCall:
+        """How the scores are had of a critic, which may have been unwrapped, and its arguments."""
+        return CriticCall(critic, args, self.output, self.parts)
+
+    def run(self, function: Callable[..., Any], *samples: Tensor) -> Any:
+        """``function(critic, *samples, *critic_args)`` under the conditions under which a critic runs."""
+        with (
+            torch.set_grad_enabled(self.differentiable),
+            self.unsharded,
+            Float32InPlaceOfFloat16(self.critic, samples[0]) as wide,
+        ):
+            return through_ddp(function, self.critic, *samples, *wide(self.critic_args))
 
 
 def request(
@@ -53,6 +74,7 @@ def request(
     norm: str,
     engine: str,
     critic_args: Sequence[Any],
+    output: Output,
 ) -> Request:
     """The arguments of `lipgan.gradient_penalty`, with its errors; ``kind`` None asks for no penalty."""
     if kind is not None:
@@ -75,11 +97,15 @@ def request(
     differentiable = torch.is_grad_enabled()
     with torch.inference_mode(False):
         return Request(
+            critic=critic,
             real=clone_if_inference(real).detach(),
             fake=None if fake is None else clone_if_inference(fake).detach(),
             parts=parts,
             critic_args=tuple(clone_if_inference(convert(item)) for item in critic_args),
-            form=None if kind is None else PenaltyForm(PENALTY_FORMS[kind], weight, target, norm),
+            kind=kind,
+            form=PenaltyForm("" if kind is None else PENALTY_FORMS[kind], weight, target, norm),
+            engine=engine,
+            output=output,
             differentiable=differentiable,
             unsharded=unsharded,
         )
