@@ -217,6 +217,45 @@ def test_the_textbook(name: str, kind: str | None, engine: str) -> None:
     agree(ours, critic, theirs, other)
 
 
+class Packs(nn.Module):
+    """One score for two rows, as PacGAN and CTGAN have it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(8, 6), nn.LeakyReLU(0.2), nn.Linear(6, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x.reshape(-1, 8))
+
+
+class Squeezed(nn.Module):
+    """Whose score of a last batch of one has no dimension."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(4, 6), nn.LeakyReLU(0.2), nn.Linear(6, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x).squeeze()
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("build", "rows"), [(Packs, 4), (Squeezed, 3), (Squeezed, 1)])
+def test_packs_and_a_last_batch_of_one(
+    build: Callable[[], nn.Module], rows: int, kind: str | None, engine: str
+) -> None:
+    real, fake = samples((rows, 4), 1), samples((rows, 4), 2)
+    critic, other = fresh(build), fresh(build)
+    ours = critic_loss(
+        *(critic, real, fake, softplus),
+        **{"kind": kind, "weight": 3.0, "engine": engine, "generator": torch.Generator().manual_seed(9)},
+    )
+    # In one batch of two, each of the scores has a dimension.
+    joined = kind == "r1+r2" and build is Squeezed and engine != "auto"
+    agree(ours, critic, textbook(other, real, fake, softplus, kind, joined=joined), other)
+
+
 @pytest.mark.parametrize("name", CRITICS)
 def test_the_loss_costs_no_pass_where_it_need_not(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Which of the two ways is taken: within the products of the tangent pass, or by a backward pass."""
