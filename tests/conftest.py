@@ -39,6 +39,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     missing = {backend: _backend.explain("spectral_norm", backend, "cpu") for backend in ("native", "triton")}
+    missing["cuda module"] = None if importlib.util.find_spec("lipgan._cuda") else "lipgan._cuda is not built"
     for item in items:
         if item.path.relative_to(TESTS).parts[0] in SLOW_FOLDERS:
             item.add_marker(pytest.mark.slow)

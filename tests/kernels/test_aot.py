@@ -108,7 +108,9 @@ def test_every_kernel_is_among_the_cases() -> None:
     )
     assert done.returncode == 0, done.stderr
     rows = [(name, set(options)) for name, *options in map(str.split, done.stdout.splitlines())]
-    for name in ("iterate", "reduce", "sigma", "scale", "grad_dot", "grad_weight"):
+    for name in ("iterate", "reduce", "sigma", "scale"):
+        assert any(kernel == f"spectral_norm_{name}_kernel" for kernel, _ in rows)
+    for name in ("grad_dot", "grad_weight"):
         assert any(kernel == f"_spectral_norm_{name}_kernel" for kernel, _ in rows)
     for name in ("interpolate", "rows", "columns", "parts", "finalize", "scale"):
         assert any(kernel == f"_gradient_penalty_{name}_kernel" for kernel, _ in rows)
@@ -143,7 +145,7 @@ def _build_largest() -> dict[str, list[int]]:
     """Wide loads of the largest tile and the longest row of float32."""
     cases = aot.launches_of(["spectral_norm", "gradient_penalty"])
     wanted = {
-        "iterate": ("_spectral_norm_iterate_kernel", {"FIRST=True", "DTYPE=fp32", "BLOCK_H=8", "BLOCK_W=1024"}),
+        "iterate": ("spectral_norm_iterate_kernel", {"FIRST=True", "DTYPE=fp32", "BLOCK_H=8", "BLOCK_W=1024"}),
         "rows": ("_gradient_penalty_rows_kernel", {"BLOCK_W=16384"}),
     }
     return {
