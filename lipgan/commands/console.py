@@ -1,11 +1,15 @@
-"""What the commands share: the device, progress, and lines on stderr."""
+"""What the commands share: the device, folders of images, progress, and lines on stderr."""
 
 import sys
+from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
-__all__ = ["find_device", "progress_bar", "say"]
+from lipgan.data.images import find_images, left_out_in_words
+
+__all__ = ["find_device", "list_images", "progress_bar", "say"]
 
 
 def find_device(name: str | None) -> torch.device:
@@ -21,6 +25,19 @@ def find_device(name: str | None) -> torch.device:
         reason = (str(error) or type(error).__name__).splitlines()[0].split(". ")[0]
         raise ValueError(f"device {name!r} cannot be used here: {reason}") from error
     return device
+
+
+def list_images(folder: str) -> list[Path]:
+    """The image files in a folder; says how many other files are left out.
+
+    Raises:
+        ValueError, OSError: as `lipgan.data.images.find_images`.
+    """
+    left_out: Counter[str] = Counter()
+    paths = find_images(folder, left_out)
+    if left_out:
+        say(f"skipped: {left_out_in_words(folder, left_out)}")
+    return paths
 
 
 def progress_bar(batches: Iterator[torch.Tensor], number: int) -> Iterator[torch.Tensor]:

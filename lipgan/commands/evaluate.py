@@ -2,7 +2,6 @@
 
 import argparse
 import json
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +14,10 @@ from torch import Tensor, nn
 import lipgan
 from lipgan import _choices, data
 from lipgan._files import check_destination, write_atomically
-from lipgan.commands.console import find_device, progress_bar, say
+from lipgan.commands.console import find_device, list_images, progress_bar, say
 from lipgan.commands.sources import as_image_files, find_extractor
 from lipgan.data import Dataset
-from lipgan.data.images import default_workers, find_images, image_batches, left_out_in_words
+from lipgan.data.images import default_workers, image_batches
 from lipgan.metrics import FeatureStats, frechet_distance, inception_score, kernel_distance, prdc, protocols
 from lipgan.metrics.features import FeatureExtractor
 from lipgan.metrics.protocols import Protocol
@@ -193,10 +192,7 @@ def _dataset(trained: _Trained, name: str | None, workers: int) -> Dataset:
     if name is not None and Path(name).is_dir():
         if len(shape) != 3 or shape[1] != shape[2]:
             raise ValueError(f"--data {name} is brought to square images, but the generator makes {shape}")
-        left_out: Counter[str] = Counter()
-        paths = find_images(name, left_out)
-        if left_out:
-            say(f"skipped: {left_out_in_words(name, left_out)}")
+        paths = list_images(name)
         batches = image_batches(paths, _BATCH_SIZE, shape[1], workers=workers)
         images = torch.cat(list(progress_bar(batches, -(-len(paths) // _BATCH_SIZE))))
         return Dataset(name, images.float() / 127.5 - 1)

@@ -6,7 +6,6 @@ import argparse
 import shlex
 import signal
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -16,9 +15,7 @@ import torch
 
 from lipgan import data, recipes
 from lipgan._files import remove_leftovers
-from lipgan.commands.console import find_device, say
-from lipgan.data import files
-from lipgan.data.images import find_images, left_out_in_words
+from lipgan.commands.console import find_device, list_images
 from lipgan.training import Trainer, config, distributed
 from lipgan.training.evaluation import SAMPLES
 from lipgan.training.lock import FolderInUseError, locked
@@ -142,18 +139,9 @@ def _planned(out: Path) -> dict[str, Any]:
 def _fresh(values: dict[str, Any], device: torch.device) -> Trainer:
     recipe = config.recipe_of(values)
     dataset = data.load(values["data"], values["size"])
-    if distributed.rank() == 0:
-        _say_what_is_left_out(values["data"])
+    if distributed.rank() == 0 and values["data"] not in data.names() and Path(values["data"]).is_dir():
+        list_images(values["data"])
     return Trainer.from_recipe(recipe, dataset, seed=values["seed"], device=device, log_every=values["log_every"])
-
-
-def _say_what_is_left_out(name: str) -> None:
-    if not files.is_path(name) or not Path(name).is_dir():
-        return
-    left_out: Counter[str] = Counter()
-    find_images(name, left_out)
-    if left_out:
-        say(f"skipped: {left_out_in_words(name, left_out)}")
 
 
 def _resumed(given: dict[str, Any], path: Path, device: torch.device) -> Trainer:
