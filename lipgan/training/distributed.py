@@ -67,6 +67,8 @@ def _answering() -> Iterator[None]:
     """What a backend of `torch.distributed` raises about another process, each in its own words, in ours."""
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise ProcessLostError(
