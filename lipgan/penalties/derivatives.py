@@ -39,15 +39,15 @@ class Pointwise(Node):
     Args:
         value: that of a.
         first: multiplies by s'(a).
-        second: multiplies by s''(a).
+        second: multiplies by s''(a); or, where ``by_first``, by s''(a) / s'(a).
     """
 
     needs_delta = True
     curved = True
 
-    def __init__(self, value: Value, first: Map, second: Map) -> None:
+    def __init__(self, value: Value, first: Map, second: Map, *, by_first: bool = False) -> None:
         self.inputs = (value,)
-        self._first, self._second = first, second
+        self._first, self._second, self._by_first = first, second, by_first
 
     def backward(self, delta: Tensor) -> Sequence[Tensor | None]:
         return (self._first(delta),)
@@ -55,9 +55,10 @@ class Pointwise(Node):
     def tangent(self, tangents: Sequence[Tensor | None], delta: Tensor | None) -> Tensor | None:
         tangent = tangents[0]
         assert tangent is not None
+        along = self._first(tangent)
         if delta is not None and self.inputs[0].trainable:
-            self.inputs[0].add_adjoint(self._second(delta * tangent))
-        return self._first(tangent)
+            self.inputs[0].add_adjoint(self._second(delta * (along if self._by_first else tangent)))
+        return along
 
 
 class Sum(Node):

@@ -108,16 +108,16 @@ def _of_the_result(tape: Tape, func: Any, args: tuple[Any, ...], kwargs: dict[st
             return aten.tanh_backward.default(d, y)  # type: ignore[no-any-return]
 
         def second(p: Tensor) -> Tensor:
-            return -2 * y * first(p)
+            return p * y * -2
     else:
 
         def first(d: Tensor) -> Tensor:
             return aten.sigmoid_backward.default(d, y)  # type: ignore[no-any-return]
 
         def second(p: Tensor) -> Tensor:
-            return first(p) * (1 - 2 * y)
+            return p * (1 - 2 * y)
 
-    return tape.record(Pointwise(value, first, second), func, output, args[0])
+    return tape.record(Pointwise(value, first, second, by_first=True), func, output, args[0])
 
 
 @rule(aten.silu.default, aten.silu_.default, aten.gelu.default, aten.gelu_.default, aten.softplus.default)
