@@ -162,13 +162,14 @@ def _interpolate(real: Tensor, fake: Tensor, mix: Tensor, backend: str | None) -
     return _INTERPOLATE[_backend.resolve("interpolate", backend, real.device.type)](real, fake, mix)
 
 
-def _fwd(grads: Tensor, kind: str, weight: float, target: float, norm: str, backend: str | None) -> Penalty:
+def undispatched(grads: Tensor, kind: str, weight: float, target: float, norm: str, backend: str | None) -> Penalty:
+    """``lipgan::gradient_penalty_fwd`` of plain tensors, without the way through the dispatcher and back."""
     return _FORWARD[_backend.resolve("gradient_penalty", backend, grads.device.type)](grads, kind, weight, target, norm)
 
 
 for _key in ("CPU", "CUDA"):
     _library.impl("gradient_penalty_interpolate", _interpolate, _key)  # type: ignore[no-untyped-call]
-    _library.impl("gradient_penalty_fwd", _fwd, _key)  # type: ignore[no-untyped-call]
+    _library.impl("gradient_penalty_fwd", undispatched, _key)  # type: ignore[no-untyped-call]
 
 
 @torch.library.register_fake("lipgan::gradient_penalty_interpolate", lib=_library)  # type: ignore[untyped-decorator]
@@ -203,7 +204,7 @@ def penalize(
     Returns:
         ``(penalty, norms, cotangent)`` with ``cotangent = d penalty / d grads``, like ``grads``.
     """
-    function = _fwd if _backend.is_plain((grads,)) else torch.ops.lipgan.gradient_penalty_fwd.default
+    function = undispatched if _backend.is_plain((grads,)) else torch.ops.lipgan.gradient_penalty_fwd.default
     result: Penalty = function(grads, kind, weight, target, norm, backend)
     return result
 

@@ -62,7 +62,7 @@ def critic_loss(
     pass serves both, with one draw of its dropout. With the engine "fused" the gradients of the loss come along with
     those of the penalty: where the score of a sample does not depend on the others and the critic consists of linear
     maps and piecewise-linear activations, they cost no pass at all. "auto" takes "autograd" for small perceptrons on a
-    CPU, where it is faster, unless they have the closed form of :func:`lipgan.gradient_penalty`.
+    CPU, where it is faster, unless they have the closed form of :func:`lipgan.gradient_penalty`, or there is a plan.
 
     The critic is called on real, then on fake samples; "r1+r2" joins them in one batch unless the critic couples
     samples (see :func:`lipgan.gradient_penalty`) or is a small perceptron as above; the other kinds call it once more,
@@ -121,8 +121,12 @@ def _critic_loss(arguments: tuple[Any, ...], of_scores: LossOfScores, generator:
                 loss = judged.loss(call.scores(real), call.scores(fake))
                 penalty = torch.zeros((), dtype=loss.dtype, device=loss.device)
             elif engines.in_closed_form(call, real, form, asked.engine):
-                # Its samples do not see each other, and neither do two forward passes.
-                loss = judged.loss(*_halves(call.scores(torch.cat([real, fake]))))
+                # Its samples do not see each other, and neither do two forward passes; but a critic may drop a
+                # dimension of one.
+                if len(real) == 1 and kind != "r1+r2":
+                    loss = judged.loss(call.scores(real), call.scores(fake))
+                else:
+                    loss = judged.loss(*_halves(call.scores(torch.cat([real, fake]))))
                 x = points(real, fake, kind, None, None) if beside is None else beside
                 of_x = as_one_batch(call, form, x)[1] if kind == "r1+r2" else form
                 penalty = engines.penalty(call, x, of_x, asked.engine, asked.differentiable)

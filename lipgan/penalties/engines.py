@@ -13,18 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from lipgan.ops.gradient_penalty import gradient_penalty, penalize
-from lipgan.penalties import perceptron
+from lipgan.penalties import plans
 from lipgan.penalties import rules as _rules  # noqa: F401  (fills the table of the tape)
 from lipgan.penalties.conditions import EagerMathAttention
 from lipgan.penalties.coupling import CoupledSamples, SampleTracker, Watched
 from lipgan.penalties.critic_call import Critic, CriticCall
 from lipgan.penalties.memory import CriticMemory
+from lipgan.penalties.perceptron import recognize
+from lipgan.penalties.plan import Recorder
+from lipgan.penalties.plans import Loss, loss_by_scores
 from lipgan.penalties.precomputed import with_gradients
-from lipgan.penalties.tape import Tape, Unsupported, Value
+from lipgan.penalties.tape import Tape, Unsupported
 
 NAMES = ("auto", "fused", "autograd")
-
-Loss = Callable[[Tensor], Tensor]  # of scores
 
 
 class UnsupportedCriticError(RuntimeError):
@@ -61,10 +62,6 @@ def penalty(
     Raises:
         CoupledSamples: ``apart``, and a critic whose score of a sample depends on the others. Nothing has changed then.
     """
-    if engine != "autograd" and _may_be_perceptron(call, form):
-        solution = perceptron.solve(call.critic, x, form.kind, form.weight, form.target)
-        if solution is not None:
-            return with_gradients(*solution) if differentiable else solution[0]
     return _by_engine(call, x, form, engine, differentiable, apart, None)[1]
 
 
@@ -91,8 +88,6 @@ def loss_and_penalty(
     Raises:
         CoupledSamples: as for `penalty`.
     """
-    if is_small(call, x, engine):
-        engine = "autograd"
     value, result = _by_engine(call, x, form, engine, differentiable, apart, loss)
     assert value is not None
     return value, result
@@ -101,32 +96,86 @@ def loss_and_penalty(
 def _by_engine(
     call: CriticCall, x: Tensor, form: PenaltyForm, engine: str, differentiable: bool, apart: bool, loss: Loss | None
 ) -> tuple[Tensor | None, Tensor]:
-    """The loss, None if there is none, and the penalty, by the tape or by autograd."""
-    if apart and _coupled.get(call, x) is not None:
+    """The loss, None if there is none, and the penalty: by what was recorded, by the tape or by autograd."""
+    case = None if engine == "autograd" else plans.case(call, x, form, differentiable, apart, loss is not None)
+    outcome = None if case is None else _recorded(case, call, x, form, differentiable, apart, loss)
+    if outcome is None and apart and _coupled.get(call, x) is not None:
         raise CoupledSamples
     try:
-        if engine == "autograd" or (engine == "auto" and (_refused.get(call, x) or slower(call, x)) is not None):
-            return _autograd(call, x, form, differentiable, apart, loss)
-        # A fresh tensor object: the tape hangs on it, and it requires a gradient.
-        leaf = x.detach().requires_grad_()
-        # Whether the samples are coupled decides how a loss is taken along, too.
-        samples = None if loss is None and not apart else SampleTracker(leaf)
-        tape = Tape(leaf, samples=samples, until_curved=not apart)
-        try:
-            return _fused(call, leaf, form, differentiable, tape, apart, loss)
-        except CoupledSamples:
-            tape.undo.restore()
-            raise
-        except Unsupported as error:
-            tape.undo.restore()
-            reason = error.reason
-        if engine == "fused":
+        by_tape = engine == "fused"
+        if outcome is None and engine == "auto":
+            by_tape = (_refused.get(call, x) or slower(call, x)) is None
+            if loss is not None and is_small(call, x, engine):  # faster by autograd than by the tape, but not by a plan
+                by_tape = by_tape and case is not None and case.is_due()
+        if outcome is None and by_tape:
+            try:
+                outcome = _by_tape(case, call, x, form, differentiable, apart, loss)
+            except Unsupported as error:
+                reason = error.reason
+        if outcome is None and engine == "fused":
             raise UnsupportedCriticError(f"engine 'fused' cannot follow the critic: {explain(call, x) or reason}")
-        _refused.set(call, x, reason)
-        return _autograd(call, x, form, differentiable, apart, loss)
+        if outcome is None:
+            if by_tape:
+                _refused.set(call, x, reason)
+            return _autograd(call, x, form, differentiable, apart, loss)
     except CoupledSamples:
         _coupled.set(call, x, "coupled")
         raise
+    value, result, parameters, grads = outcome
+    return value, with_gradients(result, parameters, grads) if differentiable else result
+
+
+def _recorded(
+    case: plans.Case,
+    call: CriticCall,
+    x: Tensor,
+    form: PenaltyForm,
+    differentiable: bool,
+    apart: bool,
+    loss: Loss | None,
+) -> plans.Outcome | None:
+    """By a plan or in closed form; None where there is neither."""
+    found = case.find()
+    if found is not None:
+        plan, inputs = found
+        run: Callable[[], plans.Outcome] = functools.partial(plan.run, inputs, loss, differentiable)
+    else:
+        perceptron = None if loss is not None or form.norm != "sample" else recognize(call, x)
+        if perceptron is None:
+            return None
+        run = functools.partial(perceptron.solve, form.kind, form.weight, form.target)
+    if not plans.checking():
+        return run()
+    return plans.checked(run, functools.partial(_by_tape, None, call, x, form, differentiable, apart, loss), call, x)
+
+
+def _by_tape(
+    case: plans.Case | None,
+    call: CriticCall,
+    x: Tensor,
+    form: PenaltyForm,
+    differentiable: bool,
+    apart: bool,
+    loss: Loss | None,
+) -> plans.Outcome:
+    """By the tape, which undoes what the critic has changed if it cannot follow; recorded where ``case`` wants it."""
+    # A fresh tensor object: the tape hangs on it, and it requires a gradient.
+    leaf = x.detach().requires_grad_()
+    # Whether the samples are coupled decides how a loss is taken along, too.
+    samples = None if loss is None and not apart else SampleTracker(leaf)
+    recorder = None if case is None else case.begin(leaf, at_once=plans.checking())
+    tape = Tape(leaf, samples=samples, until_curved=not apart)
+    before = None if recorder is None else plans.State(call, x)
+    try:
+        outcome = _fused(call, leaf, form, differentiable, tape, apart, loss, recorder)
+    except (CoupledSamples, Unsupported):
+        tape.undo.restore()
+        raise
+    if case is not None and recorder is not None and before is not None:
+        plan = plans.plan(recorder, outcome)
+        if plan is not None and plans.tried(plan, recorder, before, outcome, call, leaf):
+            case.keep(recorder, plan)
+    return outcome
 
 
 def explain(call: CriticCall, x: Tensor) -> str | None:
@@ -160,11 +209,10 @@ def slower(call: CriticCall, x: Tensor) -> str | None:
 
 def in_closed_form(call: CriticCall, x: Tensor, form: PenaltyForm, engine: str) -> bool:
     """Whether `penalty` takes the closed form, for a critic whose scores come from one forward pass as from another."""
-    return engine != "autograd" and _may_be_perceptron(call, form) and perceptron.serves(call.critic, x)
-
-
-def _may_be_perceptron(call: CriticCall, form: PenaltyForm) -> bool:
-    return not call.args and call.output is None and call.parts is None and form.norm == "sample"
+    if engine == "autograd" or form.norm != "sample":
+        return False
+    recognized = recognize(call, x)
+    return recognized is not None and not recognized.is_random
 
 
 # Multiplications of a forward pass, below which Python takes the tape more time than double backward takes: perceptrons
@@ -217,55 +265,37 @@ def _fused(
     tape: Tape,
     apart: bool,
     loss: Loss | None,
-) -> tuple[Tensor | None, Tensor]:
+    recorder: Recorder | None = None,
+) -> plans.Outcome:
     """The tape's: see `lipgan.penalties.tape`."""
-    with torch.enable_grad(), EagerMathAttention(), tape:
+    recording = recorder or nullcontext()
+    with torch.enable_grad(), EagerMathAttention(), recording, tape:
         scores = call.scores(x)
         output = tape.score(scores)
     if output is None:
         raise _independent()
     if apart and not (tape.samples is not None and tape.samples.apart(scores)):
         raise CoupledSamples
-    ones = torch.ones_like(scores, requires_grad=False)
     value: Tensor | None = None
     by_score: Tensor | None = None
     if loss is not None:
-        # The loss stays what autograd knows, but for the scores of x: those are a leaf.
-        leaf = scores.detach().requires_grad_()
-        with torch.set_grad_enabled(differentiable):
-            value = loss(leaf)
-        if value.requires_grad:
-            (by_score,) = torch.autograd.grad(value, leaf, retain_graph=True, allow_unused=True)
-    del scores
-    return value, _passes(x, form, differentiable, tape, output, ones, by_score)
-
-
-def _passes(
-    x: Tensor,
-    form: PenaltyForm,
-    differentiable: bool,
-    tape: Tape,
-    scores: Value,
-    ones: Tensor,
-    by_score: Tensor | None,
-) -> Tensor:
-    """The penalty, with its gradients, and those of a loss whose derivative by the scores is given."""
-    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-        gradient = tape.backward(scores, ones, loss=by_score is not None)
+        value, by_score = loss_by_scores(loss, scores, differentiable)
+        if recorder is not None:
+            if differentiable and by_score is None:
+                recorder.refusal = "the loss has no gradient"
+            recorder.stage(scores, by_score)
+    with torch.no_grad(), torch.autocast(x.device.type, enabled=False), recording:
+        ones = torch.ones_like(scores)
+        del scores
+        gradient = tape.backward(output, ones, loss=by_score is not None)
         if gradient is None:
             raise _independent()
         result, _, cotangent = penalize(gradient, form.kind, form.weight, form.target, form.norm)
         del gradient
         if differentiable:
-            tape.differentiate(cotangent, scores, by_score)
-    if not differentiable:
-        return result
-    parameter_gradients = tape.parameter_gradients.values()
-    return with_gradients(
-        result,
-        [parameter_gradient.tensor for parameter_gradient in parameter_gradients],
-        [parameter_gradient.grad for parameter_gradient in parameter_gradients],
-    )
+            tape.differentiate(cotangent, output, by_score)
+    parameter_gradients = tape.parameter_gradients.values() if differentiable else ()
+    return value, result, [p.tensor for p in parameter_gradients], [p.grad for p in parameter_gradients]
 
 
 def _independent() -> ValueError:

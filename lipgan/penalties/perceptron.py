@@ -1,150 +1,223 @@
 """Multilayer perceptrons: the whole penalty as one call of the op ``mlp_gradient_penalty``.
 
-Small matrices leave PyTorch's operations waiting for Python. A critic that is an `nn.Sequential` of linear layers,
-piecewise-linear activations and dropout, and nothing else, is read from its modules instead of being run.
+Small matrices leave PyTorch's operations waiting for Python. A critic that runs a chain of linear layers,
+piecewise-linear activations and dropout, and nothing else, is recognized from a recording of its operations, however
+its modules are nested; from then on it is read instead of being run.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
+from torch import Tensor
 
 from lipgan.ops import mlp_gradient_penalty as op
+from lipgan.penalties.critic_call import CriticCall
+from lipgan.penalties.plan import Recorder, Slot
+from lipgan.penalties.plans import Case, Outcome, case
 
-# (penalty, parameters, grads): grads[k] belongs to parameters[k], None stands for zeros.
-Solution = tuple[Tensor, list[Tensor], list[Tensor | None]]
+aten = torch.ops.aten
 
 
 @dataclass
 class _Layer:
-    """A linear layer with the activation and the dropout that follow it."""
+    """A linear layer with the activation and the dropout that follow it.
 
-    weight: Tensor
-    bias: Tensor | None
+    Attributes:
+        weight, bias: their places among the inputs of the recording.
+        slope: of the activation, None for none.
+        dropouts: the share that each leaves.
+    """
+
+    weight: int
+    bias: int | None
     slope: float | None = None
     dropouts: list[float] = field(default_factory=list)
 
 
-def solve(critic: Any, x: Tensor, kind: str, weight: float, target: float) -> Solution | None:
-    """The penalty of a critic that is a perceptron, or None for any other critic or where the op does not pay.
+class Perceptron:
+    """A critic that is a perceptron, as it is now.
 
-    Dropout draws the numbers that the critic's own forward pass would draw.
+    Args:
+        layers: of it.
+        inputs: of the recording, as they are now.
+    """
+
+    def __init__(self, layers: list[_Layer], inputs: list[Tensor]) -> None:
+        self._layers, self._inputs = layers, inputs
+
+    @property
+    def is_random(self) -> bool:
+        """Whether it draws numbers."""
+        return any(layer.dropouts for layer in self._layers)
+
+    def solve(self, kind: str, weight: float, target: float) -> Outcome:
+        """The penalty at the samples that it was recognized for.
+
+        Dropout draws the numbers that the critic's own forward pass would draw.
+
+        Args:
+            kind, weight, target: of the penalty of the samples' norms, as for the op ``gradient_penalty``.
+        """
+        inputs, layers = self._inputs, self._layers
+        x = inputs[0]
+        weights = [inputs[layer.weight] for layer in layers]
+        biases = [None if layer.bias is None else inputs[layer.bias] for layer in layers]
+        scales = [_scale(layer, x.shape[0], w) for layer, w in zip(layers[:-1], weights, strict=False)]
+        slopes = [1.0 if layer.slope is None else layer.slope for layer in layers[:-1]]
+        penalty, _, grads = op.penalize(x.flatten(1), weights, biases, slopes, scales, kind, weight, target)
+        parameters: list[Tensor] = []
+        kept: list[Tensor | None] = []
+        for w, bias, grad in zip(weights, biases, grads, strict=True):
+            if w.requires_grad:
+                parameters.append(w)
+                kept.append(grad)
+            if bias is not None and bias.requires_grad:
+                parameters.append(bias)
+                kept.append(None)
+        return None, penalty, parameters, kept
+
+
+def recognize(call: CriticCall, x: Tensor) -> Perceptron | None:
+    """A critic as a perceptron, or None for any other critic or where the op does not pay.
 
     Args:
         x: ``[B, ...]``, the points at which the penalty is taken.
-        kind, weight, target: of the penalty of the samples' norms, as for the op ``gradient_penalty``.
     """
-    layers = _served(critic, x)
-    if layers is None:
+    if x.device.type != "cpu" or call.args or call.output is not None or call.parts is not None:
         return None
-    batch = x.shape[0]
-    scales = [_scale(layer, batch) for layer in layers[:-1]]
-    weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
-    slopes = [1.0 if layer.slope is None else layer.slope for layer in layers[:-1]]
-    penalty, _, grads = op.penalize(x.flatten(1), weights, biases, slopes, scales, kind, weight, target)
-    parameters: list[Tensor] = []
-    kept: list[Tensor | None] = []
-    for w, bias, grad in zip(weights, biases, grads, strict=True):
-        if w.requires_grad:
-            parameters.append(w)
-            kept.append(grad)
-        if bias is not None and bias.requires_grad:
-            parameters.append(bias)
-            kept.append(None)
-    return penalty, parameters, kept
-
-
-def serves(critic: Any, x: Tensor) -> bool:
-    """Whether `solve` takes the critic, and it draws no random numbers."""
-    layers = _served(critic, x)
-    return layers is not None and not any(layer.dropouts for layer in layers)
-
-
-def _served(critic: Any, x: Tensor) -> list[_Layer] | None:
-    """The critic as layers, where the op pays for them."""
-    if x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+    asked = case(call, x, "perceptron")
+    if asked is None:
         return None
-    layers = _layers(critic, x)
-    if layers is None:
+    found = asked.find()
+    if found is None:
+        if not (asked.is_due(at_once=True) and _may_be(call.critic)):
+            return None
+        layers = _recorded(asked, call, x)
+        found = None if layers is None else asked.find()
+        if found is None:
+            return None
+    layers, inputs = found
+    if not layers:
         return None
-    widths = [layers[0].weight.shape[1], *(layer.weight.shape[0] for layer in layers)]
-    return layers if op.serves(x.shape[0], widths, x.dtype, x.device.type) else None
+    widths = [inputs[layers[0].weight].shape[1], *(inputs[layer.weight].shape[0] for layer in layers)]
+    return Perceptron(layers, inputs) if op.serves(x.shape[0], widths, x.dtype, "cpu") else None
 
 
-def _layers(critic: Any, x: Tensor) -> list[_Layer] | None:
-    """The critic as layers of which the last is linear with one output, or None where it is not one of these."""
-    if type(critic) is not nn.Sequential or _has_any_global_hook():  # type: ignore[no-untyped-call]
+def _may_be(critic: Any) -> bool:
+    """Whether it is worth a forward pass to look."""
+    if next(critic.buffers(), None) is not None:
+        return False
+    return all(parameter.ndim <= 2 for parameter in critic.parameters())
+
+
+def _recorded(asked: Case, call: CriticCall, x: Tensor) -> list[_Layer] | None:
+    """The layers of a critic, from a forward pass whose random draws are undone; they are remembered."""
+    leaf = x.detach().requires_grad_()
+    recorder = asked.begin(leaf, at_once=True)
+    if recorder is None:
         return None
+    state = torch.default_generator.get_state()
+    with torch.enable_grad(), recorder:
+        scores = call.critic(leaf)
+    torch.default_generator.set_state(state)
+    if not isinstance(scores, Tensor):
+        return None
+    layers = _layers(recorder, leaf, scores)
+    if layers is not None:
+        asked.keep(recorder, layers)
+    return layers
+
+
+_RESHAPES = {
+    *(aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten.unsqueeze.default),
+    *(aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims),
+}
+_PRODUCTS = {aten.mul.Tensor, aten.mul_.Tensor}
+_SLOPES: dict[Any, float | None] = {
+    aten.relu.default: 0.0,
+    aten.relu_.default: 0.0,
+    aten.leaky_relu.default: None,  # an argument
+    aten.leaky_relu_.default: None,
+}
+
+
+def _layers(recorder: Recorder, x: Tensor, scores: Tensor) -> list[_Layer] | None:
+    """The operations from the samples to the scores as layers, of which the last is linear with one output; or None."""
+    current: Slot | None = recorder.slot(x)
+    steps = recorder.needed_for(scores)
     layers: list[_Layer] = []
-    flat = x.ndim == 2
-    for module in _flattened((critic,)):
-        if module is None:
+    width = x[0].numel()
+    transposed: dict[Slot, Slot] = {}
+    noise: dict[Slot, float | None] = {}
+    if steps is None or current is None:
+        return None
+    for step in steps:
+        func, args = step.func, step.args
+        if step.kwargs and func is not aten.empty_like.default:
             return None
-        kind = type(module)
-        if kind is nn.Identity:
-            continue
-        if kind is nn.Flatten:
-            if module.start_dim != 1 or module.end_dim not in (-1, 1):
+        if step.is_transpose:
+            weight = recorder.input_of(args[0])
+            if weight is None or weight.dtype != x.dtype:
                 return None
-            if module.end_dim == 1 and not flat:
+            transposed[step.results] = args[0]
+        elif func in _RESHAPES:
+            # The numbers of a sample stay in their order, and the widths tell whether they stay together.
+            if args[0] != current:
                 return None
-            flat = True
-        elif kind is nn.Linear:
-            weight, bias = module._parameters["weight"], module._parameters["bias"]
-            if not flat or type(weight) is not nn.Parameter or weight.dtype != x.dtype or weight.device != x.device:
+            current = step.results
+        elif func is aten.addmm.default or func is aten.mm.default:
+            bias, a, w = args if func is aten.addmm.default else (None, *args)
+            if a != current or w not in transposed or len(args) > 3:
                 return None
-            if bias is not None and type(bias) is not nn.Parameter:
+            weight = recorder.input_of(transposed[w])
+            assert weight is not None
+            if weight.shape[1] != width or not (bias is None or _is_bias(recorder.input_of(bias), weight)):
                 return None
-            if layers and layers[-1].weight.shape[0] != weight.shape[1]:
-                return None
-            layers.append(_Layer(weight, bias))
-        elif not layers:
-            return None
-        elif kind is nn.ReLU or kind is nn.LeakyReLU:
-            slope = 0.0 if kind is nn.ReLU else module.negative_slope
-            if layers[-1].slope is not None or not slope >= 0:
+            width = weight.shape[0]
+            layers.append(_Layer(int(transposed[w]), None if bias is None else int(bias)))
+            current = step.results
+        elif func in _SLOPES and args[0] == current and layers:
+            known = _SLOPES[func]
+            slope = known if known is not None else args[1] if len(args) > 1 else 0.01
+            if layers[-1].slope is not None or layers[-1].dropouts or not slope >= 0:
                 return None
             layers[-1].slope = slope
-        elif kind is nn.Dropout:
-            if module.training and module.p > 0:
-                layers[-1].dropouts.append(module.p)
+            current = current if step.results is None else step.results
+        elif func is aten.empty_like.default and args[0] == current:
+            noise[step.results] = None
+        elif func is aten.bernoulli_.float and args[0] in noise:
+            noise[args[0]] = args[1] if len(args) > 1 else 0.5
+        elif func is aten.div_.Scalar and args[0] in noise and noise[args[0]] == args[1]:
+            pass
+        elif func in _PRODUCTS and args[0] == current and layers and isinstance(args[1], Slot):
+            left = noise.get(args[1])
+            if left is None:
+                return None
+            layers[-1].dropouts.append(left)
+            current = current if step.results is None else step.results
         else:
             return None
-    if not layers or layers[0].weight.shape[1] != x[0].numel():
+    if not layers or recorder.slot(scores) != current:
         return None
     last = layers[-1]
-    return layers if last.weight.shape[0] == 1 and last.slope is None and not last.dropouts else None
+    if scores.numel() != x.shape[0] or width != 1 or last.slope is not None or last.dropouts:
+        return None
+    return layers
 
 
-def _flattened(modules: Iterable[Any]) -> Iterator[Any]:
-    """The modules of nested Sequentials in order; None for one that does more than its class says."""
-    for module in modules:
-        if (
-            module._forward_hooks
-            or module._forward_pre_hooks
-            or module._backward_hooks
-            or module._backward_pre_hooks
-            or "forward" in module.__dict__
-        ):
-            yield None
-        elif type(module) is nn.Sequential:
-            yield from _flattened(module._modules.values())
-        else:
-            yield module
+def _is_bias(bias: Tensor | None, weight: Tensor) -> bool:
+    return bias is not None and bias.shape == weight.shape[:1] and bias.dtype == weight.dtype
 
 
-def _scale(layer: _Layer, batch: int) -> Tensor | None:
+def _scale(layer: _Layer, batch: int, weight: Tensor) -> Tensor | None:
     """The multipliers of the layer's dropout, as ``torch.nn.functional.dropout`` draws them on a CPU."""
     scale: Tensor | None = None
     for p in layer.dropouts:
-        shape, dtype = (batch, layer.weight.shape[0]), layer.weight.dtype
-        noise = torch.zeros(shape, dtype=dtype) if p == 1 else _bernoulli(shape, 1 - p, dtype).div_(1 - p)
+        noise = _bernoulli((batch, weight.shape[0]), p, weight.dtype).div_(p)
         scale = noise if scale is None else scale * noise
     return scale
 

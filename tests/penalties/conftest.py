@@ -17,3 +17,9 @@ def _leaves_nothing_behind() -> Iterator[None]:
     assert torch.backends.cuda.flash_sdp_enabled() == attention
     if "torch._dynamo" in sys.modules:
         assert torch._dynamo.eval_frame._stance.stance == "default"
+
+
+@pytest.fixture
+def checked_plans(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything is recorded at once, and what was recorded is compared with the tape."""
+    monkeypatch.setenv("LIPGAN_CHECK_PLANS", "1")

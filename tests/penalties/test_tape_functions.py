@@ -11,6 +11,8 @@ from tape_critics import VECTORS, Function, Score, after_linear, compare, coupli
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+pytestmark = pytest.mark.usefixtures("checked_plans")
+
 # ---- comparing two engines ----
 
 

@@ -29,6 +29,8 @@ from torch import Tensor, nn
 import lipgan
 from lipgan.penalties.tape import RULES, Tape
 
+pytestmark = pytest.mark.usefixtures("checked_plans")
+
 # ---- convolutions, pooling, normalization in one, two and three dimensions ----
 
 CONVOLUTIONS: dict[str, dict[str, Any]] = {

@@ -1,0 +1,303 @@
+"""Which plans there are of a critic, and when one is made.
+
+A plan stands for the tape where four things hold: the critic is a module whose code does the same at every call, as
+`repeatable` has shown; what that depends on is as it was (`Conditions`, compared at every call); so are the samples,
+the other arguments and the settings of the process (`_key`); and the operations can be run again (`plan`).
+
+A penalty is computed by the tape at first. When the same is asked for a second time it is recorded on the way. For a
+critic that changes all the time, or that cannot be recorded, this is tried again at the 4th, 8th, 16th, ... time.
+
+With ``LIPGAN_CHECK_PLANS=1`` in the environment everything is recorded at once, and each plan and each closed form is
+compared with the tape, from the same random state and the same buffers: a difference is a `RuntimeError`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from lipgan.ops._backend import is_plain
+from lipgan.penalties.critic_call import CriticCall
+from lipgan.penalties.plan import Program, Recorder
+from lipgan.penalties.repeatable import Conditions, NotRepeatable
+from lipgan.penalties.undo import Undo
+
+# Of one critic: enough for the batch sizes and states that a training program goes through.
+_KEYS, _KEPT = 16, 4
+
+Loss = Callable[[Tensor], Tensor]  # of scores
+
+
+# (the loss, the penalty, parameters, a gradient for each)
+Outcome = tuple[Tensor | None, Tensor, list[Tensor], list[Tensor | None]]
+
+
+class Plan:
+    """A penalty and its gradients as a program.
+
+    Args:
+        program: of the samples, the tensors among the critic's arguments, and the critic's tensors; it hands out the
+            scores, where there is a loss, and results in the penalty and the gradients.
+        places: for each gradient that of its parameter among the inputs.
+    """
+
+    def __init__(self, program: Program, places: Sequence[int]) -> None:
+        self._program, self._places = program, places
+
+    def run(self, inputs: Sequence[Tensor], loss: Loss | None, differentiable: bool) -> Outcome:
+        """The loss, if there is one, the penalty, the parameters, and the gradient for each, None for zeros."""
+        value: Tensor | None = None
+
+        def by_score(scores: Tensor) -> Tensor | None:
+            nonlocal value
+            assert loss is not None
+            value, derivative = loss_by_scores(loss, scores, differentiable)
+            return torch.zeros_like(scores) if derivative is None and differentiable else derivative
+
+        penalty, parameters, grads = self.penalize(inputs, None if loss is None else by_score)
+        return value, penalty, parameters, grads
+
+    def penalize(
+        self, inputs: Sequence[Tensor], by_score: Callable[[Tensor], Tensor | None] | None
+    ) -> tuple[Tensor, list[Tensor], list[Tensor | None]]:
+        """`run`, given the derivative of a loss with respect to the scores as a function of them."""
+        running = self._program(*inputs)
+        received: Any = None
+        if by_score is not None:
+            with torch.no_grad():
+                (scores,) = next(running)
+            derivative = by_score(scores)
+            received = None if derivative is None else (derivative,)
+        try:
+            with torch.no_grad():
+                running.send(received)
+        except StopIteration as stop:
+            penalty, *grads = stop.value
+        assert isinstance(penalty, Tensor)
+        return penalty, [inputs[place] for place in self._places], grads
+
+
+def loss_by_scores(loss: Loss, scores: Tensor, differentiable: bool) -> tuple[Tensor, Tensor | None]:
+    """A loss, which stays what autograd knows but for the scores, and its derivative with respect to them."""
+    leaf = scores.detach().requires_grad_()
+    by_score: Tensor | None = None
+    with torch.set_grad_enabled(differentiable):
+        value = loss(leaf)
+    if value.requires_grad:
+        (by_score,) = torch.autograd.grad(value, leaf, retain_graph=True, allow_unused=True)
+    return value, by_score
+
+
+class _OfOneCritic:
+    """What is known of one critic, for each key: what was kept, the newest first, and how often nothing was found."""
+
+    def __init__(self) -> None:
+        self.kept: dict[Hashable, list[tuple[Conditions, Any]]] = {}
+        self.misses: dict[Hashable, int] = {}
+
+
+_known: WeakKeyDictionary[nn.Module, _OfOneCritic] = WeakKeyDictionary()
+
+
+class Case:
+    """What is asked for, so that it can be recognized.
+
+    Args:
+        critic: a module.
+        tensors: the samples, and the tensors among the critic's arguments.
+        key: what else the operations depend on.
+    """
+
+    def __init__(self, critic: nn.Module, tensors: list[Tensor], key: Hashable) -> None:
+        self._critic, self._tensors, self._key = critic, tensors, key
+        self._conditions: Conditions | None = None
+
+    def find(self) -> tuple[Any, list[Tensor]] | None:
+        """What was kept, if its conditions hold, with the inputs as they are now; or None, which is counted."""
+        known = _known.get(self._critic)
+        if known is None:
+            known = _known[self._critic] = _OfOneCritic()
+        for conditions, kept in known.kept.get(self._key, ()):
+            held = conditions.holds(self._critic)
+            if held is not None:
+                return kept, [*self._tensors, *held]
+        known.misses[self._key] = known.misses.get(self._key, 0) + 1
+        if len(known.misses) > _KEYS:
+            oldest = next(iter(known.misses))
+            del known.misses[oldest]
+            known.kept.pop(oldest, None)
+        return None
+
+    def is_due(self, *, at_once: bool = False) -> bool:
+        """Whether it is worth while to record, for all that is known: `begin`."""
+        misses = _known[self._critic].misses.get(self._key, 0)
+        return misses & (misses - 1) == 0 and misses >= 2 - at_once
+
+    def begin(self, leaf: Tensor, *, at_once: bool = False) -> Recorder | None:
+        """What is to record the operations on ``leaf``, the samples; None where it is not worth while, or in vain.
+
+        Args:
+            at_once: when nothing was found for the first time, not the second.
+        """
+        if not self.is_due(at_once=at_once) or (leaf.is_cuda and torch.cuda.is_current_stream_capturing()):
+            return None
+        try:
+            self._conditions = Conditions(self._critic)
+        except NotRepeatable:
+            return None
+        held = self._conditions.holds(self._critic)
+        return None if held is None else Recorder([leaf, *self._tensors[1:], *held])
+
+    def keep(self, recorder: Recorder, found: Any) -> None:
+        """Remember what was found by a recording, unless the critic has changed meanwhile."""
+        conditions = self._conditions
+        assert conditions is not None
+        if recorder.refusal is None and conditions.holds(self._critic) is not None:
+            kept = _known[self._critic].kept.setdefault(self._key, [])
+            kept.insert(0, (conditions, found))
+            del kept[_KEPT:]
+
+
+def plan(recorder: Recorder, outcome: Outcome) -> Plan | None:
+    """The plan of a computation that was recorded, or None if there can be none."""
+    _, penalty, parameters, grads = outcome
+    with torch.no_grad(), recorder:
+        by_leaf = _by_leaf(parameters, grads, [tensor for tensor in recorder.inputs if tensor.requires_grad])
+    places = [recorder.input(leaf) for leaf, _ in by_leaf]
+    if None in places:
+        recorder.refusal = "a gradient belongs to none of the critic's parameters"
+        return None
+    program = recorder.program([penalty, *(grad for _, grad in by_leaf)])
+    return None if program is None else Plan(program, [place for place in places if place is not None])
+
+
+def tried(plan: Plan, recorder: Recorder, before: State, outcome: Outcome, call: CriticCall, x: Tensor) -> bool:
+    """Whether a plan runs, and computes from the same state what was recorded."""
+    after = State(call, x)
+    before.restore()
+    by_score = None if not recorder.has_stage else lambda scores: recorder.received
+    try:
+        compare((outcome[0], *plan.penalize(recorder.inputs, by_score)), outcome, call)
+    except Exception:
+        # Such as an operation that needs autograd around it, or more memory: the tape's outcome stands.
+        if checking():
+            raise
+        return False
+    finally:
+        after.restore()
+    return True
+
+
+def _by_leaf(
+    parameters: Sequence[Tensor], grads: Sequence[Tensor | None], leaves: Sequence[Tensor]
+) -> list[tuple[Tensor, Tensor | None]]:
+    """The parameters with their gradients, where those of what was computed from parameters are carried to them.
+
+    Args:
+        parameters, grads: a gradient for each, None for zeros.
+        leaves: the parameters that there are.
+    """
+    found = {id(p): (p, grad) for p, grad in zip(parameters, grads, strict=True) if p.is_leaf}
+    derived = [(p, grad) for p, grad in zip(parameters, grads, strict=True) if not p.is_leaf]
+    if derived:
+        along = [torch.zeros_like(p) if grad is None else grad.to(p.dtype) for p, grad in derived]
+        carried = torch.autograd.grad([p for p, _ in derived], leaves, along, retain_graph=True, allow_unused=True)
+        for leaf, grad in zip(leaves, carried, strict=True):
+            before = found.get(id(leaf), (leaf, None))[1]
+            if grad is not None:
+                found[id(leaf)] = leaf, grad if before is None else before + grad
+    return [*found.values()]
+
+
+def case(call: CriticCall, x: Tensor, *asked: Hashable) -> Case | None:
+    """What is asked for, or None where no plan could serve it.
+
+    Args:
+        call: of the critic.
+        x: ``[B, ...]``, the points.
+        asked: what else decides what is computed.
+    """
+    if not isinstance(call.critic, nn.Module) or callable(call.output) or not is_plain((x,)):
+        return None
+    if torch.is_autocast_enabled(x.device.type) or torch._C._len_torch_function_stack():
+        return None
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return None
+    tensors, kinds = [x], [_kind(x)]
+    for argument in call.args:
+        if isinstance(argument, Tensor):
+            if argument.requires_grad or not is_plain((argument,)) or argument.layout != torch.strided:
+                return None
+            tensors.append(argument)
+            kinds.append(_kind(argument))
+        elif argument is None or type(argument) in (bool, int, float, str):
+            kinds.append((type(argument), argument))
+        else:
+            return None
+    around = torch.get_default_dtype(), torch.are_deterministic_algorithms_enabled(), call.output, call.parts
+    return Case(call.critic, tensors, (asked, around, *kinds))
+
+
+def _kind(tensor: Tensor) -> Hashable:
+    return tensor.dtype, tensor.shape, tensor.stride(), tensor.device
+
+
+# ---- comparing with the tape ----
+
+
+def checking() -> bool:
+    """Whether plans are to be compared with the tape."""
+    return os.environ.get("LIPGAN_CHECK_PLANS", "0") not in ("", "0")
+
+
+class State:
+    """What a critic may change while it runs, as it is now: its buffers, and the random state."""
+
+    def __init__(self, call: CriticCall, x: Tensor) -> None:
+        self._undo = Undo(x)
+        self._undo.keep_random_state()
+        for buffer in call.critic.buffers():  # type: ignore[attr-defined]
+            self._undo.keep(buffer)
+
+    def restore(self) -> None:
+        """Take it back."""
+        self._undo.restore()
+
+
+def checked(run: Callable[[], Outcome], tape: Callable[[], Outcome], call: CriticCall, x: Tensor) -> Outcome:
+    """The outcome of ``run``, compared with that of the tape, which runs from the same state."""
+    before = State(call, x)
+    outcome = run()
+    before.restore()
+    compare(outcome, tape(), call)
+    return outcome
+
+
+def compare(ours: Outcome, tapes: Outcome, call: CriticCall) -> None:
+    """RuntimeError where two computations of the same differ by more than rounding."""
+    leaves = [p for p in call.critic.parameters() if p.requires_grad]  # type: ignore[attr-defined]
+    by_leaf = {id(leaf): grad for leaf, grad in _by_leaf(*ours[2:], leaves)}
+    pairs = [("loss", ours[0], tapes[0]), ("penalty", ours[1], tapes[1])]
+    for leaf, grad in _by_leaf(*tapes[2:], leaves):
+        what = f"the gradient of the parameter of shape {tuple(leaf.shape)}"
+        pairs.append((what, by_leaf.pop(id(leaf), None), grad))
+    pairs += [("a gradient that the tape does not know", grad, None) for grad in by_leaf.values()]
+    for what, one, other in pairs:
+        like = one if other is None else other
+        if like is not None and not _agree(one, other, like):
+            raise RuntimeError(f"{what} of {type(call.critic).__name__} by a plan is {one}, by the tape {other}")
+
+
+def _agree(one: Tensor | None, other: Tensor | None, like: Tensor) -> bool:
+    """Whether two tensors, None for zeros, are equal up to the half of the digits."""
+    one, other = (torch.zeros_like(like) if t is None else t.detach() for t in (one, other))
+    digits = torch.finfo(like.dtype)
+    finite = other[other.isfinite()]
+    size = float(finite.abs().max()) if finite.numel() else 0.0
+    bound = digits.eps**0.5 * max(size, digits.tiny**0.5)
+    return torch.allclose(one, other, rtol=0.0, atol=bound, equal_nan=True)
