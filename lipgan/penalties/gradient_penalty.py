@@ -70,8 +70,8 @@ def gradient_penalty(
     differentiated again (``create_graph=True`` is refused). Parameters that the penalty does not depend on, such as
     biases, get zeros. Within ``torch.no_grad()`` and ``torch.inference_mode()`` only the value is computed.
 
-    When the same is asked for again, a plan, which is a recording of its operations, stands for the critic's Python code,
-    as long as nothing that the code reads has changed.
+    When the same is asked for again, a plan, which is a recording of its operations, stands for the Python code of the
+    critic, as long as nothing that the code reads has changed.
 
     ``torch.compile``: a call within a compiled function is one graph break, its backward runs uncompiled, and
     ``fullgraph=True`` is an error. Critics that are compiled themselves run uncompiled in here, and until this returns
