@@ -4,79 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 import lipgan
-from lipgan.bench import critic_loss
+from lipgan.bench import critic_loss, critics
 from lipgan.bench.harness import Table, in_fresh_process, interleave, peak_memory
-
-
-def dcgan_32() -> nn.Module:
-    """The critic of DCGAN for 32 x 32 images, without batch norm, as WGAN-GP takes it."""
-    w = 64
-    return nn.Sequential(
-        nn.Conv2d(3, w, 4, 2, 1),
-        nn.LeakyReLU(0.2),
-        nn.Conv2d(w, 2 * w, 4, 2, 1),
-        nn.LeakyReLU(0.2),
-        nn.Conv2d(2 * w, 4 * w, 4, 2, 1),
-        nn.LeakyReLU(0.2),
-        nn.Conv2d(4 * w, 1, 4, 1, 0),
-        nn.Flatten(),
-    )
-
-
-class _Block(nn.Module):
-    """A residual block; the first one of a critic begins with a convolution, the others with an activation."""
-
-    def __init__(self, narrow: int, wide: int, *, down: bool, first: bool = False) -> None:
-        super().__init__()
-        self.first, self.down = first, down
-        self.conv1 = nn.Conv2d(narrow, wide, 3, padding=1)
-        self.conv2 = nn.Conv2d(wide, wide, 3, padding=1)
-        self.shortcut = nn.Conv2d(narrow, wide, 1) if down else nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        h: Tensor = self.conv2(F.relu(self.conv1(x if self.first else F.relu(x))))
-        if not self.down:
-            return h + x
-        shortcut = self.shortcut(F.avg_pool2d(x, 2)) if self.first else F.avg_pool2d(self.shortcut(x), 2)
-        return F.avg_pool2d(h, 2) + shortcut
-
-
-class ResNet32(nn.Module):
-    """The residual critic of SNGAN for 32 x 32 images (Miyato et al. 2018, table 4), without its normalization."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        blocks = [_Block(3, 128, down=True, first=True), _Block(128, 128, down=True)]
-        self.blocks = nn.Sequential(*blocks, *[_Block(128, 128, down=False) for _ in range(2)])
-        self.head = nn.Linear(128, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``[B, 3, 32, 32]`` -> ``[B]``."""
-        scores: Tensor = self.head(F.relu(self.blocks(x)).sum((2, 3)))
-        return scores.squeeze(1)
-
-
-def toy_mlp() -> nn.Module:
-    """2-128-128-128-1, for data in the plane."""
-    layers: list[nn.Module] = [nn.Linear(2, 128), nn.LeakyReLU(0.2)]
-    for _ in range(2):
-        layers += [nn.Linear(128, 128), nn.LeakyReLU(0.2)]
-    return nn.Sequential(*layers, nn.Linear(128, 1))
-
-
-def tabular_mlp() -> nn.Module:
-    """640-256-256-1 with dropout: the critic of a GAN for tables."""
-    layers: list[nn.Module] = []
-    for narrow, wide in ((640, 256), (256, 256)):
-        layers += [nn.Linear(narrow, wide), nn.LeakyReLU(0.2), nn.Dropout(0.5)]
-    return nn.Sequential(*layers, nn.Linear(256, 1))
 
 
 @dataclass(frozen=True)
@@ -89,20 +25,47 @@ class Case:
 
 
 CASES = {
-    "DCGAN-32, batch 64": Case(dcgan_32, (64, 3, 32, 32)),
-    "ResNet-32, batch 16": Case(ResNet32, (16, 3, 32, 32)),
-    "ResNet-32, batch 16, R1+R2": Case(ResNet32, (16, 3, 32, 32), "r1+r2"),
-    "MLP 2-128-128-128-1, batch 256": Case(toy_mlp, (256, 2)),
-    "MLP 640-256-256-1 with dropout, batch 50": Case(tabular_mlp, (50, 640)),
+    "DCGAN-32, batch 64": Case(critics.dcgan_32, (64, 3, 32, 32)),
+    "ResNet-32, batch 16": Case(critics.ResNet32, (16, 3, 32, 32)),
+    "ResNet-32, batch 16, R1+R2": Case(critics.ResNet32, (16, 3, 32, 32), "r1+r2"),
+    "MLP 2-128-128-128-1, batch 256": Case(partial(critics.perceptron, 2, 128, 128, 128, 1), (256, 2)),
+    "MLP 640-256-256-1 with dropout, batch 50": Case(
+        partial(critics.perceptron, 640, 256, 256, 1, dropout=0.5), (50, 640)
+    ),
+}
+
+# Further critics, of which only the time against double backward is taken.
+MORE_CASES = {
+    "MLP 2-128-128-128-1 in a module": Case(lambda: critics.Wrapped(critics.perceptron(2, 128, 128, 128, 1)), (256, 2)),
+    "CTGAN, 50 packs of 10 rows": Case(
+        lambda: critics.Wrapped(critics.perceptron(400, 256, 256, 1, dropout=0.5), pack=10), (50, 10, 40)
+    ),
+    "MLP 2-16-16-1, tanh, batch 64": Case(partial(critics.perceptron, 2, 16, 16, 1, activation=nn.Tanh), (64, 2)),
+    "MLP 2-128-128-1, layer norm and GELU, batch 256": Case(
+        partial(critics.perceptron, 2, 128, 128, 1, activation=nn.GELU, norm=nn.LayerNorm), (256, 2)
+    ),
+    "LSTM, 12 steps, batch 32": Case(partial(critics.Recurrent, nn.LSTM), (32, 12, 8)),
+    "GRU, 12 steps, batch 32": Case(partial(critics.Recurrent, nn.GRU), (32, 12, 8)),
+    "transformer of 2 blocks, 16 steps, batch 16": Case(critics.transformer, (16, 16, 32)),
+    "WaveGAN, batch 16": Case(critics.wavegan, (16, 1, 4096)),
+    "U-Net, batch 16": Case(critics.UNet, (16, 3, 32, 32)),
+    "DCGAN-32, batch norm": Case(partial(critics.dcgan_32, norm=nn.BatchNorm2d), (64, 3, 32, 32)),
+    "DCGAN-32, group norm": Case(partial(critics.dcgan_32, norm=partial(nn.GroupNorm, 8)), (64, 3, 32, 32)),
+    "DCGAN-32, instance norm": Case(
+        partial(critics.dcgan_32, norm=partial(nn.InstanceNorm2d, affine=True)), (64, 3, 32, 32)
+    ),
+    "ResNet-32, SiLU, batch 16": Case(partial(critics.ResNet32, smooth=True), (16, 3, 32, 32)),
+    "DCGAN-32, self-attention": Case(critics.attentive, (64, 3, 32, 32)),
+    "StyleGAN2-like, R1, batch 16": Case(critics.StyleGAN2, (16, 3, 32, 32), "r1"),
+    "R3GAN-like, R1+R2, batch 16": Case(critics.r3gan, (16, 3, 32, 32), "r1+r2"),
 }
 
 # Whole steps of a critic, for each of these kinds.
-STEP_CRITICS = {
-    "DCGAN-32, batch 64": Case(dcgan_32, (64, 3, 32, 32)),
-    "ResNet-32, batch 16": Case(ResNet32, (16, 3, 32, 32)),
-    "MLP 2-128-128-128-1, batch 256": Case(toy_mlp, (256, 2)),
-    "MLP 640-256-256-1 with dropout, batch 50": Case(tabular_mlp, (50, 640)),
-}
+STEP_CRITICS = (
+    *("DCGAN-32, batch 64", "ResNet-32, batch 16", "StyleGAN2-like, R1, batch 16", "R3GAN-like, R1+R2, batch 16"),
+    *("MLP 2-128-128-128-1, batch 256", "MLP 2-128-128-128-1 in a module", "MLP 2-16-16-1, tanh, batch 64"),
+    "MLP 640-256-256-1 with dropout, batch 50",
+)
 STEP_KINDS = ("r1", "r1+r2", "wgan-gp")
 
 
@@ -127,9 +90,9 @@ def _mixture(real: Tensor, fake: Tensor, generator: torch.Generator) -> Tensor:
 
 def with_double_backward(critic: nn.Module, real: Tensor, fake: Tensor, kind: str, seed: int) -> Tensor:
     """What users write: PyTorch differentiates the norm of a gradient."""
-    if kind == "r1+r2":
-        norms = torch.cat([_double_backward(critic, x) for x in (real, fake)])
-        return 10.0 * norms.square().mean()
+    if kind != "wgan-gp":
+        norms = torch.cat([_double_backward(critic, x) for x in ((real, fake) if kind == "r1+r2" else (real,))])
+        return (10.0 if kind == "r1+r2" else 5.0) * norms.square().mean()
     x_hat = _mixture(real, fake, torch.Generator().manual_seed(seed))
     return 10.0 * (_double_backward(critic, x_hat) - 1).square().mean()
 
@@ -250,10 +213,14 @@ def run(seed: int = 0, seconds: float = 3.0) -> list[Table]:
             "form of a perceptron is faster than PyTorch's own forward pass.",
         ],
     )
+    more = Table(
+        "Gradient penalty of further critics, value and parameter gradients, float32, CPU",
+        ["critic", "torch ms", "lipgan ms", "ratio"],
+    )
     engines = Table(
         "Ways to the same gradients, ms",
         ["critic", *ENGINES, "double backward, channels_last"],
-        notes=["lipgan is the tape except for perceptrons."],
+        notes=["lipgan is a plan made by the tape, or the closed form of a perceptron."],
     )
     memory = Table(
         "Peak memory of a first step beyond critic and samples, MB",
@@ -273,6 +240,10 @@ def run(seed: int = 0, seconds: float = 3.0) -> list[Table]:
             row = {key: 1e3 * value for key, value in times.items()}
             ratio = times["textbook"] / times["critic_loss"]
             steps.rows.append({"critic": name, "kind": kind, **row, "ratio": ratio})
+    for name in MORE_CASES:
+        times = in_fresh_process(_times, name, seed, seconds)
+        row = {"torch ms": 1e3 * times["double backward"], "lipgan ms": 1e3 * times["lipgan"]}
+        more.rows.append({"critic": name, **row, "ratio": times["double backward"] / times["lipgan"]})
     for name, case in CASES.items():
         times = in_fresh_process(_times, name, seed, seconds)
         speed.rows.append(
@@ -292,12 +263,15 @@ def run(seed: int = 0, seconds: float = 3.0) -> list[Table]:
             if None not in peaks:
                 row = {key: (peak or 0) / 1e6 for key, peak in zip(memory.columns[1:], peaks, strict=True)}
                 memory.rows.append({"critic": name, **row})
-    return [speed, steps, engines, memory]
+    return [speed, more, steps, engines, memory]
+
+
+def _case(name: str) -> Case:
+    return CASES[name] if name in CASES else MORE_CASES[name]
 
 
 def _step_times(name: str, kind: str, seed: int, seconds: float) -> dict[str, float]:
-    case = STEP_CRITICS[name]
-    case = replace(case, kind=kind)
+    case = replace(_case(name), kind=kind)
     variants = {key: _Variant(case, way, seed) for key, way in critic_loss.STEPS.items()}
     if len(case.shape) == 4:
         variants["textbook, channels_last"] = _Variant(case, critic_loss.by_textbook, seed, channels_last=True)
@@ -314,9 +288,9 @@ def _step_times(name: str, kind: str, seed: int, seconds: float) -> dict[str, fl
 
 def _times(name: str, seed: int, seconds: float) -> dict[str, float]:
     """Seconds of torch, of lipgan and of one forward pass."""
-    case = CASES[name]
+    case = _case(name)
     variants = {key: _Variant(case, ENGINES[key], seed) for key in ("double backward", "lipgan")}
-    _check(variants)
+    _check(variants, bound=1e-3)
     runs: dict[str, Callable[[], Any]] = {key: variant.step for key, variant in variants.items()}
     runs["forward"] = variants["double backward"].forward
     if len(case.shape) == 4:
