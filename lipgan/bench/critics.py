@@ -257,4 +257,4 @@ def wavegan() -> nn.Module:
     layers: list[nn.Module] = []
     for narrow, wide in ((1, 16), (16, 32), (32, 64), (64, 64)):
         layers += [nn.Conv1d(narrow, wide, 25, 4, 11), nn.LeakyReLU(0.2)]
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * 15, 1))
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * 16, 1))
