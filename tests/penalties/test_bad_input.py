@@ -20,7 +20,7 @@ BAD = [
     refuses("no fake", mlp, FLAT, match=r"fake must be given for kind 'wgan-gp', got None"),
     refuses("no fake for r1+r2", mlp, FLAT, kind="r1+r2", match=r"fake must be given for kind 'r1\+r2'"),
     refuses("no real", mlp, None, FLAT, error=TypeError, match="real must be a tensor, got NoneType"),
-    refuses("array", mlp, FLAT.numpy(), FLAT, error=TypeError, match="real must be a tensor, got ndarray"),
+    refuses("array", mlp, FLAT.numpy(force=True), FLAT, error=TypeError, match="real must be a tensor, got ndarray"),
     refuses("list", mlp, FLAT, [1.0], error=TypeError, match=r"fake\[0\] must be a tensor, got float"),
     refuses("integers", mlp, FLAT.long(), FLAT.long(), error=TypeError, match="real must be float32.* got torch.int64"),
     refuses("integer fake", mlp, FLAT, FLAT.int(), error=TypeError, match="fake must be float32.* got torch.int32"),
