@@ -12,7 +12,7 @@ PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 # A short run: labels, larger learning rates than those of the recipe, which fall to 0, and a shorter average.
 STEPS := 1400
 
-.PHONY: demo test test-all bench sanitize fuzz soak matrix lint docs clean
+.PHONY: demo test test-all bench gpu sanitize fuzz soak matrix lint docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/lipgan train --recipe sngan --conditioning auxiliary --data digits --size 12 --latent-dim 32 \
@@ -39,6 +39,11 @@ fuzz: $(VENV)/.installed
 # For the night: a long run of every op, in which memory must not grow.
 soak: $(VENV)/.installed
 	$(BIN)/python scripts/soak.py
+
+# On a machine with a GPU: what only it can tell, in 9 minutes, without a network. scripts/gpu_acceptance.py says more.
+# It takes the Python that has torch and Triton, and leaves it as it is: `make gpu PYTHON=/path/to/python`
+gpu:
+	$(PYTHON) scripts/gpu_acceptance.py --out build/gpu
 
 # What `make test` runs, on other Pythons and releases of torch. `make matrix MATRIX="3.10:oldest 3.13:newest"`
 matrix:

@@ -4,9 +4,12 @@ Environment:
   LIPGAN_NATIVE=auto|on|off  the CPU module ``lipgan._C``: auto skips it (with a warning) when it cannot be built,
                              on makes that an error, off leaves it out.
   LIPGAN_CUDA=auto|on|off    the CUDA module ``lipgan._cuda``: auto builds it where nvcc is found.
+  LIPGAN_CUDA_ARCHITECTURES  what it is built for, as CMake names them, such as "90-real" or "80-real;90", or "native"
+                             for the GPU of this machine; by default those that stand in CMakeLists.txt.
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -23,6 +26,17 @@ def choice(variable: str) -> str:
     value = os.environ.get(variable, "auto").lower()
     if value not in {"auto", "on", "off"}:
         raise SystemExit(f"{variable} must be auto, on or off, got {value!r}")
+    return value
+
+
+def architectures() -> str | None:
+    value = os.environ.get("LIPGAN_CUDA_ARCHITECTURES", "").replace(",", ";").strip()
+    if not value:
+        return None
+    if value != "native" and not all(re.fullmatch(r"\d+[a-z]?(-real|-virtual)?", name) for name in value.split(";")):
+        raise SystemExit(
+            f"LIPGAN_CUDA_ARCHITECTURES must be native, or names such as 90-real separated by semicolons, got {value!r}"
+        )
     return value
 
 
@@ -54,7 +68,10 @@ class CMakeBuild(build_ext):
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
         ]  # fmt: skip
         if ext.target == "_cuda":
-            configure.append(f"-DCMAKE_CUDA_COMPILER={nvcc()}")
+            chosen = architectures()
+            # Without a choice, none of an earlier build either.
+            option = "-UCMAKE_CUDA_ARCHITECTURES" if chosen is None else f"-DCMAKE_CUDA_ARCHITECTURES={chosen}"
+            configure += [f"-DCMAKE_CUDA_COMPILER={nvcc()}", option]
         for command in (configure, ["cmake", "--build", str(build)]):
             try:
                 subprocess.run(command, check=True)
@@ -62,6 +79,7 @@ class CMakeBuild(build_ext):
                 raise CompileError(f"lipgan.{ext.target} was not built: {error}") from error
 
 
+architectures()  # refuses what it does not know before anything is built
 extensions = []
 if choice("LIPGAN_NATIVE") != "off":
     extensions.append(CMakeExtension("lipgan._C", "_C", required=choice("LIPGAN_NATIVE") == "on"))

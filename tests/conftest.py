@@ -3,7 +3,11 @@
 import os
 
 # The interpreter has to be chosen before the first `import triton`; ahead-of-time compilation runs in a subprocess.
-os.environ.setdefault("TRITON_INTERPRET", "1")
+# On a GPU the kernels themselves run.
+if os.environ.get("LIPGAN_TEST_DEVICE", "").startswith("cuda"):
+    os.environ.pop("TRITON_INTERPRET", None)
+else:
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 import importlib.util
@@ -15,6 +19,12 @@ import torch
 
 from lipgan.ops import _backend
 
+try:
+    import devices
+except ValueError as error:  # LIPGAN_TEST_DEVICE
+    raise pytest.UsageError(str(error)) from None
+DEVICE = devices.DEVICE
+
 # LIPGAN_TEST_POISON=1 runs every test with poisoned outputs.
 POISON_ALL = os.environ.get("LIPGAN_TEST_POISON", "0") == "1"
 
@@ -22,12 +32,20 @@ POISON_ALL = os.environ.get("LIPGAN_TEST_POISON", "0") == "1"
 TESTS = Path(__file__).parent
 # Triton's interpreter, its compiler, an emulator of a GPU, and training. `make test` leaves them to `make test-all`.
 SLOW_FOLDERS = {"kernels", "ptx", "systems", "training"}
+# Whose trainers train on the device of the tests.
+TRAINER_FOLDERS = {"systems", "training"}
 # Their files import Triton, or kernels that do.
 TRITON_FOLDERS = {"kernels", "ptx"}
 
+if DEVICE.type != "cpu":
+    devices.follow(DEVICE)
+if DEVICE.type == "emulated":
+    devices.serve_as_cpu(DEVICE)
+
 HAS_TRITON = importlib.util.find_spec("triton") is not None
+collect_ignore_glob = [] if DEVICE.type == "emulated" else ["emulated/*"]
 if not HAS_TRITON:
-    collect_ignore_glob = [f"{folder}/*" for folder in sorted(TRITON_FOLDERS)]
+    collect_ignore_glob += [f"{folder}/*" for folder in sorted(TRITON_FOLDERS)]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -37,10 +55,22 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         )
 
 
+def pytest_report_header() -> str:
+    return f"device of the tests: {DEVICE}"
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    missing = {backend: _backend.explain("spectral_norm", backend, "cpu") for backend in ("native", "triton")}
+    missing = {backend: _backend.explain("spectral_norm", backend, DEVICE.type) for backend in ("native", "triton")}
     missing["cuda module"] = None if importlib.util.find_spec("lipgan._cuda") else "lipgan._cuda is not built"
+    left_out = {
+        "cpu": None if DEVICE.type == "cpu" else f"about memory of the CPU, not of {DEVICE}",
+        "hardware": "needs a device with memory of its own" if DEVICE.type == "emulated" else None,
+        "interpreter": None if _backend.interpreted() else "needs Triton's interpreter, which a GPU does without",
+    }
     for item in items:
+        for name, reason in left_out.items():
+            if reason is not None and item.get_closest_marker(name) is not None:
+                item.add_marker(pytest.mark.skip(reason=reason))
         if item.path.relative_to(TESTS).parts[0] in SLOW_FOLDERS:
             item.add_marker(pytest.mark.slow)
         wanted = {mark.args[0] for mark in item.iter_markers("backend")}
@@ -64,6 +94,22 @@ def poisoned_outputs() -> Iterator[None]:
     torch.use_deterministic_algorithms(before, warn_only=warned)
     if _backend.native() is not None:
         _backend.serving_native()
+
+
+@pytest.fixture
+def device() -> torch.device:
+    """The device that the tests run on: ``LIPGAN_TEST_DEVICE``."""
+    return DEVICE
+
+
+@pytest.fixture(autouse=True)
+def _trainers_follow(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainers that name no device train on the device of the tests; data sets stay on the CPU."""
+    if DEVICE.type != "cpu" and request.path.relative_to(TESTS).parts[0] in TRAINER_FOLDERS:
+        from lipgan.training import Trainer
+
+        for make in (Trainer.__init__, Trainer.from_recipe.__func__, Trainer.load.__func__):  # type: ignore[attr-defined]
+            monkeypatch.setitem(make.__kwdefaults__, "device", DEVICE)
 
 
 @pytest.fixture(autouse=True)

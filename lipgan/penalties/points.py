@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lipgan._checks import check_real_and_fake
 from lipgan._dtypes import accumulation_dtype
+from lipgan._transfer import to_device
 from lipgan.ops.gradient_penalty import interpolate as interpolate_by
 from lipgan.penalties.parts import Parts
 
@@ -37,7 +38,7 @@ def interpolate(real: Tensor, fake: Tensor, *, generator: torch.Generator | None
 def _uniform(shape: Sequence[int], like: Tensor, generator: torch.Generator | None) -> Tensor:
     device = like.device if generator is None else generator.device
     drawn = torch.rand(*shape, generator=generator, device=device, dtype=accumulation_dtype(like.dtype))
-    return drawn.to(like.device)
+    return to_device(drawn, like.device)
 
 
 def points(

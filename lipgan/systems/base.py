@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lipgan import models
+from lipgan._transfer import to_device
 from lipgan.data import Dataset
 from lipgan.recipe import Recipe
 
@@ -55,7 +56,7 @@ class Batch:
         # Drawn on the CPU so that a seed means the same numbers on every device.
         total = self.before + len(like) + self.after
         drawn = draw(total, *like.shape[1:], generator=self.random)
-        return drawn[self.before : self.before + len(like)].to(like)
+        return to_device(drawn[self.before : self.before + len(like)], like.device, like.dtype)
 
     @contextmanager
     def drawing(self, numbers: int, dtype: torch.dtype) -> Iterator[None]:
@@ -153,8 +154,8 @@ class System:
 
 
 def latents(generator: nn.Module, n: int, random: torch.Generator) -> Tensor:
-    """``n`` inputs of the generator, on the CPU: ``generator.latents(n, random)`` where it has that method, else
-    standard normal ``[n, latent_dim]``.
+    """``n`` inputs of the generator: ``generator.latents(n, random)`` where it has that method, on any device, else
+    standard normal ``[n, latent_dim]`` on the CPU.
 
     Raises:
         ValueError: a generator without ``latent_dim``.

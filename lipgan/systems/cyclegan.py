@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lipgan import models
+from lipgan._transfer import to_device
 from lipgan.recipe import Recipe
 from lipgan.systems._unused import refuse
 from lipgan.systems.base import Batch, LossOutput
@@ -95,7 +96,8 @@ class CycleGAN(GAN):
         """Samples of domain B, as many as those of A."""
         total = batch.before + len(batch.real) + batch.after
         drawn = torch.randint(len(self.data), (total,), generator=batch.random)
-        return transformed(self.data.samples[drawn[batch.before : batch.before + len(batch.real)]].to(batch.real))
+        mine = self.data.samples[drawn[batch.before : batch.before + len(batch.real)]]
+        return transformed(to_device(mine, batch.real.device, batch.real.dtype))
 
     def scores(self, real: Tensor, fake: Tensor, domain: str, batch: Batch) -> tuple[Tensor, Tensor]:
         """The scores of one domain's critic."""
@@ -153,8 +155,9 @@ class Translators(nn.Module):
         self.sources.copy_(samples[torch.arange(count) * len(samples) // count])
 
     def latents(self, n: int, random: torch.Generator) -> Tensor:
-        """``n`` samples of domain A, on the CPU."""
-        return self.sources.cpu()[torch.randint(len(self.sources), (n,), generator=random)]
+        """``n`` samples of domain A, on the device of the module."""
+        drawn = torch.randint(len(self.sources), (n,), generator=random)
+        return self.sources[to_device(drawn, self.sources.device)]
 
     def forward(self, x: Tensor, *, back: bool = False) -> Tensor:
         """``x [B, *shape]`` of domain A -> B, or with ``back`` of domain B -> A."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lipgan import data as datasets
 from lipgan import recipes, systems
 from lipgan._checks import check_count, check_range
+from lipgan._transfer import to_device
 from lipgan.data import BatchOrder, Dataset
 from lipgan.recipes import Recipe
 from lipgan.systems import Batch, latents
@@ -369,13 +370,13 @@ class Trainer:
     def _part(self, indices: Tensor, z: Tensor, part: int) -> Batch:
         size = len(indices) // self._parts
         start = part * size
-        indices = indices.to(self.device)
+        indices = to_device(indices, self.device)
         mine = indices[start : start + size]
         return Batch(
             real=self._samples[mine],
             labels=None if self._labels is None else self._labels[mine],
             # Drawn on the CPU so that a seed means the same noise on every device.
-            z=z[start : start + size].to(self.device, self._dtype),
+            z=to_device(z[start : start + size], self.device, self._dtype),
             random=self._noise,
             before=start,
             after=len(indices) - start - size,

@@ -9,8 +9,8 @@ import torch
 
 
 def max_error(value: torch.Tensor, truth: torch.Tensor) -> float:
-    """Largest absolute difference, in float64; inf where one side is NaN and the other is not."""
-    value, truth = value.detach().double(), truth.detach().double()
+    """Largest absolute difference, in float64, on the CPU; inf where one side is NaN and the other is not."""
+    value, truth = value.detach().double().cpu(), truth.detach().double().cpu()
     assert value.shape == truth.shape, f"shapes differ: {tuple(value.shape)} and {tuple(truth.shape)}"
     if value.numel() == 0:
         return 0.0

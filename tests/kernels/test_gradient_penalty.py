@@ -12,6 +12,8 @@ from lipgan.kernels import gradient_penalty as kernels
 from tolerance import assert_as_accurate
 from torch import Tensor
 
+pytestmark = pytest.mark.interpreter
+
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 
 # Rows: single elements, odd sizes, several rows a program and a partial last program, more than one wide load.

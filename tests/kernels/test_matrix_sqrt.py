@@ -14,6 +14,8 @@ from lipgan.kernels import matrix_sqrt as kernels
 from tolerance import assert_as_accurate
 from torch import Tensor
 
+pytestmark = pytest.mark.interpreter
+
 DTYPES = [torch.float32, torch.float64]
 
 # Sides of 1, primes, tall, wide, a batch; 63 to 65 lie around a tile, 130 has three tiles of which the last is partial.

@@ -13,6 +13,8 @@ from torch import Tensor
 from lipgan import ops
 from lipgan.reference import nearest_neighbours as reference
 
+pytestmark = pytest.mark.interpreter
+
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 
 # Of x, y and features, around the tiles of `small_tiles`: one, primes, exact, one more.

@@ -11,6 +11,8 @@ from lipgan.kernels.spectral_norm import forward as forward_kernels
 from tolerance import assert_as_accurate
 from torch import Tensor
 
+pytestmark = pytest.mark.interpreter
+
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 
 # Sides of 1, primes, tall, wide. (9, 1030) has several blocks of rows and a second, partial column tile;

@@ -102,9 +102,9 @@ def test_bound_lies_between_sigma_and_the_convergence_factor(
     drawn: dict[str, Any], n_iterations: int, dtype: torch.dtype
 ) -> None:
     scale = 10.0 ** drawn.pop("exponent")
-    a = torch.from_numpy(with_spectrum(**drawn) * scale).to(dtype)
+    a = torch.as_tensor(with_spectrum(**drawn) * scale).to(dtype)
     shape = (drawn["m"], drawn["n"])
-    sigma = float(scipy.linalg.svdvals(a.double().numpy())[0])
+    sigma = float(scipy.linalg.svdvals(a.double().numpy(force=True))[0])
     bound = float(spectral_norm_bound(a, n_iterations=n_iterations))
     excess = relative_excess(shape, min(shape), n_iterations, dtype)
     assert bound / sigma - 1 >= -lapack_error(shape)
@@ -140,7 +140,7 @@ def test_known_sigma_is_not_undercut(n: int, dtype: torch.dtype) -> None:
 def test_bound_is_the_schatten_norm(n_iterations: int) -> None:
     a = torch.randn(13, 29, dtype=torch.float64)
     q = 2.0 ** (n_iterations + 1)
-    s = scipy.linalg.svdvals(a.numpy())
+    s = scipy.linalg.svdvals(a.numpy(force=True))
     schatten = s[0] * ((s / s[0]) ** q).sum() ** (1 / q)
     tolerance = relative_excess((13, 29), 1, n_iterations, torch.float64) + lapack_error((13, 29))
     assert abs(float(spectral_norm_bound(a, n_iterations=n_iterations)) / schatten - 1) <= tolerance
@@ -151,7 +151,7 @@ def test_bound_decreases_with_the_iterations_and_reaches_sigma() -> None:
     bounds = [float(spectral_norm_bound(a, n_iterations=t)) for t in range(1, 31)]
     assert all(later <= earlier * (1 + 1e-11) for earlier, later in itertools.pairwise(bounds))
     # 20^(2^-31) - 1 = 1.4e-9
-    assert bounds[-1] / float(scipy.linalg.svdvals(a.numpy())[0]) - 1 <= 1.5e-9
+    assert bounds[-1] / float(scipy.linalg.svdvals(a.numpy(force=True))[0]) - 1 <= 1.5e-9
 
 
 @pytest.mark.parametrize("value", [0.1, 0.3, 0.7, 1.1, 1.3, 1.7])
@@ -318,7 +318,7 @@ def dense(layer: nn.Module, channels_in: int, size: tuple[int, ...]) -> np.ndarr
     """The Jacobian of a linear layer, one column per input element."""
     columns = torch.eye(channels_in * int(np.prod(size)), dtype=torch.float64)
     with torch.no_grad():
-        return layer(columns.unflatten(1, (channels_in, *size))).flatten(1).T.numpy()
+        return layer(columns.unflatten(1, (channels_in, *size))).flatten(1).T.numpy(force=True)
 
 
 def power_iteration_error(s: np.ndarray, inputs: int, n_iterations: int) -> float:
@@ -348,7 +348,7 @@ def test_conv_spectral_norm_is_the_norm_of_the_dense_jacobian(case: Case) -> Non
 @pytest.mark.parametrize("case", LAYERS, ids=str)
 def test_conv_operator_and_its_adjoint(case: Case) -> None:
     layer, size, options = build(case)
-    jacobian = torch.from_numpy(dense(layer, case[1], size))
+    jacobian = torch.as_tensor(dense(layer, case[1], size))
     weight = layer.weight.detach()
     operator = ConvOperator.create(weight, size, **options)
     x = torch.randn(operator.input_shape, dtype=torch.float64)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tolerance import assert_as_accurate
+from tolerance import assert_as_accurate, max_error
 from torch import Tensor
 
 from lipgan.metrics import FeatureStats, feature_stats
@@ -50,10 +50,10 @@ def test_covariance_under_a_common_offset(sizes: list[int], offset: float) -> No
         assert stats.update(part) is stats
     assert stats.count == 700
     # numpy.cov of the features without the offset: a common offset costs nothing.
-    peer = torch.from_numpy(np.cov(x.numpy(), rowvar=False))
+    peer = torch.as_tensor(np.cov(x.numpy(force=True), rowvar=False))
     assert_as_accurate(stats.cov, peer, cov, roundings=roundings(700))
     assert torch.equal(stats.cov, stats.cov.T)
-    assert (stats.mean - (mean + offset)).abs().max() <= 2 * np.spacing(abs(offset) + 2)
+    assert max_error(stats.mean, mean + offset) <= 2 * np.spacing(abs(offset) + 2)
 
 
 def test_the_naive_formula_fails_under_this_offset() -> None:
@@ -114,7 +114,7 @@ def test_any_split_and_any_tree_of_merges(
     assert stats.count == n
     # The scale is that of the features, 4: where few samples lie close together the variance is smaller.
     assert_as_accurate(stats.cov, cov, cov, roundings=roundings(n), scale=16.0)
-    assert (stats.mean - (mean + offset)).abs().max() <= 2 * np.spacing(offset + 4)
+    assert max_error(stats.mean, mean + offset) <= 2 * np.spacing(offset + 4)
 
 
 def test_merging_with_itself_doubles_the_samples() -> None:
@@ -131,8 +131,8 @@ def test_a_batch_far_from_the_others() -> None:
     x, _, cov = grid(500, 4)
     far = torch.full((1, 4), 1e8, dtype=torch.float64)
     stats = FeatureStats(4).update(far).update(x)
-    both = torch.cat([far, x]).numpy()
-    assert_as_accurate(stats.cov, torch.from_numpy(np.cov(both.T)), torch.from_numpy(np.cov(both.T)), roundings=100)
+    both = torch.cat([far, x]).numpy(force=True)
+    assert_as_accurate(stats.cov, torch.as_tensor(np.cov(both.T)), torch.as_tensor(np.cov(both.T)), roundings=100)
     rest = FeatureStats(4).update(x).update(far)
     assert_as_accurate(rest.cov, stats.cov, stats.cov, roundings=100)
     assert cov.abs().max() < 10
@@ -145,11 +145,11 @@ def read_only(x: np.ndarray) -> np.ndarray:
 
 
 LAYOUTS: dict[str, Callable[[Tensor], Any]] = {
-    "numpy": lambda x: x.numpy(),
-    "read-only": lambda x: read_only(x.numpy()),
-    "reversed": lambda x: np.ascontiguousarray(x.numpy()[::-1, ::-1])[::-1, ::-1],
-    "Fortran": lambda x: np.asfortranarray(x.numpy()),
-    "big-endian": lambda x: x.numpy().astype(">f8"),
+    "numpy": lambda x: x.numpy(force=True),
+    "read-only": lambda x: read_only(x.numpy(force=True)),
+    "reversed": lambda x: np.ascontiguousarray(x.numpy(force=True)[::-1, ::-1])[::-1, ::-1],
+    "Fortran": lambda x: np.asfortranarray(x.numpy(force=True)),
+    "big-endian": lambda x: x.numpy(force=True).astype(">f8"),
     "transposed": lambda x: x.T.contiguous().T,
     "strided": lambda x: x.repeat_interleave(2, 0).repeat_interleave(3, 1)[::2, ::3],
     "requires grad": lambda x: x.clone().requires_grad_(),
@@ -171,7 +171,7 @@ def test_layouts(layout: str) -> None:
 def test_features_are_not_changed() -> None:
     x, _, _ = grid(50, 6)
     before = x.clone()
-    FeatureStats(6).update(x).update(x.numpy())
+    FeatureStats(6).update(x).update(x.numpy(force=True))
     assert torch.equal(x, before)
 
 
@@ -293,15 +293,15 @@ def test_others_read_our_file(tmp_path: Path) -> None:
         mu, sigma = file["mu"][:], file["sigma"][:]
     assert mu.dtype == sigma.dtype == np.float64
     assert mu.shape == (5,)
-    np.testing.assert_allclose(mu, mean, rtol=1e-13)
-    np.testing.assert_allclose(sigma, cov, rtol=1e-13)
+    np.testing.assert_allclose(mu, mean.cpu(), rtol=1e-13)
+    np.testing.assert_allclose(sigma, cov.cpu(), rtol=1e-13)
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 @pytest.mark.parametrize("write", [np.savez, np.savez_compressed])
 def test_we_read_the_files_of_others(tmp_path: Path, write: Callable[..., None], dtype: Any) -> None:
     x, _, _ = grid(80, 5)
-    mu, sigma = x.numpy().mean(0).astype(dtype), np.cov(x.numpy(), rowvar=False).astype(dtype)
+    mu, sigma = x.numpy(force=True).mean(0).astype(dtype), np.cov(x.numpy(force=True), rowvar=False).astype(dtype)
     write(tmp_path / "other.npz", mu=mu, sigma=sigma)
     stats = FeatureStats.load(tmp_path / "other.npz")
     assert stats.count is None

@@ -1,13 +1,17 @@
 """lipgan.metrics.features: what every extractor promises, and what each one computes."""
 
+from typing import Any
+
 import pytest
 import torch
+from devices import DEVICE
 from safetensors.torch import load_file
 from torch import nn
 
 from lipgan import data
 from lipgan.metrics import FrechetDistance
-from lipgan.metrics.features import EXTRACTORS, FeatureExtractor, Pixels, get, names
+from lipgan.metrics import features as features_module
+from lipgan.metrics.features import EXTRACTORS, FeatureExtractor, Pixels, names
 from lipgan.metrics.features import digits as digits_module
 from lipgan.metrics.features.digits import HELD_OUT, WEIGHTS
 
@@ -15,18 +19,23 @@ from lipgan.metrics.features.digits import HELD_OUT, WEIGHTS
 SHIPPED = ["digits", "pixels", "random"]
 
 
+def get(name: str, **options: Any) -> Any:
+    """The extractor, on the device of the images."""
+    return features_module.get(name, **options).to(DEVICE)
+
+
 def images(n: int = 5, channels: int = 3, height: int = 16, width: int = 16) -> torch.Tensor:
     return torch.randint(0, 256, (n, channels, height, width), dtype=torch.uint8)
 
 
 def unit_digits(size: int) -> torch.Tensor:
-    return (data.load("digits", size).samples + 1) / 2
+    return (data.load("digits", size).samples.to(DEVICE) + 1) / 2
 
 
 def held_out_labels() -> torch.Tensor:
     labels = data.load("digits").labels
     assert labels is not None
-    return labels[HELD_OUT]
+    return labels[HELD_OUT].to(DEVICE)
 
 
 # ---- every extractor ----
@@ -88,7 +97,7 @@ def test_extractors_are_frozen_and_differentiable_in_the_images(name: str) -> No
 def test_bad_images_are_refused(name: str) -> None:
     extractor = get(name)
     with pytest.raises(TypeError, match="images must be a tensor, got ndarray"):
-        extractor(images().numpy())  # type: ignore[arg-type]
+        extractor(images().numpy(force=True))  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"uint8 or a floating-point dtype, got torch\.int64"):
         extractor(images().long())
     for shape in [(3, 8, 8), (2, 4, 8, 8), (2, 2, 8, 8), (2, 8, 8, 3), (2, 3, 0, 8), (2, 3, 8, 0)]:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
+from devices import DEVICE, as_on_cpu
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -173,7 +174,7 @@ def test_condition_1e16_within_the_bound() -> None:
 
 @pytest.mark.parametrize("d", [2, 33])
 def test_against_scipy(d: int) -> None:
-    x, y = randn(4 * d, d).numpy(), randn(4 * d, d, seed=1).numpy() * 2 + 1
+    x, y = randn(4 * d, d).numpy(force=True), randn(4 * d, d, seed=1).numpy(force=True) * 2 + 1
     mu1, sigma1, mu2, sigma2 = x.mean(0), np.cov(x.T), y.mean(0), np.cov(y.T)
     root = scipy.linalg.sqrtm(sigma1 @ sigma2).real
     expected = ((mu1 - mu2) ** 2).sum() + np.trace(sigma1 + sigma2 - 2 * root)
@@ -255,7 +256,7 @@ def test_features_with_a_common_offset(method: str) -> None:
 def test_features_agree_with_statistics(method: str, ddof: int) -> None:
     for n1, n2, d in ((30, 20, 8), (6, 200, 8), (200, 6, 8), (5, 7, 8)):
         x, y = randn(n1, d), randn(n2, d, seed=1) * 2 + 0.5
-        first, second = FeatureStats(d, ddof=ddof).update(x), FeatureStats(d, ddof=ddof).update(y)
+        first, second = (FeatureStats(d, ddof=ddof, device=DEVICE).update(z) for z in (x, y))
         expected = frechet_distance(first.mean, first.cov, second.mean, second.cov)
         value = frechet_distance_from_features(x, y, method=method, ddof=ddof)
         assert value.shape == ()
@@ -340,8 +341,8 @@ def test_second_moments_in_float32(n: int, d: int, offset: float, method: str) -
     exact = [torch.cov(z.T, correction=0) for z in (x, y)]
     assert info.clipped <= clipped_at_most([s1, s2], exact)
     assert info.clipped > 0 or n > d
-    arrays = frechet_distance(*(z.numpy() for z in (mu1, s1, mu2, s2)), method=method)
-    assert arrays == float(value)
+    arrays = frechet_distance(*(z.numpy(force=True) for z in (mu1, s1, mu2, s2)), method=method)
+    assert arrays == as_on_cpu(float(value))
 
 
 @pytest.mark.parametrize(("dtype", "accuracy"), [(torch.float16, 4e-3), (torch.bfloat16, 3e-2)])
@@ -411,7 +412,7 @@ def test_files_of_float32(tmp_path: pathlib.Path) -> None:
     stats = []
     for k, z in enumerate((x, y)):
         mean, cov = moments(z, torch.float32)
-        np.savez(tmp_path / f"{k}.npz", mu=mean.numpy(), sigma=cov.numpy())
+        np.savez(tmp_path / f"{k}.npz", mu=mean.numpy(force=True), sigma=cov.numpy(force=True))
         stats.append(FeatureStats.load(tmp_path / f"{k}.npz"))
     value, info = frechet.distance_of_statistics(*stats)
     assert float(value) == pytest.approx(float(frechet_distance_from_features(x, y, ddof=0)), rel=2e-3)
@@ -429,16 +430,16 @@ def test_files_of_float32(tmp_path: pathlib.Path) -> None:
 @pytest.mark.filterwarnings("error")
 def test_arrays_in_arrays_out() -> None:
     pair = Pair("flat", "clustered", 12)
-    arrays = [x.numpy() for x in pair.statistics]
+    arrays = [x.numpy(force=True) for x in pair.statistics]
     for array in arrays:
         array.flags.writeable = False
     value, info = frechet_distance(*arrays, return_info=True)
     assert type(value) is np.float64
-    assert value == frechet_distance(*pair.statistics).item()
+    assert value == as_on_cpu(frechet_distance(*pair.statistics).item())
     assert info.rank == (12, 12)
     fortran = [np.asfortranarray(x[::-1].copy()[::-1]) for x in arrays]
     assert frechet_distance(*fortran) == value
-    assert frechet_distance_from_features(randn(4, 3).numpy(), randn(5, 3).numpy()).shape == ()
+    assert frechet_distance_from_features(randn(4, 3).numpy(force=True), randn(5, 3).numpy(force=True)).shape == ()
 
 
 def test_inputs_are_not_changed() -> None:
@@ -657,7 +658,7 @@ def test_metric_of_batches() -> None:
 def test_metric_of_features_and_arrays() -> None:
     metric = FrechetDistance(ddof=0)
     real, fake = randn(5, 9), randn(6, 9, seed=1)
-    metric.update(real.numpy(), real=True)
+    metric.update(real.numpy(force=True), real=True)
     metric.update(fake, real=False)
     expected = frechet_distance_from_features(real, fake, ddof=0)
     torch.testing.assert_close(metric.compute(), expected, rtol=1e-10, atol=0)
@@ -776,7 +777,7 @@ def test_bad_pairs() -> None:
     with pytest.raises(TypeError, match="mu1 must have a real floating-point dtype, got int64"):
         frechet_distance(np.zeros(3, int), np.eye(3), np.zeros(3), np.eye(3))
     meta = {name: value.to("meta") for name, value in bad().items() if name.endswith("2")}
-    with pytest.raises(ValueError, match="all arguments must be on one device, got cpu, meta"):
+    with pytest.raises(ValueError, match=f"all arguments must be on one device, got {DEVICE}, meta"):
         frechet_distance(**bad(**meta))
 
 
@@ -803,7 +804,7 @@ def test_bad_feature_options() -> None:
     x = torch.ones(4, 3)
     with pytest.raises(ValueError, match="fake must have 3 features like real, got 2"):
         frechet_distance_from_features(x, x[:, :2])
-    with pytest.raises(ValueError, match="fake must be on the device of real, cpu, got meta"):
+    with pytest.raises(ValueError, match=f"fake must be on the device of real, {DEVICE}, got meta"):
         frechet_distance_from_features(x, x.to("meta"))
     with pytest.raises(ValueError, match="method must be one of auto, cross-gram, covariance, got 'svd'"):
         frechet_distance_from_features(x, x, method="svd")

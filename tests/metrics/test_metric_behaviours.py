@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from devices import DEVICE
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -25,7 +26,7 @@ class Digits:
     """Two halves of the digits in [0, 1], as real and as perfectly generated images."""
 
     def __init__(self) -> None:
-        samples, labels = data.digits(8).samples, data.digits(8).labels
+        samples, labels = data.digits(8).samples.to(DEVICE), data.digits(8).labels.to(DEVICE)
         order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(0))
         images = (samples[order] + 1) / 2
         self.real, self.fake = images[:900], images[900:]
@@ -42,7 +43,7 @@ def pixel_distance(real: Tensor, fake: Tensor) -> float:
 
 
 def digit_distance(real: Tensor, fake: Tensor) -> float:
-    features = get("digits")
+    features = get("digits").to(real.device)
     return float(frechet_distance_from_features(features(real), features(fake)))
 
 
@@ -85,7 +86,7 @@ def test_distances_grow_as_modes_are_dropped(distance: Distance, digits: Digits)
 
 
 def test_the_inception_score_is_blind_to_one_image_per_class(digits: Digits) -> None:
-    classifier = DigitFeatures()
+    classifier = DigitFeatures().to(digits.real.device)
     real = classifier.probabilities(digits.real)
     # Of every class the one image that the classifier is surest of, over and over.
     surest = torch.stack([digits.real[real[:, label].argmax()] for label in range(10)]).repeat(90, 1, 1, 1)
@@ -95,7 +96,7 @@ def test_the_inception_score_is_blind_to_one_image_per_class(digits: Digits) -> 
 
 
 def test_the_inception_score_sees_dropped_classes(digits: Digits) -> None:
-    classifier = DigitFeatures()
+    classifier = DigitFeatures().to(digits.real.device)
     kept = [digits.fake[digits.fake_labels < classes] for classes in (1, 2, 6, 10)]
     assert grows([inception_score(classifier.probabilities(images), 1)[0] for images in kept])
 

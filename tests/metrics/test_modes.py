@@ -31,7 +31,11 @@ def test_one_by_one(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
         distances = [math.dist(sample, mode) for mode in modes.tolist()]
         if min(distances) <= 2 * 0.2:
             expected[distances.index(min(distances))] += 1
-    for x, centres in ((samples, modes), (samples.numpy(), modes.numpy()), (samples.T.contiguous().T, modes)):
+    for x, centres in (
+        (samples, modes),
+        (samples.numpy(force=True), modes.numpy(force=True)),
+        (samples.T.contiguous().T, modes),
+    ):
         found = mode_coverage(x, centres, 0.2, radius=2, min_samples=3)
         assert found.counts.tolist() == expected
         assert found.covered == sum(count >= 3 for count in expected)

@@ -144,7 +144,7 @@ def test_two_dtypes_meet_in_the_wider() -> None:
 
 
 def test_metric_in_batches() -> None:
-    real, fake = _samples("plain", torch.float32)
+    real, fake = (samples.cpu() for samples in _samples("plain", torch.float32))  # where arrays are
     metric = PRDC(nearest_k=3, compare="le", reset_real_features=False)
     for part in real.split(40):
         metric.update(part, real=True)

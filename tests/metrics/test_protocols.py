@@ -40,7 +40,7 @@ def test_names() -> None:
 
 @pytest.mark.parametrize("name", protocols.names())
 def test_frechet_distance(name: str) -> None:
-    x, y = rows(40, 3, 0).numpy(), 2 * rows(30, 3, 1).numpy()
+    x, y = rows(40, 3, 0).numpy(force=True), 2 * rows(30, 3, 1).numpy(force=True)
     expected = frechet_distance(x.mean(0), np.cov(x, rowvar=False), y.mean(0), np.cov(y, rowvar=False))
     distance = frechet_distance_from_features(x, y, ddof=protocols.get(name).ddof)
     assert float(distance) == pytest.approx(expected, rel=1e-9)
@@ -49,7 +49,7 @@ def test_frechet_distance(name: str) -> None:
 @pytest.mark.parametrize(("name", "ddof"), [("torch-fidelity", 0), ("torchmetrics", 1)])
 def test_inception_score(name: str, ddof: int) -> None:
     probs = rows(100, 5, 0).softmax(1)
-    shuffled = probs[torch.randperm(100, generator=torch.Generator().manual_seed(3))].numpy()
+    shuffled = probs[torch.randperm(100, generator=torch.Generator().manual_seed(3))].numpy(force=True)
     scores = [np.exp((p * (np.log(p) - np.log(p.mean(0)))).sum(1).mean()) for p in np.split(shuffled, 10)]
     values = inception_score(probs, generator=torch.Generator().manual_seed(3), protocol=name)
     assert values == pytest.approx((np.mean(scores), np.std(scores, ddof=ddof)), rel=1e-9)

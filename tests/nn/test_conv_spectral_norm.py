@@ -38,7 +38,7 @@ def jacobian_norm(layer: nn.Module, input_shape: tuple[int, ...]) -> float:
     columns = torch.eye(count, dtype=torch.float64).unflatten(1, input_shape)
     with torch.no_grad():
         j = layer(columns) - layer(torch.zeros_like(columns))
-    return float(scipy.linalg.svdvals(j.flatten(1).numpy())[0])
+    return float(scipy.linalg.svdvals(j.flatten(1).numpy(force=True))[0])
 
 
 @pytest.mark.parametrize(("kind", "arguments", "options", "size"), LAYERS, ids=str)

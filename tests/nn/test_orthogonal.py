@@ -47,7 +47,7 @@ def operator_norm(layer: nn.Module, input_shape: tuple[int, ...]) -> float:
     columns = torch.eye(math.prod(input_shape), dtype=torch.float64).unflatten(1, input_shape)
     with torch.no_grad():
         j = layer(columns) - layer(torch.zeros_like(columns))
-    return float(scipy.linalg.svdvals(j.flatten(1).numpy())[0])
+    return float(scipy.linalg.svdvals(j.flatten(1).numpy(force=True))[0])
 
 
 @pytest.mark.parametrize(("kind", "arguments", "options", "size", "windows"), LAYERS, ids=str)
@@ -85,8 +85,8 @@ def test_the_weight_is_the_nearest_orthogonal_one(shape: tuple[int, int]) -> Non
     a = torch.randn(shape, dtype=torch.float64)
     with torch.no_grad():
         layer.parametrizations.weight.original.copy_(a)
-    u, _ = scipy.linalg.polar(a.numpy(), side="right" if shape[0] >= shape[1] else "left")
-    torch.testing.assert_close(layer.weight.detach(), torch.from_numpy(u), rtol=0, atol=1e-13)
+    u, _ = scipy.linalg.polar(a.numpy(force=True), side="right" if shape[0] >= shape[1] else "left")
+    torch.testing.assert_close(layer.weight.detach(), torch.as_tensor(u), rtol=0, atol=1e-13)
 
 
 def test_the_weight_starts_orthogonal_and_near_what_it_was() -> None:

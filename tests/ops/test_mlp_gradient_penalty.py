@@ -463,6 +463,7 @@ def test_modes_see_the_op() -> None:
     assert [tuple(t.shape) for t in (penalty, norms, *grads)] == [(), (6,), (7, 4), (1, 7)]
 
 
+@pytest.mark.cpu
 @pytest.mark.backend("native")
 def test_native_module_refuses_what_a_kernel_could_not_survive() -> None:
     critic = draw([4, 7], 6, torch.float32, scaled=[True])

@@ -11,6 +11,7 @@ import pytest
 import scipy.linalg
 import torch
 import torch.nn.functional as F
+from devices import DEVICE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerance import assert_as_accurate, max_error
@@ -179,9 +180,9 @@ def test_converged_iteration_gives_scipys_largest_singular_value(
     # Some hundred iterations; only the last two by a backend that is slow where there is no GPU.
     _, _, u, v = spectral_norm(weight, u, v, 400, dim=dim, backend="reference" if backend == "triton" else backend)
     y, sigma, _, _ = spectral_norm(weight, u, v, 2, dim=dim, backend=backend)
-    expected = scipy.linalg.svdvals(matrix.numpy())[0]
+    expected = scipy.linalg.svdvals(matrix.numpy(force=True))[0]
     assert abs(float(sigma) - expected) <= 1e-12 * expected
-    assert abs(scipy.linalg.svdvals(y.movedim(dim, 0).flatten(1).numpy())[0] - 1) <= 1e-12
+    assert abs(scipy.linalg.svdvals(y.movedim(dim, 0).flatten(1).numpy(force=True))[0] - 1) <= 1e-12
 
 
 @pytest.mark.parametrize("backend", ["reference", "native"])
@@ -442,7 +443,7 @@ def bad(**changes: object) -> Callable[[], object]:
         (bad(u=torch.ones(5)), ValueError, r"u must have shape \(4,\) .* got \(5,\)"),
         (bad(v=torch.ones(6, 1)), ValueError, r"v must have shape \(6,\) .* got \(6, 1\)"),
         (bad(u=torch.ones(4).double()), TypeError, "u must have the dtype of weight, torch.float32, got torch.float64"),
-        (bad(v=torch.ones(6, device="meta")), ValueError, "v must be on the device of weight, cpu, got meta"),
+        (bad(v=torch.ones(6, device="meta")), ValueError, f"v must be on the device of weight, {DEVICE}, got meta"),
         (bad(eps=0.0), ValueError, "eps must be positive, got 0.0"),
         (bad(eps=-1e-3), ValueError, "eps must be positive, got -0.001"),
         (bad(eps=math.nan), ValueError, "eps must be positive, got nan"),
@@ -481,6 +482,7 @@ def test_backend_that_cannot_serve_is_an_error_and_leaves_the_choice_unchanged()
     assert resolve("spectral_norm", None, "cpu") == "native"
 
 
+@pytest.mark.cpu
 @pytest.mark.backend("native")
 def test_native_module_refuses_what_a_kernel_could_not_survive() -> None:
     weight, u, v = draw((4, 6), 0, torch.float32)
@@ -507,13 +509,14 @@ def test_native_module_refuses_what_a_kernel_could_not_survive() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             backward(*arguments, "native")
-    for numbers in (1.5, [1.0], weight.numpy()):
+    for numbers in (1.5, [1.0], weight.numpy(force=True)):
         with pytest.raises(TypeError, match="weight must be a tensor"):
             _C.spectral_norm_fwd([numbers], [u], [v], 1, 1e-12, [0], 1)  # type: ignore[list-item]
     with pytest.raises(ValueError, match="isa must be one of"):
         _C.set_isa("quantum")
 
 
+@pytest.mark.cpu
 @pytest.mark.backend("native")
 def test_memory_of_outputs_is_reused_and_never_shared() -> None:
     weight, u, v = draw((128, 256), 0, torch.float32)  # 128 KB
@@ -648,6 +651,7 @@ def test_modes_and_the_profiler_see_the_op() -> None:
     assert [tuple(t.shape) for t in fake] == [(4, 6), (), (4,), (6,)]
 
 
+@pytest.mark.cpu
 def test_address_refuses_what_a_kernel_could_not_survive() -> None:
     tensor = torch.ones(4, 6)
     assert address(tensor, torch.float32, 24, "cpu") == tensor.data_ptr()

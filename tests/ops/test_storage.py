@@ -152,6 +152,7 @@ def test_channels_last_keeps_its_layout(backend: str) -> None:
     assert x_hat.stride() == plain.stride()
 
 
+@pytest.mark.hardware
 @pytest.mark.parametrize("backend", ["reference", "native", "triton"])
 def test_zeros_without_memory(backend: str) -> None:
     zeros = torch._efficientzerotensor((5, 9))
@@ -163,6 +164,7 @@ def test_zeros_without_memory(backend: str) -> None:
     assert not norms.any()
 
 
+@pytest.mark.cpu
 def test_addresses_refuse_what_a_kernel_would_misread() -> None:
     plain = torch.randn(6)
     assert materialized(plain) is plain
@@ -172,6 +174,7 @@ def test_addresses_refuse_what_a_kernel_would_misread() -> None:
             address(tensor, torch.float32, 6, "cpu")
 
 
+@pytest.mark.cpu
 @pytest.mark.backend("triton")
 def test_kernels_refuse_addresses_that_they_would_misread() -> None:
     from lipgan.kernels import spectral_norm as kernels
@@ -280,6 +283,7 @@ def test_roots_of_no_matrices(backend: str, shape: tuple[int, ...], grad: bool) 
         assert torch.autograd.grad(root.sum(), a)[0].shape == shape
 
 
+@pytest.mark.hardware
 @pytest.mark.backend("triton")
 @pytest.mark.usefixtures("poisoned_outputs")
 @pytest.mark.parametrize("shape", [(0, 3), (3, 0), (0, 0), (0, 4, 3), (2, 0, 3), (2, 3, 0)])

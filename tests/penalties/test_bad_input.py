@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.distributed
 import torch.multiprocessing
+from devices import DEVICE
 from penalty_critics import ENGINES, FLAT, mlp, outcome, refuses
 from torch import Tensor
 
@@ -16,11 +17,11 @@ from lipgan.penalties import explain
 BAD = [
     refuses("shapes", mlp, FLAT, FLAT[:, :4], match=r"fake must have the shape of real, \(4, 5\), got \(4, 4\)"),
     refuses("batches", mlp, FLAT, FLAT[:3], match=r"fake must have the shape of real, \(4, 5\), got \(3, 5\)"),
-    refuses("devices", mlp, FLAT, FLAT.to("meta"), match=r"fake must be on the device of real, cpu, got meta"),
+    refuses("devices", mlp, FLAT, FLAT.to("meta"), match=rf"fake must be on the device of real, {DEVICE}, got meta"),
     refuses("no fake", mlp, FLAT, match=r"fake must be given for kind 'wgan-gp', got None"),
     refuses("no fake for r1+r2", mlp, FLAT, kind="r1+r2", match=r"fake must be given for kind 'r1\+r2'"),
     refuses("no real", mlp, None, FLAT, error=TypeError, match="real must be a tensor, got NoneType"),
-    refuses("array", mlp, FLAT.numpy(), FLAT, error=TypeError, match="real must be a tensor, got ndarray"),
+    refuses("array", mlp, FLAT.numpy(force=True), FLAT, error=TypeError, match="real must be a tensor, got ndarray"),
     refuses("list", mlp, FLAT, [1.0], error=TypeError, match=r"fake\[0\] must be a tensor, got float"),
     refuses("integers", mlp, FLAT.long(), FLAT.long(), error=TypeError, match="real must be float32.* got torch.int64"),
     refuses("integer fake", mlp, FLAT, FLAT.int(), error=TypeError, match="fake must be float32.* got torch.int32"),

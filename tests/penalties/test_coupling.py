@@ -67,7 +67,7 @@ class Mixing(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, h: Tensor) -> Tensor:
-        return torch.from_numpy(h.detach().numpy() + h.detach().numpy().mean(0))
+        return torch.as_tensor(h.numpy(force=True) + h.numpy(force=True).mean(0))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:

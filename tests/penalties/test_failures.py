@@ -59,7 +59,7 @@ class Opaque(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
-        return torch.from_numpy(x.numpy(force=True) ** 2)
+        return torch.as_tensor(x.numpy(force=True) ** 2)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:

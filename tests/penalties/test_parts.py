@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from devices import DEVICE
 from torch import Tensor, nn
 
 import lipgan
@@ -155,7 +156,7 @@ A, B = torch.randn(4, 3), torch.randn(4, 2, 2)
         ((), None, ValueError, r"real must hold at least one tensor, got \(\)"),
         ({}, None, ValueError, r"real must hold at least one tensor, got \{\}"),
         ((A, B[:3]), None, ValueError, r"real\[1\] must hold as many samples as real\[0\], 4, got 3"),
-        ((A, B.to("meta")), None, ValueError, r"real\[1\] must be on the device of real\[0\], cpu, got meta"),
+        ((A, B.to("meta")), None, ValueError, rf"real\[1\] must be on the device of real\[0\], {DEVICE}, got meta"),
         ({"a": A, "b": B.long()}, None, TypeError, r"real\['b'\] must be float32.* got torch.int64"),
         ((A, (B, B)), None, TypeError, r"real\[1\] must be a tensor, got tuple"),
         ((A, B), A, ValueError, r"fake must consist of what real does: 0 of shape \[B, 3\], 1 of .*, got one tensor"),
