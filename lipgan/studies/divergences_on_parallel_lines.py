@@ -207,7 +207,7 @@ STUDY = Study(
         "width": 32,
         "lr": 2e-3,
     },
-    quick={"thetas": [-0.5, 0.0, 0.1, 1.0], "samples": 200, "steps": 200, "batch": 128},
+    quick={"thetas": [-0.5, 0.0, 0.1, 1.0], "samples": 200, "steps": 250, "batch": 128},
     seeds=(5, 2),
     units=_units,
     run=_run,

@@ -17,7 +17,7 @@ body { margin: 0 auto; padding: 1.5rem 1rem 3rem; max-width: 46rem; color: #1b1b
 h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 .5rem; }
 h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
 figure { margin: 0; }
-figure svg { width: 100%; height: auto; display: block; }
+figure svg { width: 100%; min-width: 34rem; height: auto; display: block; }
 figcaption, .small { color: #444; font-size: .9rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
@@ -67,10 +67,12 @@ def render(
     )
     # A figure in HTML needs no namespaces, and a reader who cannot see it needs its caption.
     figure = svg.replace("<svg ", f'<svg role="img" aria-label="{escape(study.caption)}" ', 1)
+    holding = sum(finding.verdict == HOLDS for finding in analysis.findings)
     return _document(
         study.title,
-        f"<h1>{escape(study.title)}</h1>\n<p>Verdict: {_verdict(analysis.verdict)}</p>\n"
-        f"<figure>\n{figure}\n<figcaption>{escape(study.caption)}</figcaption>\n</figure>\n"
+        f"<h1>{escape(study.title)}</h1>\n<p>Verdict: {_verdict(analysis.verdict)} ({holding} of {len(study.claims)} "
+        f"claims hold)</p>\n"
+        f'<figure>\n<div class="wide">\n{figure}\n</div>\n<figcaption>{escape(study.caption)}</figcaption>\n</figure>\n'
         f"<h2>Claims, and what was seen</h2>\n{claims}"
         f"<h2>Numbers</h2>\n{_table(analysis.table)}"
         f"<h2>What was run</h2>\n<p>{escape(study.method)}</p>\n"
@@ -111,8 +113,13 @@ def _verdict(verdict: str) -> str:
 
 def _table(table: Table) -> str:
     head = "".join(f"<th>{escape(name)}</th>" for name in table.columns)
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>\n" for row in table.cells())
+    body = "".join("<tr>" + "".join(f"<td>{_unbroken(cell)}</td>" for cell in row) + "</tr>\n" for row in table.cells())
     return f'<div class="wide">\n<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>\n</table>\n</div>\n'
+
+
+def _unbroken(cell: str) -> str:
+    """A number stays on one line with its deviation."""
+    return escape(cell).replace(" ± ", "&nbsp;±&nbsp;")
 
 
 def _as_table(settings: Settings) -> Table:

@@ -10,10 +10,10 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -107,8 +107,9 @@ def finish(
     missing = [unit for unit in units if _key(unit) not in done]
     total = len(units)
     progress(total - len(missing), total)
-    with path.open("ab") as file:
-        for count, finished in enumerate(_computed(study, settings, missing, workers), total - len(missing) + 1):
+    # Closed at once when the loop is left, so that no process goes on for a caller that has failed.
+    with path.open("ab") as file, closing(_computed(study, settings, missing, workers)) as computed:
+        for count, finished in enumerate(computed, total - len(missing) + 1):
             file.write(_line(_entry(finished)).encode())
             file.flush()
             os.fsync(file.fileno())
@@ -117,7 +118,7 @@ def finish(
     return [done[_key(unit)] for unit in units]
 
 
-def _computed(study: Study, settings: Settings, units: Sequence[Unit], workers: int) -> Iterator[Finished]:
+def _computed(study: Study, settings: Settings, units: Sequence[Unit], workers: int) -> Generator[Finished, None, None]:
     if workers == 1 or len(units) < 2:
         for unit in units:
             yield compute(study.run, settings, unit)

@@ -48,7 +48,8 @@ def test_the_page_is_valid_and_needs_nothing_else(folder):
     for claim in found["claims"]:
         for part in ("claim", "source", "rule", "verdict", "seen"):
             assert " ".join(claim[part].split()) in text, part
-    assert f"Verdict: {page._MARKS[found['verdict']]} {found['verdict']}" in text
+    holding = [claim["verdict"] for claim in found["claims"]].count("holds")
+    assert f"Verdict: {page._MARKS[found['verdict']]} {found['verdict']} ({holding} of 4 claims hold)" in text
     assert "lipgan study biased-gradients --seeds 2 --seed 3" in text
     # The numbers of the table are those of the file.
     for row in (folder / "table.md").read_text().splitlines()[2:]:

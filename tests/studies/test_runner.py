@@ -1,5 +1,6 @@
 """Units of work: kept when they are done, computed once, the same in any process."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -150,8 +151,8 @@ def test_workers_give_the_numbers_of_one_process(tmp_path):
 def test_a_killed_command_goes_on_where_it_was(tmp_path):
     """SIGKILL in the middle, by the file of units: none is lost and none is computed twice."""
     study = get("biased-gradients")
-    total = len(study.units(study.settings(True), range(12)))
-    command = [sys.executable, "-m", "lipgan", "study", study.name, "--quick", "--seeds", "12", "--out", str(tmp_path)]
+    total = len(study.units(study.settings(True), range(3)))
+    command = [sys.executable, "-m", "lipgan", "study", study.name, "--quick", "--seeds", "3", "--out", str(tmp_path)]
     path = tmp_path / study.name / runner.UNITS
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
@@ -172,3 +173,45 @@ def test_a_killed_command_goes_on_where_it_was(tmp_path):
     assert after[: len(kept) - 1] == kept[:-1]
     units = [json.dumps(json.loads(line)["unit"]) for line in after[1:]]
     assert len(units) == len(set(units)) == total
+
+
+@pytest.mark.slow
+def test_a_stopped_command_leaves_no_process(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "lipgan",
+        "study",
+        "biased-gradients",
+        "--quick",
+        "--seeds",
+        "200",
+        "--workers",
+        "2",
+    ]
+    path = tmp_path / "biased-gradients" / runner.UNITS
+    process = subprocess.Popen(
+        [*command, "--out", str(tmp_path)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
+    )
+    try:
+        end = time.monotonic() + 120
+        while not path.exists() or len(path.read_bytes().splitlines()) < 3:
+            assert process.poll() is None
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 128 + signal.SIGTERM
+        assert err.decode().splitlines()[-1] == "lipgan: stopped"
+        # Every process of the session, multiprocessing's helper too, is gone within a moment.
+        while time.monotonic() < end:
+            try:
+                os.killpg(process.pid, 0)
+            except ProcessLookupError:
+                break
+            time.sleep(0.05)
+        else:
+            pytest.fail("a process is left")
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
