@@ -313,7 +313,7 @@ STUDY = Study(
         "model_lr": 5e-3,
         "test_samples": 100000,
     },
-    quick={"steps": 200, "critic_steps": 2, "last_steps": 200, "batch": 256, "width": 32, "lr": 3e-3, "model_lr": 2e-2}
+    quick={"steps": 300, "critic_steps": 2, "last_steps": 150, "batch": 256, "width": 32, "lr": 3e-3, "model_lr": 2e-2}
     | {"test_samples": 20000},
     seeds=(5, 2),
     units=_units,
