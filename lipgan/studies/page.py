@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from lipgan.studies.study import FAILS, HOLDS, UNKNOWN, Analysis, Settings, Study, Table
+from lipgan.studies.study import FAILS, HOLDS, LECTURES, UNKNOWN, Analysis, Settings, Study, Table
 
 __all__ = ["overview", "render"]
 
@@ -67,6 +67,8 @@ def render(
     )
     # A figure in HTML needs no namespaces, and a reader who cannot see it needs its caption.
     figure = svg.replace("<svg ", f'<svg role="img" aria-label="{escape(study.caption)}" ', 1)
+    sources = " ".join(claim.source for claim in study.claims)
+    lectures = "; ".join(f"{name}: {title}" for name, title in LECTURES.items() if name in sources)
     holding = sum(finding.verdict == HOLDS for finding in analysis.findings)
     return _document(
         study.title,
@@ -74,6 +76,7 @@ def render(
         f"claims hold)</p>\n"
         f'<figure>\n<div class="wide">\n{figure}\n</div>\n<figcaption>{escape(study.caption)}</figcaption>\n</figure>\n'
         f"<h2>Claims, and what was seen</h2>\n{claims}"
+        f'<p class="small">{escape(lectures)}.</p>\n'
         f"<h2>Numbers</h2>\n{_table(analysis.table)}"
         f"<h2>What was run</h2>\n<p>{escape(study.method)}</p>\n"
         f"<p>{len(seeds)} seeds ({_seeds(seeds)}), {units} units of work, {_duration(seconds)} on one core. "

@@ -7,6 +7,7 @@ import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -14,6 +15,7 @@ from matplotlib.figure import Figure
 __all__ = [
     "FAILS",
     "HOLDS",
+    "LECTURES",
     "UNKNOWN",
     "VERDICTS",
     "Analysis",
@@ -30,6 +32,17 @@ __all__ = [
 
 #: The three verdicts.
 HOLDS, FAILS, UNKNOWN = VERDICTS = ("holds", "does not hold here", "cannot be told")
+
+#: What the sources of claims call the lectures.
+LECTURES: Mapping[str, str] = MappingProxyType(
+    {
+        "lecture 000": "R. Isachenko, Deep Generative Models, lecture 11 (Ozon Masters, 2021)",
+        "lecture 001": "R. Isachenko, Deep Generative Models, lecture 8 (AI Masters, 2024)",
+        "lecture 002": "R. Isachenko, Deep Generative Models, lecture 9 (MIPT, 2020)",
+        "lecture 003": "S. Yoon, Deep Learning, 15: Generative Adversarial Network (Seoul National University, 2020)",
+        "lecture 004": "D. Derkach, Generative adversarial networks (HSE-Yandex Autumn School, 2021)",
+    }
+)
 
 #: JSON values by name: the constants of a study, and what makes a unit of it, its "seed" among them.
 Settings = Mapping[str, Any]

@@ -38,7 +38,7 @@ _CLAIMS = (
     ),
     Claim(
         "trained",
-        "So does a trained one.",
+        "A discriminator that is trained to tell them apart saturates, too.",
         _SOURCE,
         f"the mean gradient norm of log(1 - D) over the generated points is below {_VANISHED:g}; in every seed",
     ),

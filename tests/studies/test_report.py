@@ -51,6 +51,8 @@ def test_the_page_is_valid_and_needs_nothing_else(folder):
     holding = [claim["verdict"] for claim in found["claims"]].count("holds")
     assert f"Verdict: {page._MARKS[found['verdict']]} {found['verdict']} ({holding} of 4 claims hold)" in text
     assert "lipgan study biased-gradients --seeds 2 --seed 3" in text
+    assert "lecture 004: D. Derkach" in text
+    assert "lecture 000" not in text
     # The numbers of the table are those of the file.
     for row in (folder / "table.md").read_text().splitlines()[2:]:
         for cell in row.strip("| ").split(" | "):

@@ -6,6 +6,9 @@ from study_checks import changed, verdicts
 
 from lipgan.studies.study import FAILS, HOLDS
 
+# Some seconds: the features of some ten thousand digits, and their neighbours.
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def study():
