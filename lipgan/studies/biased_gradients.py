@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from scipy.stats import binom
+from scipy.special import comb
 
 from lipgan.metrics.wasserstein import wasserstein_distance
 from lipgan.objectives.regularizers import energy_distance
@@ -91,10 +91,21 @@ def _run(settings: Settings, unit: Unit) -> dict[str, Any]:
     return {"path": path, "end": float(np.mean(path[len(path) // 2 :])), "error": error}
 
 
+def _shares(theta_star: float, m: int) -> np.ndarray[Any, Any]:
+    """How probable 0, 1, ..., m ones in a sample are."""
+    counts = np.arange(m + 1)
+    return np.asarray(comb(m, counts) * theta_star**counts * (1 - theta_star) ** (m - counts))
+
+
+def _median(theta_star: float, m: int) -> float:
+    """Of the mean of a sample."""
+    return int(np.searchsorted(_shares(theta_star, m).cumsum(), 0.5)) / m
+
+
 def _expected(theta_star: float, m: int, theta: np.ndarray[Any, Any], loss: str) -> np.ndarray[Any, Any]:
     """The expected gradient from a sample of size m, by a sum over its mean."""
     counts = np.arange(m + 1)
-    shares = binom.pmf(counts, m, theta_star)
+    shares = _shares(theta_star, m)
     gaps = theta[:, None] - counts / m
     return np.asarray((np.sign(gaps) if loss == "wasserstein" else 2 * gaps) @ shares)
 
@@ -163,7 +174,7 @@ def _analyse(settings: Settings, rows: Sequence[Finished]) -> Analysis:
             (
                 theta,
                 m,
-                float(binom.median(m, theta) / m),
+                _median(theta, m),
                 _ends(rows, theta, m, "wasserstein"),
                 _ends(rows, theta, m, "cramer"),
                 _bias(theta, m, "wasserstein"),

@@ -28,6 +28,12 @@ def test_the_expected_gradient_is_the_mean_over_samples(loss):
     assert biased_gradients._expected(theta_star, m, theta, loss) == pytest.approx(simulated, abs=0.01)
 
 
+@pytest.mark.parametrize(("theta", "m", "median"), [(0.6, 1, 1.0), (0.6, 4, 0.5), (0.9, 5, 1.0), (0.5, 3, 1 / 3)])
+def test_medians_of_samples(theta, m, median):
+    assert biased_gradients._median(theta, m) == pytest.approx(median)
+    assert biased_gradients._shares(theta, m).sum() == pytest.approx(1)
+
+
 def test_one_coin_says_nothing_of_theta():
     """With samples of one, the expected gradient of W is 1 - 2 theta*, wherever theta is."""
     theta = np.array([0.2, 0.5, 0.7])

@@ -11,7 +11,6 @@ import sys
 import time
 
 import pytest
-import study_checks
 import torch
 
 from lipgan.studies import Study, get, runner
@@ -134,75 +133,29 @@ def test_units_have_their_own_random_numbers_and_leave_those_of_the_caller():
 
 
 @pytest.mark.slow
-def test_workers_give_the_numbers_of_one_process(tmp_path):
-    study = study_checks.smaller("biased-gradients", steps=200, pairs=[[0.6, 1]])
-    settings = study.settings(False)
-    units = study.units(settings, [0, 1])
-    found = []
-    for workers in (1, 2):
-        folder = tmp_path / str(workers)
-        folder.mkdir()
-        found.append(results(runner.finish(study, settings, units, folder, workers=workers)))
-    assert found[0] == found[1]
-    assert len(found[0]) == 4
-
-
-@pytest.mark.slow
-def test_a_killed_command_goes_on_where_it_was(tmp_path):
-    """SIGKILL in the middle, by the file of units: none is lost and none is computed twice."""
+@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGKILL])
+def test_a_command_that_is_ended_leaves_no_process_and_is_resumed(tmp_path, ending):
+    """Two workers begin, this process goes on: nothing is lost or computed twice, and all numbers are the same."""
     study = get("biased-gradients")
-    total = len(study.units(study.settings(True), range(3)))
-    command = [sys.executable, "-m", "lipgan", "study", study.name, "--quick", "--seeds", "3", "--out", str(tmp_path)]
-    path = tmp_path / study.name / runner.UNITS
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        end = time.monotonic() + 120
-        while not path.exists() or len(path.read_bytes().splitlines()) < 4:
-            assert process.poll() is None
-            assert time.monotonic() < end
-            time.sleep(0.02)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    kept = path.read_bytes().splitlines()
-    assert 4 <= len(kept) <= total, "killed too late to be of use"
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr
-    assert f"{total} units of work, " in done.stderr
-    after = path.read_bytes().splitlines()
-    assert after[: len(kept) - 1] == kept[:-1]
-    units = [json.dumps(json.loads(line)["unit"]) for line in after[1:]]
-    assert len(units) == len(set(units)) == total
-
-
-@pytest.mark.slow
-def test_a_stopped_command_leaves_no_process(tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "lipgan",
-        "study",
-        "biased-gradients",
-        "--quick",
-        "--seeds",
-        "200",
-        "--workers",
-        "2",
-    ]
-    path = tmp_path / "biased-gradients" / runner.UNITS
+    settings = study.settings(True)
+    seeds = 200  # More than are done before the signal comes.
+    folder = tmp_path / study.name
+    path = folder / runner.UNITS
+    command = [sys.executable, "-m", "lipgan", "study", study.name, "--quick", "--seeds", str(seeds), "--workers", "2"]
     process = subprocess.Popen(
         [*command, "--out", str(tmp_path)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
     )
     try:
-        end = time.monotonic() + 120
-        while not path.exists() or len(path.read_bytes().splitlines()) < 3:
+        end = time.monotonic() + 200
+        while not path.exists() or len(path.read_bytes().splitlines()) < 4:
             assert process.poll() is None
             assert time.monotonic() < end
             time.sleep(0.05)
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(ending)
         _, err = process.communicate(timeout=60)
-        assert process.returncode == 128 + signal.SIGTERM
-        assert err.decode().splitlines()[-1] == "lipgan: stopped"
+        if ending == signal.SIGTERM:
+            assert process.returncode == 128 + signal.SIGTERM
+            assert err.decode().splitlines()[-1] == "lipgan: stopped"
         # Every process of the session, multiprocessing's helper too, is gone within a moment.
         while time.monotonic() < end:
             try:
@@ -215,3 +168,17 @@ def test_a_stopped_command_leaves_no_process(tmp_path):
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
+    kept = path.read_bytes().split(b"\n")[:-1]
+    done = {json.dumps(json.loads(line)["unit"]) for line in kept[1:]}
+    # The units that the workers have finished, and a few that they have not.
+    units = study.units(settings, range(seeds))
+    missing = [unit for unit in units if json.dumps(unit) not in done][:2]
+    wanted = [unit for unit in units if json.dumps(unit) in done] + missing
+    calls = []
+    counted = dataclasses.replace(study, run=lambda settings, unit: calls.append(unit) or study.run(settings, unit))
+    rows = runner.finish(counted, settings, wanted, folder)
+    assert calls == missing
+    after = path.read_bytes().splitlines()
+    assert after[: len(kept)] == kept
+    assert len(after) == len(kept) + len(missing)
+    assert results(rows[:3]) == results(runner.compute(study.run, settings, unit) for unit in wanted[:3])
