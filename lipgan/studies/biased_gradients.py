@@ -17,7 +17,7 @@ from lipgan.studies.study import Analysis, Claim, Finding, Finished, Settings, S
 
 __all__ = ["STUDY"]
 
-_SOURCE = "lecture 004, “WGAN: problems”; Bellemare et al. 2017, section 3.1"
+_SOURCE = "lecture 004, “WGAN: problems”; Bellemare et al. 2017"
 _ROUNDING, _BIAS, _AWAY, _NEAR = 1e-9, 0.1, 0.05, 0.03
 
 _CLAIMS = (
