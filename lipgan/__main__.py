@@ -23,6 +23,7 @@ _COMMANDS = MappingProxyType(
         "fid": "lipgan.commands.fid",
         "eval": "lipgan.commands.evaluate",
         "bench": "lipgan.bench",
+        "study": "lipgan.commands.study",
         "doctor": "lipgan.commands.doctor",
     }
 )

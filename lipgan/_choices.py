@@ -31,6 +31,19 @@ PROTOCOLS = ("clean", "lipgan", "pytorch-fid", "torch-fidelity", "torchmetrics")
 #: The modules of `lipgan.bench`.
 BENCHMARKS = ("spectral-norm", "gradient-penalty", "frechet", "prdc", "fid", "kid", "step")
 
+#: The modules of `lipgan.studies`, in the order of the lectures, and what each shows.
+STUDIES: Mapping[str, str] = MappingProxyType(
+    {
+        "divergences-on-parallel-lines": "KL and JS are blind to how far apart two lines are, Wasserstein is not",
+        "two-gaussians": "a discriminator saturates where a critic has a gradient",
+        "duality": "which critics bound the Wasserstein distance, and how tightly",
+        "f-gan": "six variational bounds, and the Gaussians that minimize the divergences",
+        "biased-gradients": "Wasserstein gradients from samples are biased, those of Cramer are not",
+        "spectral-norm": "one power iteration a step against the SVD; spectra of constrained layers",
+        "score-limitations": "what the Inception Score, FID, precision and recall do and do not see",
+    }
+)
+
 #: The least and the largest of whole numbers that a run is given. One that is larger is a slip of the keys: a batch of
 #: 10^12 would take all of the memory before anything fails.
 RANGES: Mapping[str, tuple[int, int]] = MappingProxyType(

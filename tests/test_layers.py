@@ -20,6 +20,7 @@ ROWS = (
     ("systems",),
     ("recipes",),
     ("training",),
+    ("studies",),
     ("commands", "compat"),
     ("bench",),
     ("__main__",),

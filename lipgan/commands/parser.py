@@ -280,5 +280,24 @@ def build() -> argparse.ArgumentParser:
         "--seconds", type=_seconds, default=3.0, metavar="S", help="time for each model (default: %(default)s)"
     )
 
+    study = add(
+        "study",
+        "see claims of the lectures happen: figure, table and page of each, with a verdict",
+        "lipgan study duality --quick --out runs/studies",
+    )
+    study.add_argument("name", nargs="?", metavar="NAME", help="of a study, or all")
+    study.add_argument("--list", action="store_true", help="print the names")
+    study.add_argument("--quick", action="store_true", help="a short run, of less than a minute")
+    study.add_argument(
+        "--out",
+        type=_path,
+        default=Path("runs/studies"),
+        metavar="DIR",
+        help="each study has a folder there, and goes on with what it holds (default: runs/studies)",
+    )
+    study.add_argument("--seeds", type=_whole(1, 1000), metavar="N", help="how many seeds (default: the study's)")
+    study.add_argument("--workers", type=_whole(1, 1024), default=1, metavar="N", help="processes (default: 1)")
+    study.add_argument("--overwrite", action="store_true", help="replace what the folders hold")
+
     add("doctor", "say which backend serves each op here, and why", "lipgan doctor")
     return parser

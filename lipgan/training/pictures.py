@@ -19,7 +19,17 @@ from torch.nn import functional as F
 
 from lipgan.data import Dataset
 
-__all__ = ["LABELS", "curves", "evaluation_page", "image_bytes", "picture", "sample_grid", "samples_shown"]
+__all__ = [
+    "COLOURS",
+    "DASHES",
+    "LABELS",
+    "curves",
+    "evaluation_page",
+    "image_bytes",
+    "picture",
+    "sample_grid",
+    "samples_shown",
+]
 
 GRID_PIXELS = 960
 GAP_LEVEL = 96
@@ -213,9 +223,9 @@ _PANELS = (
 )
 _SCALED = ("distance to data", "control")
 
-# Told apart by readers who see fewer colours, and by their dashes where there are none (Okabe and Ito 2008).
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))
+#: Told apart by readers who see fewer colours, and by their dashes where there are none (Okabe and Ito 2008).
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))
 
 
 def curves(history: Sequence[dict[str, Any]], title: str) -> bytes:
@@ -248,8 +258,8 @@ def curves(history: Sequence[dict[str, Any]], title: str) -> bytes:
             axes.plot(
                 steps,
                 values,
-                color=_COLOURS[index % len(_COLOURS)],
-                linestyle=_DASHES[index % len(_DASHES)],
+                color=COLOURS[index % len(COLOURS)],
+                linestyle=DASHES[index % len(DASHES)],
                 label=LABELS.get(key, key.replace("_", " ")),
                 # One point makes no line.
                 marker="o" if len(steps) == 1 else None,

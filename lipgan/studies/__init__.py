@@ -1,0 +1,16 @@
+"""Studies: claims of the lectures on GANs, seen to happen (or not) on this machine.
+
+study.py      what a study is: claims, units of work, analysis, figure
+registry.py   the studies by name; each is a module of that name
+runner.py     units of work: resumed, on one process or several
+critics.py    how the studies train their critics
+figures.py    the style of all figures
+page.py       the page of a study
+report.py     the folder of a study
+"""
+
+from lipgan.studies.registry import get, names
+from lipgan.studies.report import run_study
+from lipgan.studies.study import Analysis, Claim, Finding, Finished, Study, Table
+
+__all__ = ["Analysis", "Claim", "Finding", "Finished", "Study", "Table", "get", "names", "run_study"]

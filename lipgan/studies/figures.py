@@ -1,0 +1,119 @@
+"""The style of the figures of all studies, and their files.
+
+A figure fills half a page: 6.3 inches wide, letters of 9 points, colours that readers who see fewer of them tell apart
+(those of the training curves), and markers and dashes beside the colours.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import MappingProxyType
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from lipgan.training.pictures import COLOURS, DASHES
+
+__all__ = [
+    "COLOURS",
+    "DASHES",
+    "MARKERS",
+    "STYLE",
+    "WIDTH",
+    "as_png",
+    "as_svg",
+    "error_bars",
+    "panels",
+    "style",
+]
+
+WIDTH = 6.3
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+#: The style sheet, as of matplotlib.
+STYLE: Mapping[str, Any] = MappingProxyType(
+    {
+        "font.size": 9,
+        "axes.titlesize": 9,
+        "axes.labelsize": 9,
+        "legend.fontsize": 8,
+        "xtick.labelsize": 8,
+        "ytick.labelsize": 8,
+        "legend.frameon": False,
+        "axes.grid": True,
+        "grid.alpha": 0.3,
+        "grid.linewidth": 0.6,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "lines.linewidth": 1.6,
+        "lines.markersize": 5,
+        "errorbar.capsize": 2.5,
+        # Letters as outlines: the same picture on every machine.
+        "svg.fonttype": "path",
+        "svg.hashsalt": "lipgan",
+        "savefig.facecolor": "white",
+    }
+)
+
+_DPI = 150
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """Within, what is drawn has the style sheet."""
+    # matplotlib's own type lists every key, and a table of a few of them has another type.
+    values: Any = dict(STYLE)
+    with matplotlib.rc_context(values):
+        yield
+
+
+def panels(rows: int, columns: int, height: float, **options: Any) -> tuple[Figure, list[Axes]]:
+    """A figure of so many panels, ``height`` inches high in all, and its axes in reading order.
+
+    Call it within `style`, whose values most parts of a figure take when they are made.
+    """
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, **options)
+    return figure, list(axes.flat)
+
+
+def error_bars(
+    axes: Axes, x: Any, values: Any, index: int, label: str, *, line: str | None = None, offset: float = 0.0
+) -> None:
+    """Mean and standard deviation over seeds in the style of series ``index``; values ``[points, seeds]``."""
+    table = np.asarray(values, dtype=float)
+    deviation = table.std(1, ddof=1) if table.shape[1] > 1 else None
+    axes.errorbar(
+        np.asarray(x, dtype=float) + offset,
+        table.mean(1),
+        yerr=deviation,
+        color=COLOURS[index],
+        marker=MARKERS[index],
+        linestyle=DASHES[index % len(DASHES)] if line is None else line,
+        label=label,
+    )
+
+
+def as_png(figure: Figure) -> bytes:
+    """The figure as a file of pixels."""
+    buffer = io.BytesIO()
+    with style():
+        figure.savefig(buffer, format="png", dpi=_DPI, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def as_svg(figure: Figure) -> str:
+    """The figure as vectors: one element, which may stand in HTML as it is. The same figure gives the same text."""
+    buffer = io.StringIO()
+    with style():
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    text = buffer.getvalue()
+    # HTML has neither the declarations in front nor the names of RDF.
+    text = re.sub(r"\s*<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.S)
+    return text.strip()
