@@ -1,9 +1,9 @@
 """Whether a critic runs the same operations at every call, and what that depends on.
 
 A recording of a critic's operations may stand for a later call if nothing that the critic's Python code reads has
-changed, and if the code leaves nothing behind but tensors. `conditions_of` reads the code of every ``forward`` in a
-module, and of what it calls, and lists what has to stay the same; `Conditions` compares that, in about a
-microsecond for each module. What the reader does not know is refused: the answer costs time then, and no digit.
+changed, and if the code leaves nothing behind but tensors. `Conditions` reads the code of every ``forward`` in a
+module, and of what it calls, and notes what has to stay the same; it compares that in about a microsecond for each
+module. What the reader does not know is refused: the answer costs time then, and no digit.
 
 Known are PyTorch's own layers and functions, methods of tensors, and code that reads constants and calls those.
 Refused are changes of attributes, closures and globals, values that leave a tensor (``item``, ``numpy``), random
@@ -17,7 +17,7 @@ import copy
 import dis
 import math
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -29,23 +29,8 @@ _CONSTANTS = (bool, int, float, str, bytes, type(None), torch.dtype, torch.devic
 
 _BUILTINS = {
     *("abs", "all", "any", "bool", "dict", "divmod", "enumerate", "float", "int", "isinstance", "len", "list", "map"),
-    *(
-        "max",
-        "min",
-        "pow",
-        "range",
-        "reversed",
-        "round",
-        "set",
-        "slice",
-        "sorted",
-        "str",
-        "sum",
-        "super",
-        "tuple",
-        "zip",
-    ),
-    *("type", "AssertionError", "IndexError", "NotImplementedError", "RuntimeError", "TypeError", "ValueError"),
+    *("max", "min", "pow", "range", "reversed", "round", "set", "slice", "sorted", "str", "sum", "super", "tuple"),
+    *("type", "zip", "AssertionError", "IndexError", "NotImplementedError", "RuntimeError", "TypeError", "ValueError"),
 }
 
 # Attributes of a tensor by which its numbers leave it, or by which it is changed unseen.
@@ -69,6 +54,8 @@ _NAMESPACES = {torch, torch.nn, torch.nn.functional, torch.fft, torch.linalg, to
 # Modules of functions that are written in Python, and of those that are not.
 _TRUSTED = {"torch.functional", "torch.nn.functional", "torch._jit_internal"}
 _COMPILED = {"math", "torch", "torch._C._nn", "torch._C._special", "torch._C._fft", "torch._C._linalg"}
+# Settings of the process that are compared, or that the engines make.
+_SETTINGS = {"is_grad_enabled", "is_inference_mode_enabled", "is_autocast_enabled", "get_default_dtype"}
 _CONTEXTS = {torch.no_grad, torch.enable_grad, torch.Tensor, torch.Size, torch.FloatTensor}
 
 # Layers of PyTorch whose code does more than compute: parts of other processes, parameters that come late.
@@ -120,13 +107,13 @@ class _Reader:
 
     Attributes:
         names: of all attributes that are read.
-        globals: (namespace, name, object) that are read.
+        globals: (namespace, name, object) that are read, the namespace of a module or of a class.
         cells: (cell, content) of closures that are read.
     """
 
     def __init__(self) -> None:
         self.names: set[str] = set()
-        self.globals: list[tuple[dict[str, Any], str, Any]] = []
+        self.globals: list[tuple[Mapping[str, Any], str, Any]] = []
         self.cells: list[tuple[types.CellType, Any]] = []
         self._seen: set[types.FunctionType] = set()
         self._attributes: set[tuple[type, str]] = set()
@@ -179,26 +166,35 @@ class _Reader:
         where = function.__qualname__
         generator = code.co_name == "<genexpr>"
         namespace: Any = None  # a module whose attribute is read next
+        bare = False  # whether the last thing read must not be asked for attributes of its own
         for instruction in dis.get_instructions(code):
             name, argument = instruction.opname, instruction.argval
             if name in ("CACHE", "EXTENDED_ARG"):
                 continue
+            reads = name in ("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR", "LOAD_SUPER_METHOD")
             if namespace is not None:
-                if name not in ("LOAD_ATTR", "LOAD_METHOD"):
+                if not reads:
                     raise NotRepeatable(f"{where} hands on the module {namespace.__name__}")
                 value = vars(namespace).get(argument)
-                if value is None or not _is_trusted(value):
+                is_module = isinstance(value, types.ModuleType)
+                if value is None or not (value in _NAMESPACES if is_module else _is_trusted(value)):
                     raise NotRepeatable(f"{where} reads {namespace.__name__}.{argument}")
                 self.globals.append((vars(namespace), argument, value))
-                namespace = value if isinstance(value, types.ModuleType) else None
+                namespace = value if is_module else None
                 continue
+            if bare and (reads or name in ("STORE_FAST", "STORE_DEREF")):
+                raise NotRepeatable(f"{where} reads {argument} of a class or function")
+            bare = False
             if name in _LEAVING or (name in ("STORE_DEREF", "DELETE_DEREF") and argument in free):
                 raise NotRepeatable(f"{where} changes {argument}")
             if name in ("YIELD_VALUE", "RETURN_GENERATOR") and not generator:
                 raise NotRepeatable(f"{where} is a generator")
             if name == "LOAD_GLOBAL":
-                namespace = self._read_global(argument, function)
-            elif name in ("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR", "LOAD_SUPER_METHOD"):
+                value = self._read_global(argument, function)
+                if isinstance(value, types.ModuleType):
+                    namespace = value
+                bare = isinstance(value, (type, types.FunctionType))
+            elif reads:
                 if argument in _HIDING:
                     raise NotRepeatable(f"{where} reads {argument}")
                 self.names.add(argument)
@@ -206,20 +202,20 @@ class _Reader:
             if isinstance(constant, types.CodeType):
                 self._read_code(constant, function, free)
 
-    def _read_global(self, name: str, function: types.FunctionType) -> types.ModuleType | None:
-        """Read what a name stands for; a module is handed back, since it depends on which of its attributes is read."""
+    def _read_global(self, name: str, function: types.FunctionType) -> Any:
+        """Read what a name stands for, and hand it back; None for what is built in."""
         namespace = function.__globals__
-        if name in namespace:
-            value = namespace[name]
-            self.globals.append((namespace, name, value))
-            if isinstance(value, types.ModuleType):
-                if value not in _NAMESPACES:
-                    raise NotRepeatable(f"{function.__qualname__} reads the module {name}")
-                return value
+        if name not in namespace:
+            if name not in _BUILTINS or not hasattr(builtins, name):
+                raise NotRepeatable(f"{function.__qualname__} reads {name}")
+            return None
+        value = namespace[name]
+        self.globals.append((namespace, name, value))
+        if not isinstance(value, types.ModuleType):
             self._read_value(value, f"{name} in {function.__qualname__}")
-        elif name not in _BUILTINS or not hasattr(builtins, name):
-            raise NotRepeatable(f"{function.__qualname__} reads {name}")
-        return None
+        elif value not in _NAMESPACES:  # of the others, it depends on what is read of them
+            raise NotRepeatable(f"{function.__qualname__} reads the module {name}")
+        return value
 
     def _read_value(self, value: Any, what: str) -> None:
         """A value that code reads as it is: from its globals, its closure, or a class."""
@@ -241,6 +237,7 @@ class _Reader:
         for cls in type(module).__mro__:
             if name in cls.__dict__:
                 value = cls.__dict__[name]
+                self.globals.append((cls.__dict__, name, value))
                 if cls is nn.Module or cls is object:
                     if name not in _OF_MODULES and not name.startswith("__"):
                         raise NotRepeatable(f"{name} of a module is read")
@@ -284,13 +281,11 @@ def _is_constant(value: Any) -> bool:
 
 def _is_trusted(value: Any) -> bool:
     """Whether an object of PyTorch, or of ``math``, computes from its arguments alone."""
-    if isinstance(value, types.ModuleType):
-        return value in _NAMESPACES
     if isinstance(value, types.BuiltinFunctionType):
         if value.__module__ not in _COMPILED or value.__name__ in ("from_numpy", "frombuffer", "from_file"):
             return False
         # Beside its operations the module torch has the settings of the process.
-        return value.__self__ is not torch._C or value.__name__.startswith(("is_", "get_"))
+        return value.__self__ is not torch._C or value.__name__ in _SETTINGS
     if isinstance(value, types.FunctionType):
         return value.__module__ in _TRUSTED or value is torch.compiler.is_compiling
     if isinstance(value, type):

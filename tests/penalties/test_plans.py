@@ -397,12 +397,54 @@ class ByClosure(Refused):
         return self.score(x, self.count())
 
 
+class Setting(nn.Module):
+    scale = 1.0
+
+
+class ByOtherClass(Refused):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.score(x, Setting.scale)
+
+
+def helper(x: Tensor) -> Tensor:
+    return x * 2
+
+
+helper.scale = 1.0  # type: ignore[attr-defined]
+
+
+class ByFunction(Refused):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.score(helper(x), helper.scale)  # type: ignore[attr-defined]
+
+
+def within() -> Callable[[Tensor], Tensor]:
+    import torch as module
+
+    return lambda x: module.Tensor(x) if module.is_warn_always_enabled() else x.sin()
+
+
+class ByModuleInClosure(Refused):
+    def __init__(self) -> None:
+        super().__init__()
+        self.bent = within()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.score(self.bent(x))
+
+
+class BySettingOfTheProcess(Refused):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.score(x, torch.get_num_threads())
+
+
 class ByConstantInGlobals(Refused):
     def forward(self, x: Tensor) -> Tensor:
         return self.score(x, FACTOR)
 
 
 REFUSED = [Counting, Appending, ByValue, ByItem, ByNumpy, ByGlobal, ByList, ByMask, ByData, ByGetattr, ByClosure]
+REFUSED += [ByOtherClass, ByFunction, ByModuleInClosure, BySettingOfTheProcess]
 
 
 @pytest.mark.parametrize("critic_type", REFUSED, ids=lambda cls: cls.__name__)
@@ -419,12 +461,56 @@ def test_code_that_may_do_otherwise_is_run_every_time(critic_type: Any, tapes: l
 def test_a_constant_of_the_module_is_compared(tapes: list[Tape], monkeypatch: pytest.MonkeyPatch) -> None:
     critic = ByConstantInGlobals().double()
     planned(critic, FLAT, tapes)
+    before = len(tapes)
     monkeypatch.setitem(globals(), "FACTOR", 3.0)
     agree(critic, FLAT)
+    assert len(tapes) == before + 1
+
+
+class ByClass(Refused):
+    power = 2
+
+    @property
+    def sign(self) -> int:
+        return -1
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.sign * self.score(x).pow(self.power)
+
+
+def _power(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ByClass, "power", 3)
+
+
+def _inherited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Refused, "score", lambda self, x: self.layer(x).cos().sum(1))
+
+
+def _property(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ByClass, "sign", property(lambda self: 2))
+
+
+def _of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ByClass, "forward", lambda self, x: F.silu(self.layer(x)).sum(1))
+
+
+@pytest.mark.parametrize("change", [_power, _inherited, _property, _of_torch], ids=lambda change: change.__name__)
+def test_what_a_class_has_is_compared(
+    change: Callable[[pytest.MonkeyPatch], None], tapes: list[Tape], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    critic = ByClass().double()
+    planned(critic, FLAT, tapes)
     before = len(tapes)
-    monkeypatch.setattr(Refused, "score", lambda self, x, factor: (self.layer(x) * factor).cos().sum(1))
+    change(monkeypatch)
     agree(critic, FLAT)
     assert len(tapes) == before + 1
+
+
+def test_a_function_of_torch_that_is_replaced(tapes: list[Tape], monkeypatch: pytest.MonkeyPatch) -> None:
+    critic = smooth()
+    planned(critic, FLAT, tapes)
+    monkeypatch.setattr(F, "leaky_relu", lambda h, slope: h.exp())
+    agree(critic, FLAT)
 
 
 def test_a_class_that_changes(tapes: list[Tape], monkeypatch: pytest.MonkeyPatch) -> None:
