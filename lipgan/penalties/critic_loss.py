@@ -65,7 +65,7 @@ def critic_loss(
     CPU, where it is faster, unless they have the closed form of :func:`lipgan.gradient_penalty`, or there is a plan.
 
     The critic is called on real, then on fake samples; "r1+r2" joins them in one batch unless the critic couples
-    samples (see :func:`lipgan.gradient_penalty`) or is a small perceptron as above; the other kinds call it once more,
+    samples (see :func:`lipgan.gradient_penalty`) or "autograd" serves it as above; the other kinds call it once more,
     at their own points. Where forward passes change the critic (spectral normalization, batch norm), as many changes
     are made as there are passes.
 
@@ -184,8 +184,6 @@ class _Judged:
     def both_penalized(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
         """The loss and the sum of the penalties at real and at fake samples."""
         try:
-            if engines.is_small(self._call, real, self._engine):  # to look for coupling would cost more than it saves
-                raise CoupledSamples
             x = torch.cat([real, fake])
             joined, form = as_one_batch(self._call, self._form, x)
             return engines.loss_and_penalty(

@@ -101,12 +101,15 @@ def _by_engine(
     outcome = None if case is None else _recorded(case, call, x, form, differentiable, apart, loss)
     if outcome is None and apart and _coupled.get(call, x) is not None:
         raise CoupledSamples
+    # Faster by autograd than by the tape, but not by a plan.
+    small = outcome is None and loss is not None and is_small(call, x, engine)
+    small = small and not (case is not None and case.is_due())
+    if small and apart:  # to look for coupling would cost more than it saves
+        raise CoupledSamples
     try:
         by_tape = engine == "fused"
         if outcome is None and engine == "auto":
-            by_tape = (_refused.get(call, x) or slower(call, x)) is None
-            if loss is not None and is_small(call, x, engine):  # faster by autograd than by the tape, but not by a plan
-                by_tape = by_tape and case is not None and case.is_due()
+            by_tape = not small and (_refused.get(call, x) or slower(call, x)) is None
         if outcome is None and by_tape:
             try:
                 outcome = _by_tape(case, call, x, form, differentiable, apart, loss)
