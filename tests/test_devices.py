@@ -105,14 +105,8 @@ def test_a_wrong_name_ends_the_run_in_a_sentence() -> None:
     assert "LIPGAN_TEST_DEVICE must be cpu, cuda, cuda:N or emulated, got 'gpu'" in result.stdout + result.stderr
 
 
-# Some files of folders that follow, and what is about the device itself: training steps that never wait for it.
-ON_THE_EMULATED = [
-    "tests/emulated",
-    "tests/metrics/test_modes.py",
-    "tests/metrics/test_prdc.py",
-    "tests/ops/test_backend.py",
-    "tests/penalties/test_parts.py",
-]
+# What is about the device itself, training steps that never wait for it among it. Whole folders run on it by hand.
+ON_THE_EMULATED = ["tests/emulated"]
 
 
 @pytest.mark.slow

@@ -21,8 +21,6 @@ from lipgan.objectives import losses
 from lipgan.penalties import CriticLoss, UnsupportedCriticError, critic_loss
 from lipgan.penalties.tape import ScoreGradients
 
-pytestmark = pytest.mark.usefixtures("checked_plans")
-
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
