@@ -166,16 +166,18 @@ SMALL_CASES = {
 @pytest.mark.slow
 def test_gradient_penalty_tables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(penalties, "CASES", SMALL_CASES)
+    monkeypatch.setattr(penalties, "MORE_CASES", {"more": SMALL_CASES["points"]})
     monkeypatch.setattr(penalties, "STEP_CRITICS", SMALL_CASES)
     monkeypatch.setattr(harness, "_TURN_SECONDS", 0.0)
     monkeypatch.setattr(penalties, "in_fresh_process", lambda function, *args: function(*args))
-    speed, steps, engines, memory = penalties.run(seconds=0.0)
+    speed, more, steps, engines, memory = penalties.run(seconds=0.0)
+    assert [row["critic"] for row in more.rows] == ["more"]
     assert [(row["critic"], row["kind"]) for row in steps.rows] == [
         (name, kind) for name in SMALL_CASES for kind in penalties.STEP_KINDS
     ]
     assert [row["critic"] for row in speed.rows] == list(SMALL_CASES)
     assert [row["critic"] for row in memory.rows] in (["images"], [])
-    bench._plot(penalties, [speed, steps, engines, memory], tmp_path / "plot.png")
+    bench._plot(penalties, [speed, more, steps, engines, memory], tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -190,7 +192,7 @@ def test_a_wrong_penalty_is_not_timed() -> None:
 
 
 def test_a_wrong_critic_step_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(penalties, "STEP_CRITICS", SMALL_CASES)
+    monkeypatch.setattr(penalties, "CASES", SMALL_CASES)
     right = critic_loss.by_critic_loss
     monkeypatch.setitem(critic_loss.STEPS, "critic_loss", lambda *args: 1.01 * right(*args))
     with pytest.raises(AssertionError, match=r"critic_loss: the value or its gradients are off by 1\.0e-02"):
@@ -281,3 +283,15 @@ def test_threads_must_be_positive() -> None:
     args = argparse.Namespace(which="spectral-norm", json=None, plot=None, threads=0, seed=0, seconds=0.0, device=None)
     with pytest.raises(ValueError, match="--threads must be at least 1, got 0"):
         bench.main(args)
+
+
+@pytest.mark.parametrize("name", [*penalties.CASES, *penalties.MORE_CASES])
+def test_every_critic_takes_its_samples(name: str) -> None:
+    case = penalties._case(name)
+    variant = penalties._Variant(penalties.Case(case.critic, (4, *case.shape[1:]), case.kind), penalties.with_lipgan, 0)
+    assert variant.step().isfinite()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in variant.critic.parameters())
+
+
+def test_steps_are_of_critics_that_there_are() -> None:
+    assert all(penalties._case(name).shape for name in penalties.STEP_CRITICS)
