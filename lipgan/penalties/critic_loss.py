@@ -62,7 +62,8 @@ def critic_loss(
     pass serves both, with one draw of its dropout. With the engine "fused" the gradients of the loss come along with
     those of the penalty: where the score of a sample does not depend on the others and the critic consists of linear
     maps and piecewise-linear activations, they cost no pass at all. "auto" takes "autograd" for small perceptrons on a
-    CPU, where it is faster, unless they have the closed form of :func:`lipgan.gradient_penalty`, or there is a plan.
+    CPU, where it is faster, unless they have the closed form of :func:`lipgan.gradient_penalty`, or there is a plan:
+    its first calls may differ from later ones by rounding.
 
     The critic is called on real, then on fake samples; "r1+r2" joins them in one batch unless the critic couples
     samples (see :func:`lipgan.gradient_penalty`) or "autograd" serves it as above; the other kinds call it once more,

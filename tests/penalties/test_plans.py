@@ -144,6 +144,18 @@ def test_a_plan_computes_what_autograd_does(name: str, kind: str, tapes: list[Ta
         planned(critic, x, tapes, **options)
 
 
+@pytest.mark.cpu
+@pytest.mark.parametrize("name", CRITICS)
+def test_a_plan_has_the_bits_of_the_tape(name: str, tapes: list[Tape]) -> None:
+    build, x = CRITICS[name]
+    torch.manual_seed(3)
+    critic = build().float().eval()  # buffers stay
+    runs = [step(critic, x.float(), "fused") for _ in range(3)]
+    assert len(tapes) == 2
+    for ours, tapes_own in zip(runs[2], runs[0], strict=True):
+        assert torch.equal(ours, tapes_own)
+
+
 @pytest.mark.parametrize("kind", [None, "r1", "r2", "r1+r2", "wgan-gp"])
 def test_a_loss_comes_along(kind: str | None, tapes: list[Tape]) -> None:
     critic = smooth()
