@@ -1,6 +1,6 @@
 # Two commands on a machine with Python >= 3.10, a C++ compiler and make:
 #   make demo   trains an SN-GAN on the digits that come with scikit-learn, and says how many a classifier recognizes
-#   make test   runs the tests that take less than 4 minutes together; make test-all runs all of them
+#   make test   runs the tests that take a few minutes together on two cores; make test-all runs all of them
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -12,7 +12,7 @@ PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 # A short run: labels, larger learning rates than those of the recipe, which fall to 0, and a shorter average.
 STEPS := 1400
 
-.PHONY: demo test test-all bench gpu sanitize fuzz soak matrix lint docs clean
+.PHONY: demo test test-all bench gpu aot sanitize fuzz soak matrix lint docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/lipgan train --recipe sngan --conditioning auxiliary --data digits --size 12 --latent-dim 32 \
@@ -44,6 +44,10 @@ soak: $(VENV)/.installed
 # It takes the Python that has torch and Triton, and leaves it as it is: `make gpu PYTHON=/path/to/python`
 gpu:
 	$(PYTHON) scripts/gpu_acceptance.py --out build/gpu
+
+# The Triton kernels for every target, within their limits of registers, spills and shared memory.
+aot: $(VENV)/.installed
+	env -u TRITON_INTERPRET $(BIN)/python -m lipgan.kernels.aot
 
 # What `make test` runs, on other Pythons and releases of torch. `make matrix MATRIX="3.10:oldest 3.13:newest"`
 matrix:
