@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lipgan.ops import mlp_gradient_penalty as op
 from lipgan.penalties.critic_call import CriticCall
-from lipgan.penalties.plan import Recorder, Slot
+from lipgan.penalties.plan import Recorder, Slot, Unrepeatable
 from lipgan.penalties.plans import Case, Outcome, case
 
 aten = torch.ops.aten
@@ -117,13 +117,17 @@ def _may_be(critic: Any) -> bool:
 def _recorded(asked: Case, call: CriticCall, x: Tensor) -> list[_Layer] | None:
     """The layers of a critic, from a forward pass whose random draws are undone; they are remembered."""
     leaf = x.detach().requires_grad_()
-    recorder = asked.begin(leaf, at_once=True)
+    recorder = asked.begin(leaf, at_once=True, rehearsal=True)
     if recorder is None:
         return None
     state = torch.default_generator.get_state()
-    with torch.enable_grad(), recorder:
-        scores = call.critic(leaf)
-    torch.default_generator.set_state(state)
+    try:
+        with torch.enable_grad(), recorder:
+            scores = call.critic(leaf)
+    except Unrepeatable:
+        return None
+    finally:
+        torch.default_generator.set_state(state)
     if not isinstance(scores, Tensor):
         return None
     layers = _layers(recorder, leaf, scores)

@@ -25,6 +25,10 @@ from lipgan.penalties.undo import changed, is_random, mutates, tensors_of
 aten = torch.ops.aten
 
 
+class Unrepeatable(Exception):
+    """An operation that cannot be run again; the message says why."""
+
+
 class Slot(int):
     """The place of a tensor in a plan: an input, or a result of a step."""
 
@@ -61,16 +65,21 @@ class Recorder(TorchDispatchMode):
 
     Args:
         inputs: tensors that a later run is given anew.
+        changing: those among them that may be changed in place, as buffers are.
+        rehearsal: whether to stop with `Unrepeatable` before anything is changed that would have to be undone.
 
     Attributes:
-        inputs: those.
+        inputs: the first.
         received: what `stage` was given in the place of what a run waits for.
         refusal: why there can be no plan, None while there can.
     """
 
-    def __init__(self, inputs: Sequence[Tensor]) -> None:
+    def __init__(self, inputs: Sequence[Tensor], changing: Sequence[Tensor] = (), *, rehearsal: bool = False) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._rehearsal = rehearsal
         self._owner = object()
+        allowed = {id(tensor) for tensor in changing}
+        self._fixed = {tensor.untyped_storage()._cdata for tensor in inputs if id(tensor) not in allowed}
         self.inputs = [*inputs]  # which keeps their ids
         self._slots = {id(tensor): Slot(k) for k, tensor in enumerate(inputs)}
         self._n_inputs = self._n = len(inputs)
@@ -91,6 +100,10 @@ class Recorder(TorchDispatchMode):
         if self.refusal is not None:
             return func(*args, **kwargs)
         reason = _unrepeatable(func, args, kwargs)
+        if any(tensor.untyped_storage()._cdata in self._fixed for tensor in changed(func, args, kwargs)):
+            reason = "a parameter or an argument is changed in place"
+        if reason is not None and self._rehearsal:
+            raise Unrepeatable(reason)
         inputs = None
         if reason is None:
             inputs = self._described([*args], func), {name: self._described(a, func) for name, a in kwargs.items()}

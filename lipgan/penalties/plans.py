@@ -2,7 +2,7 @@
 
 A plan stands for the tape where four things hold: the critic is a module whose code does the same at every call, as
 `repeatable` has shown; what that depends on is as it was (`Conditions`, compared at every call); so are the samples,
-the other arguments and the settings of the process (`_key`); and the operations can be run again (`plan`).
+the other arguments and the settings of the process (`case`); and the operations can be run again (`plan`).
 
 A penalty is computed by the tape at first. When the same is asked for a second time it is recorded on the way. For a
 critic that changes all the time, or that cannot be recorded, this is tried again at the 4th, 8th, 16th, ... time.
@@ -138,11 +138,12 @@ class Case:
         misses = _known[self._critic].misses.get(self._key, 0)
         return misses & (misses - 1) == 0 and misses >= 2 - at_once
 
-    def begin(self, leaf: Tensor, *, at_once: bool = False) -> Recorder | None:
+    def begin(self, leaf: Tensor, *, at_once: bool = False, rehearsal: bool = False) -> Recorder | None:
         """What is to record the operations on ``leaf``, the samples; None where it is not worth while, or in vain.
 
         Args:
             at_once: when nothing was found for the first time, not the second.
+            rehearsal: whether the critic runs for the recording alone, and must change nothing.
         """
         if not self.is_due(at_once=at_once) or (leaf.is_cuda and torch.cuda.is_current_stream_capturing()):
             return None
@@ -151,7 +152,9 @@ class Case:
         except NotRepeatable:
             return None
         held = self._conditions.holds(self._critic)
-        return None if held is None else Recorder([leaf, *self._tensors[1:], *held])
+        if held is None:
+            return None
+        return Recorder([leaf, *self._tensors[1:], *held], [*self._critic.buffers()], rehearsal=rehearsal)
 
     def keep(self, recorder: Recorder, found: Any) -> None:
         """Remember what was found by a recording, unless the critic has changed meanwhile."""

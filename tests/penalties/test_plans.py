@@ -409,6 +409,25 @@ class ByClosure(Refused):
         return self.score(x, self.count())
 
 
+class Shrinking(Refused):
+    """Changes its weight in place, of which a second run would make another one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.layer.weight[0].mul_(0.9)
+        return self.score(x)
+
+
+def test_weights_that_the_critic_changes_are_changed_once_a_call(tapes: list[Tape]) -> None:
+    critic = Shrinking().double()
+    other = copy.deepcopy(critic)
+    for k in range(1, 6):
+        ours, theirs = step(critic, FLAT, "fused"), step(other, FLAT, "autograd")
+        for a, b in zip((*ours, critic.layer.weight), (*theirs, other.layer.weight), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+        assert len(tapes) == k
+
+
 class Setting(nn.Module):
     scale = 1.0
 
