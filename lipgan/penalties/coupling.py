@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from lipgan.penalties.mode import Mode
 from lipgan.penalties.undo import Undo, changed, is_random, mutated, mutates, tensors_of
 
 
@@ -183,17 +183,12 @@ class SampleTracker:
         return None
 
 
-class Watched(TorchDispatchMode):
+class Watched(Mode):  # type: ignore[no-untyped-call]
     """Tells after a critic has run in it whether it couples the samples of ``x``, and puts back what it has changed."""
 
     def __init__(self, x: Tensor) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.samples, self.undo = SampleTracker(x), Undo(x)
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        # True would wrap every call, and import torch._dynamo for it, which takes seconds.
-        return False
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from lipgan.ops.gradient_penalty import undispatched as _penalty
+from lipgan.penalties.mode import Mode
 from lipgan.penalties.undo import changed, is_random, mutates, tensors_of
 
 aten = torch.ops.aten
@@ -60,7 +60,7 @@ class Step:
 Program = Callable[..., Generator[tuple[Tensor, ...], tuple[Tensor, ...], tuple[Tensor | None, ...]]]
 
 
-class Recorder(TorchDispatchMode):
+class Recorder(Mode):  # type: ignore[no-untyped-call]
     """Notes what is run while it is active; it may be entered several times.
 
     Args:
@@ -75,7 +75,7 @@ class Recorder(TorchDispatchMode):
     """
 
     def __init__(self, inputs: Sequence[Tensor], changing: Sequence[Tensor] = (), *, rehearsal: bool = False) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._rehearsal = rehearsal
         self._owner = object()
         allowed = {id(tensor) for tensor in changing}
@@ -88,30 +88,20 @@ class Recorder(TorchDispatchMode):
         self.received: Tensor | None = None
         self.refusal: str | None = None
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        # True would wrap every call, and import torch._dynamo for it, which takes seconds.
-        return False
-
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if self.refusal is not None:
-            return func(*args, **kwargs)
-        reason = _unrepeatable(func, args, kwargs)
-        if any(tensor.untyped_storage()._cdata in self._fixed for tensor in changed(func, args, kwargs)):
-            reason = "a parameter or an argument is changed in place"
-        if reason is not None and self._rehearsal:
-            raise Unrepeatable(reason)
-        inputs = None
-        if reason is None:
+        inputs: tuple[Any, dict[str, Any]] = [], {}
+        if self.refusal is None:
+            self.refusal = _unrepeatable(func, args, kwargs)
+            if any(tensor.untyped_storage()._cdata in self._fixed for tensor in changed(func, args, kwargs)):
+                self.refusal = "a parameter or an argument is changed in place"
             inputs = self._described([*args], func), {name: self._described(a, func) for name, a in kwargs.items()}
+        if self.refusal is not None and self._rehearsal:
+            raise Unrepeatable(self.refusal)
         result = func(*args, **kwargs)
-        if reason is not None:
-            self.refusal = reason
-        elif self.refusal is None:
-            assert inputs is not None
+        if self.refusal is None:
             self._note(func, args, kwargs, *inputs, result)
         return result
 

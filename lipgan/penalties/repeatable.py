@@ -56,10 +56,9 @@ _TRUSTED = {"torch.functional", "torch.nn.functional", "torch._jit_internal"}
 _COMPILED = {"math", "torch", "torch._C._nn", "torch._C._special", "torch._C._fft", "torch._C._linalg"}
 # Settings of the process that are compared, or that the engines make.
 _SETTINGS = {"is_grad_enabled", "is_inference_mode_enabled", "is_autocast_enabled", "get_default_dtype"}
-_CONTEXTS = {torch.no_grad, torch.enable_grad, torch.Tensor, torch.Size, torch.FloatTensor}
+_CONTEXTS = {torch.no_grad, torch.enable_grad, torch.Tensor, torch.Size}
 
 # Layers of PyTorch whose code does more than compute: parts of other processes, parameters that come late.
-_REFUSED_LAYERS = {"torch.nn.modules.lazy", "torch.nn.parallel"}
 _REFUSED_CLASSES = (nn.SyncBatchNorm, nn.modules.lazy.LazyModuleMixin)
 
 _LEAVING = {"STORE_GLOBAL", "DELETE_GLOBAL", "STORE_NAME", "STORE_ATTR", "DELETE_ATTR", "IMPORT_NAME", "IMPORT_STAR"}
@@ -128,7 +127,7 @@ class _Reader:
             raise NotRepeatable(f"{cls.__name__} has hooks")
         if "forward" in module.__dict__:
             raise NotRepeatable(f"{cls.__name__} has a forward of its own in an instance")
-        if cls.__module__ in _REFUSED_LAYERS or isinstance(module, _REFUSED_CLASSES):
+        if isinstance(module, _REFUSED_CLASSES):
             raise NotRepeatable(f"{cls.__name__} does more than compute")
         if _is_layer(cls):  # whose code may read any attribute
             for name, value in module.__dict__.items():

@@ -28,9 +28,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from lipgan.penalties.coupling import Ancestry, Rows, SampleTracker
+from lipgan.penalties.mode import Mode
 from lipgan.penalties.undo import Undo, is_random, mutated, mutated_arguments, mutates, tensors_of
 
 aten = torch.ops.aten
@@ -200,7 +200,7 @@ def _shares(func: Any) -> bool:
     return bool(returns) and returns[0].alias_info is not None
 
 
-class Tape(TorchDispatchMode):
+class Tape(Mode):  # type: ignore[no-untyped-call]
     """Records what is computed from ``x`` while it is active, and differentiates it.
 
     Args:
@@ -218,7 +218,7 @@ class Tape(TorchDispatchMode):
         *,
         until_curved: bool = False,
     ) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._owner = object()
         self._names = names
         self.samples, self._until_curved = samples, until_curved
@@ -237,11 +237,6 @@ class Tape(TorchDispatchMode):
         self.x = self._track(x, x._version)
         if samples is not None:
             self.x.rows = samples.given(x)
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        # True would wrap every call, and import torch._dynamo for it, which takes seconds.
-        return False
 
     # ---- recording ----
 

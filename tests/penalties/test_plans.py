@@ -418,8 +418,19 @@ class Shrinking(Refused):
         return self.score(x)
 
 
-def test_weights_that_the_critic_changes_are_changed_once_a_call(tapes: list[Tape]) -> None:
-    critic = Shrinking().double()
+class ShrinkingLater(Refused):
+    """The same, after an operation that refuses the recording by itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        factor = 1.0 if x.is_same_size(x) else 2.0
+        with torch.no_grad():
+            self.layer.weight[0].mul_(0.9)
+        return self.score(x, factor)
+
+
+@pytest.mark.parametrize("critic_type", [Shrinking, ShrinkingLater])
+def test_weights_that_the_critic_changes_are_changed_once_a_call(critic_type: Any, tapes: list[Tape]) -> None:
+    critic = critic_type().double()
     other = copy.deepcopy(critic)
     for k in range(1, 6):
         ours, theirs = step(critic, FLAT, "fused"), step(other, FLAT, "autograd")
