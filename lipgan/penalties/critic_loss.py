@@ -14,7 +14,7 @@ from lipgan.penalties import engines
 from lipgan.penalties.conditions import uncompiled
 from lipgan.penalties.coupling import CoupledSamples
 from lipgan.penalties.critic_call import Critic, CriticCall, Output
-from lipgan.penalties.engines import PenaltyForm
+from lipgan.penalties.engines import Execution, PenaltyForm
 from lipgan.penalties.gradient_penalty import as_one_batch
 from lipgan.penalties.parts import Samples
 from lipgan.penalties.points import points
@@ -51,6 +51,7 @@ def critic_loss(
     target: float = 1.0,
     norm: str = "sample",
     engine: str = "auto",
+    compile: bool | str = False,
     generator: torch.Generator | None = None,
     critic_args: Sequence[Any] = (),
     output: Output = None,
@@ -96,7 +97,7 @@ def critic_loss(
     if not callable(loss) and not isinstance(loss, str):
         raise TypeError(f"loss must be a name of lipgan.losses or a function of two tensors of scores, got {loss!r}")
     of_scores = losses.get(loss).critic_loss if isinstance(loss, str) else loss
-    arguments = (critic, real, fake, kind, weight, target, norm, engine, critic_args, output)
+    arguments = (critic, real, fake, kind, weight, target, norm, engine, compile, critic_args, output)
     result: CriticLoss = uncompiled(_critic_loss, arguments, of_scores, generator)
     return result
 
@@ -117,11 +118,11 @@ def _critic_loss(arguments: tuple[Any, ...], of_scores: LossOfScores, generator:
 
         def judge(critic: Critic, real: Tensor, fake: Tensor, *args: Any) -> CriticLoss:
             call = asked.call(critic, args)
-            judged = _Judged(call, form, asked.engine, asked.differentiable, of_scores)
+            judged = _Judged(call, form, asked.execution, of_scores)
             if kind is None:
                 loss = judged.loss(call.scores(real), call.scores(fake))
                 penalty = torch.zeros((), dtype=loss.dtype, device=loss.device)
-            elif engines.in_closed_form(call, real, form, asked.engine):
+            elif engines.in_closed_form(call, real, form, asked.execution.engine):
                 # Its samples do not see each other, and neither do two forward passes; but a critic may drop a
                 # dimension of one.
                 if len(real) == 1 and kind != "r1+r2":
@@ -130,10 +131,10 @@ def _critic_loss(arguments: tuple[Any, ...], of_scores: LossOfScores, generator:
                     loss = judged.loss(*_halves(call.scores(torch.cat([real, fake]))))
                 x = points(real, fake, kind, None, None) if beside is None else beside
                 of_x = as_one_batch(call, form, x)[1] if kind == "r1+r2" else form
-                penalty = engines.penalty(call, x, of_x, asked.engine, asked.differentiable)
+                penalty = engines.penalty(call, x, of_x, asked.execution)
             elif beside is not None:
                 loss = judged.loss(call.scores(real), call.scores(fake))
-                penalty = engines.penalty(call, beside, form, asked.engine, asked.differentiable)
+                penalty = engines.penalty(call, beside, form, asked.execution)
             elif kind == "r1":
                 loss, penalty = judged.real_penalized(real, fake)
             elif kind == "r2":
@@ -152,16 +153,12 @@ class _Judged:
     Args:
         call: of the critic.
         form: of the penalty of one batch.
-        engine: one of `engines.NAMES`.
-        differentiable: whether a backward is wanted beside the values.
+        execution: how they are computed.
         of_scores: the loss.
     """
 
-    def __init__(
-        self, call: CriticCall, form: PenaltyForm, engine: str, differentiable: bool, of_scores: LossOfScores
-    ) -> None:
-        self._call, self._form, self._engine, self._differentiable = call, form, engine, differentiable
-        self._of_scores = of_scores
+    def __init__(self, call: CriticCall, form: PenaltyForm, execution: Execution, of_scores: LossOfScores) -> None:
+        self._call, self._form, self._execution, self._of_scores = call, form, execution, of_scores
         self.scores: tuple[Tensor, Tensor]
 
     def loss(self, real_scores: Tensor, fake_scores: Tensor) -> Tensor:
@@ -188,7 +185,7 @@ class _Judged:
             x = torch.cat([real, fake])
             joined, form = as_one_batch(self._call, self._form, x)
             return engines.loss_and_penalty(
-                *(joined, x, form, self._engine, self._differentiable),
+                *(joined, x, form, self._execution),
                 lambda scores: self.loss(*_halves(scores)),
                 apart=True,
             )
@@ -204,7 +201,7 @@ class _Judged:
             return value, of_real + of_fake[0]
 
     def _penalized(self, x: Tensor, loss: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-        return engines.loss_and_penalty(self._call, x, self._form, self._engine, self._differentiable, loss)
+        return engines.loss_and_penalty(self._call, x, self._form, self._execution, loss)
 
 
 def _halves(scores: Tensor) -> tuple[Tensor, Tensor]:

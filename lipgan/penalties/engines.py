@@ -6,7 +6,7 @@ import functools
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import FrameType
 
 import torch
@@ -26,6 +26,7 @@ from lipgan.penalties.precomputed import with_gradients
 from lipgan.penalties.tape import Tape, Unsupported
 
 NAMES = ("auto", "fused", "autograd")
+COMPILE = (False, True, "cudagraph")
 
 
 class UnsupportedCriticError(RuntimeError):
@@ -48,32 +49,61 @@ _refused = CriticMemory()
 _coupled = CriticMemory()
 
 
-def penalty(
-    call: CriticCall, x: Tensor, form: PenaltyForm, engine: str, differentiable: bool, *, apart: bool = False
-) -> Tensor:
+@dataclass(frozen=True)
+class Execution:
+    """How a penalty is computed.
+
+    Attributes:
+        engine: one of `NAMES`.
+        compile: one of `COMPILE`; "cudagraph" on a GPU only.
+        differentiable: whether a backward is wanted beside the values.
+    """
+
+    engine: str
+    compile: bool | str
+    differentiable: bool
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What is asked of an engine.
+
+    Attributes:
+        call: of the critic.
+        x: ``[B, ...]``, the points.
+        form: of the penalty.
+        execution: how.
+        apart: whether the samples must not see each other.
+        loss: of the scores of x, None for none.
+    """
+
+    call: CriticCall
+    x: Tensor
+    form: PenaltyForm
+    execution: Execution
+    apart: bool
+    loss: Loss | None
+
+    @property
+    def differentiable(self) -> bool:
+        return self.execution.differentiable
+
+
+def penalty(call: CriticCall, x: Tensor, form: PenaltyForm, execution: Execution, *, apart: bool = False) -> Tensor:
     """The penalty of a critic at the points ``x``.
 
     Args:
         x: ``[B, ...]``.
-        engine: one of `NAMES`.
-        differentiable: whether a backward is wanted beside the value.
         apart: whether the samples must not see each other.
 
     Raises:
         CoupledSamples: ``apart``, and a critic whose score of a sample depends on the others. Nothing has changed then.
     """
-    return _by_engine(call, x, form, engine, differentiable, apart, None)[1]
+    return _by_engine(_Task(call, x, form, execution, apart, None))[1]
 
 
 def loss_and_penalty(
-    call: CriticCall,
-    x: Tensor,
-    form: PenaltyForm,
-    engine: str,
-    differentiable: bool,
-    loss: Loss,
-    *,
-    apart: bool = False,
+    call: CriticCall, x: Tensor, form: PenaltyForm, execution: Execution, loss: Loss, *, apart: bool = False
 ) -> tuple[Tensor, Tensor]:
     """A loss of the scores of ``x``, and the penalty there, from one forward pass.
 
@@ -88,97 +118,95 @@ def loss_and_penalty(
     Raises:
         CoupledSamples: as for `penalty`.
     """
-    value, result = _by_engine(call, x, form, engine, differentiable, apart, loss)
+    value, result = _by_engine(_Task(call, x, form, execution, apart, loss))
     assert value is not None
     return value, result
 
 
-def _by_engine(
-    call: CriticCall, x: Tensor, form: PenaltyForm, engine: str, differentiable: bool, apart: bool, loss: Loss | None
-) -> tuple[Tensor | None, Tensor]:
+def _by_engine(task: _Task) -> tuple[Tensor | None, Tensor]:
     """The loss, None if there is none, and the penalty: by what was recorded, by the tape or by autograd."""
-    case = None if engine == "autograd" else plans.case(call, x, form, differentiable, apart, loss is not None)
-    outcome = None if case is None else _recorded(case, call, x, form, differentiable, apart, loss)
+    call, x, apart = task.call, task.x, task.apart
+    engine, compiled = task.execution.engine, bool(task.execution.compile)
+    asked = task.form, task.execution, apart, task.loss is not None
+    case = None if engine == "autograd" else plans.case(call, x, *asked)
+    if case is None and compiled:
+        raise _uncompilable("it must be a module, its arguments plain tensors and constants, and autocast be off")
+    outcome = None if case is None else _recorded(task, case)
     if outcome is None and apart and _coupled.get(call, x) is not None:
         raise CoupledSamples
     # Faster by autograd than by the tape, but not by a plan.
-    small = outcome is None and loss is not None and is_small(call, x, engine)
-    small = small and not (case is not None and case.is_due())
+    due = compiled or (case is not None and case.is_due())
+    small = outcome is None and task.loss is not None and not due and is_small(call, x, engine)
     if small and apart:  # to look for coupling would cost more than it saves
         raise CoupledSamples
     try:
-        by_tape = engine == "fused"
-        if outcome is None and engine == "auto":
-            by_tape = not small and (_refused.get(call, x) or slower(call, x)) is None
+        by_tape = engine == "fused" or compiled
+        if outcome is None and engine == "auto" and not compiled:
+            by_tape = not small and _refused.get(call, x) is None and (due or slower(call, x) is None)
         if outcome is None and by_tape:
             try:
-                outcome = _by_tape(case, call, x, form, differentiable, apart, loss)
+                outcome = _by_tape(task, case)
             except Unsupported as error:
                 reason = error.reason
-        if outcome is None and engine == "fused":
+        if outcome is None and by_tape and (engine == "fused" or compiled):
             raise UnsupportedCriticError(f"engine 'fused' cannot follow the critic: {explain(call, x) or reason}")
         if outcome is None:
             if by_tape:
                 _refused.set(call, x, reason)
-            return _autograd(call, x, form, differentiable, apart, loss)
+            return _autograd(task)
     except CoupledSamples:
         _coupled.set(call, x, "coupled")
         raise
     value, result, parameters, grads = outcome
-    return value, with_gradients(result, parameters, grads) if differentiable else result
+    return value, with_gradients(result, parameters, grads) if task.differentiable else result
 
 
-def _recorded(
-    case: plans.Case,
-    call: CriticCall,
-    x: Tensor,
-    form: PenaltyForm,
-    differentiable: bool,
-    apart: bool,
-    loss: Loss | None,
-) -> plans.Outcome | None:
+def _recorded(task: _Task, case: plans.Case) -> plans.Outcome | None:
     """By a plan or in closed form; None where there is neither."""
+    form = task.form
     found = case.find()
     if found is not None:
         plan, inputs = found
-        run: Callable[[], plans.Outcome] = functools.partial(plan.run, inputs, loss, differentiable)
+        run: Callable[[], plans.Outcome] = functools.partial(plan.run, inputs, task.loss, task.differentiable)
     else:
-        perceptron = None if loss is not None or form.norm != "sample" else recognize(call, x)
+        perceptron = None if task.loss is not None or form.norm != "sample" else recognize(task.call, task.x)
         if perceptron is None:
             return None
         run = functools.partial(perceptron.solve, form.kind, form.weight, form.target)
     if not plans.checking():
         return run()
-    return plans.checked(run, functools.partial(_by_tape, None, call, x, form, differentiable, apart, loss), call, x)
+    # Uncompiled, or there would have to be a plan.
+    by_tape = functools.partial(_by_tape, replace(task, execution=replace(task.execution, compile=False)), None)
+    return plans.checked(run, by_tape, task.call, task.x, compiled=bool(task.execution.compile))
 
 
-def _by_tape(
-    case: plans.Case | None,
-    call: CriticCall,
-    x: Tensor,
-    form: PenaltyForm,
-    differentiable: bool,
-    apart: bool,
-    loss: Loss | None,
-) -> plans.Outcome:
+def _by_tape(task: _Task, case: plans.Case | None) -> plans.Outcome:
     """By the tape, which undoes what the critic has changed if it cannot follow; recorded where ``case`` wants it."""
     # A fresh tensor object: the tape hangs on it, and it requires a gradient.
-    leaf = x.detach().requires_grad_()
+    leaf = task.x.detach().requires_grad_()
     # Whether the samples are coupled decides how a loss is taken along, too.
-    samples = None if loss is None and not apart else SampleTracker(leaf)
-    recorder = None if case is None else case.begin(leaf, at_once=plans.checking())
-    tape = Tape(leaf, samples=samples, until_curved=not apart)
-    before = None if recorder is None else plans.State(call, x)
+    samples = None if task.loss is None and not task.apart else SampleTracker(leaf)
+    compiled = task.execution.compile
+    recorder = None if case is None else case.begin(leaf, always=bool(compiled), at_once=plans.checking())
+    tape = Tape(leaf, samples=samples, until_curved=not task.apart)
+    before = None if recorder is None else plans.State(task.call, task.x)
     try:
-        outcome = _fused(call, leaf, form, differentiable, tape, apart, loss, recorder)
+        outcome = _fused(replace(task, x=leaf), tape, recorder)
     except (CoupledSamples, Unsupported):
         tape.undo.restore()
         raise
     if case is not None and recorder is not None and before is not None:
-        plan = plans.plan(recorder, outcome)
-        if plan is not None and plans.tried(plan, recorder, before, outcome, call, leaf):
+        plan = plans.plan(recorder, outcome, compiled)
+        if plan is not None and plans.tried(plan, recorder, before, outcome, task.call, leaf, compiled=bool(compiled)):
             case.keep(recorder, plan)
+    if case is not None and compiled and (reason := case.refusal(recorder)) is not None:
+        tape.undo.restore()
+        raise _uncompilable(reason)
     return outcome
+
+
+def _uncompilable(reason: str) -> UnsupportedCriticError:
+    return UnsupportedCriticError(f"the critic cannot be compiled: {reason}; use compile=False")
 
 
 def explain(call: CriticCall, x: Tensor) -> str | None:
@@ -186,7 +214,8 @@ def explain(call: CriticCall, x: Tensor) -> str | None:
     x = x.detach().clone().requires_grad_()
     tape = Tape(x, functools.partial(_running_module, _names(call.critic)))
     try:
-        _fused(call, x, PenaltyForm("squared", 1.0, 0.0, "sample"), True, tape, False, None)
+        form, execution = PenaltyForm("squared", 1.0, 0.0, "sample"), Execution("fused", False, True)
+        _fused(_Task(call, x, form, execution, False, None), tape)
     except Unsupported as error:
         return f"module {error.module!r}: {error.reason}" if error.module else error.reason
     finally:
@@ -236,23 +265,22 @@ def is_small(call: CriticCall, x: Tensor, engine: str) -> bool:
     return work < _SMALL
 
 
-def _autograd(
-    call: CriticCall, x: Tensor, form: PenaltyForm, differentiable: bool, apart: bool, loss: Loss | None
-) -> tuple[Tensor | None, Tensor]:
+def _autograd(task: _Task) -> tuple[Tensor | None, Tensor]:
     """The textbook: the gradient as a part of the graph, and autograd's double backward."""
-    x = x.detach().requires_grad_()
-    watched = Watched(x) if apart else None
+    form, differentiable = task.form, task.differentiable
+    x = task.x.detach().requires_grad_()
+    watched = Watched(x) if task.apart else None
     with torch.enable_grad():
         with EagerMathAttention(), watched or nullcontext():
             # A view: hooks that wait for the gradients of a module's inputs, as FlopCounterMode's, take no leaf.
-            scores = call.scores(x.view_as(x))
+            scores = task.call.scores(x.view_as(x))
         if not scores.requires_grad:
             raise _independent()
         if watched is not None and not watched.samples.apart(scores):
             watched.undo.restore()
             raise CoupledSamples
         with torch.set_grad_enabled(differentiable):
-            value = None if loss is None else loss(scores)
+            value = None if task.loss is None else task.loss(scores)
         (gradient,) = torch.autograd.grad(scores.sum(), x, create_graph=differentiable, allow_unused=True)
         if gradient is None:
             raise _independent()
@@ -260,34 +288,26 @@ def _autograd(
     return value, result if differentiable else result.detach()
 
 
-def _fused(
-    call: CriticCall,
-    x: Tensor,
-    form: PenaltyForm,
-    differentiable: bool,
-    tape: Tape,
-    apart: bool,
-    loss: Loss | None,
-    recorder: Recorder | None = None,
-) -> plans.Outcome:
-    """The tape's: see `lipgan.penalties.tape`."""
+def _fused(task: _Task, tape: Tape, recorder: Recorder | None = None) -> plans.Outcome:
+    """The tape's: see `lipgan.penalties.tape`. The points are a leaf that requires a gradient."""
+    form, differentiable = task.form, task.differentiable
     recording = recorder or nullcontext()
     with torch.enable_grad(), EagerMathAttention(), recording, tape:
-        scores = call.scores(x)
+        scores = task.call.scores(task.x)
         output = tape.score(scores)
     if output is None:
         raise _independent()
-    if apart and not (tape.samples is not None and tape.samples.apart(scores)):
+    if task.apart and not (tape.samples is not None and tape.samples.apart(scores)):
         raise CoupledSamples
     value: Tensor | None = None
     by_score: Tensor | None = None
-    if loss is not None:
-        value, by_score = loss_by_scores(loss, scores, differentiable)
+    if task.loss is not None:
+        value, by_score = loss_by_scores(task.loss, scores, differentiable)
         if recorder is not None:
             if differentiable and by_score is None:
                 recorder.refusal = "the loss has no gradient"
             recorder.stage(scores, by_score)
-    with torch.no_grad(), torch.autocast(x.device.type, enabled=False), recording:
+    with torch.no_grad(), torch.autocast(task.x.device.type, enabled=False), recording:
         ones = torch.ones_like(scores)
         del scores
         gradient = tape.backward(output, ones, loss=by_score is not None)

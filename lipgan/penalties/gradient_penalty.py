@@ -21,7 +21,7 @@ from lipgan.penalties.conditions import (
 )
 from lipgan.penalties.coupling import CoupledSamples
 from lipgan.penalties.critic_call import Critic, CriticCall, Output
-from lipgan.penalties.engines import PenaltyForm
+from lipgan.penalties.engines import Execution, PenaltyForm
 from lipgan.penalties.parts import Parts, Samples, join
 from lipgan.penalties.points import points
 from lipgan.penalties.request import request
@@ -37,6 +37,7 @@ def gradient_penalty(
     target: float = 1.0,
     norm: str = "sample",
     engine: str = "auto",
+    compile: bool | str = False,
     generator: torch.Generator | None = None,
     critic_args: Sequence[Any] = (),
     output: Output = None,
@@ -138,7 +139,7 @@ def gradient_penalty(
         >>> critic_of_graphs = lambda nodes, edges: (edges @ nodes).tanh().sum((1, 2))
         >>> penalty = lipgan.gradient_penalty(critic_of_graphs, graphs, kind="r1")
     """
-    arguments = (critic, real, fake, kind, weight, target, norm, engine, critic_args, output)
+    arguments = (critic, real, fake, kind, weight, target, norm, engine, compile, critic_args, output)
     penalty: Tensor = uncompiled(_gradient_penalty, arguments, generator)
     return penalty
 
@@ -153,7 +154,7 @@ def _gradient_penalty(arguments: tuple[Any, ...], generator: torch.Generator | N
 
         def penalty(critic: Critic, x: Tensor, *args: Any) -> Tensor:
             of_kind = _r1_and_r2 if asked.kind == "r1+r2" else engines.penalty
-            return of_kind(asked.call(critic, args), x, asked.form, asked.engine, asked.differentiable)
+            return of_kind(asked.call(critic, args), x, asked.form, asked.execution)
 
         result: Tensor = asked.run(penalty, x)
         return result
@@ -194,13 +195,13 @@ def _explain(
         return engines.explain(call, x) or engines.slower(call, x)
 
 
-def _r1_and_r2(call: CriticCall, x: Tensor, form: PenaltyForm, engine: str, differentiable: bool) -> Tensor:
+def _r1_and_r2(call: CriticCall, x: Tensor, form: PenaltyForm, execution: Execution) -> Tensor:
     """The penalty of both halves of ``x``, real and fake: as one batch, or as two where the critic couples samples."""
     joined, both = as_one_batch(call, form, x)
     try:
-        return engines.penalty(joined, x, both, engine, differentiable, apart=True)
+        return engines.penalty(joined, x, both, execution, apart=True)
     except CoupledSamples:
-        r1, r2 = (engines.penalty(call, half, form, engine, differentiable) for half in x.chunk(2))
+        r1, r2 = (engines.penalty(call, half, form, execution) for half in x.chunk(2))
         return r1 + r2
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lipgan.ops.gradient_penalty import undispatched as _penalty
 from lipgan.penalties.mode import Mode
-from lipgan.penalties.undo import changed, is_random, mutates, tensors_of
+from lipgan.penalties.undo import changed, changed_arguments, is_random, mutates, tensors_of
 
 aten = torch.ops.aten
 
@@ -175,8 +175,12 @@ class Recorder(Mode):  # type: ignore[no-untyped-call]
         """Whether a run hands out scores on the way."""
         return any(isinstance(step, Stage) for step in self.steps)
 
-    def program(self, results: Sequence[Tensor | None]) -> Program | None:
-        """The steps as a generator function of the inputs; None if there can be none, with the reason in `refusal`."""
+    def program(self, results: Sequence[Tensor | None], compile: bool | str = False) -> Program | None:
+        """The steps as a generator function of the inputs; None if there can be none, with the reason in `refusal`.
+
+        Args:
+            compile: whether by torch.compile; "cudagraph": captured as well.
+        """
         slots: list[Slot | None] = []
         for tensor in results:
             slot = None if tensor is None else self.slot(tensor)
@@ -185,7 +189,8 @@ class Recorder(Mode):  # type: ignore[no-untyped-call]
             slots.append(slot)
         if self.refusal is not None:
             return None
-        return _compiled(self.steps, self._n_inputs, self._constants, slots)
+        code = _Code(self.steps, self._n_inputs, self._constants, slots)
+        return code.by_inductor(captured=compile == "cudagraph") if compile else code.as_written()
 
     def needed_for(self, result: Tensor) -> list[Step] | None:
         """The operations without which there is no ``result``, and those that do more than make one."""
@@ -272,71 +277,175 @@ _DIRECT: dict[Any, Any] = {
 }
 
 
-def _compiled(
-    steps: Sequence[Step | Stage], n_inputs: int, constants: dict[Slot, Tensor], results: Sequence[Slot | None]
-) -> Program:
-    """The steps as code."""
-    steps, results = _without_transposes(steps, results)
-    kept, needed, last = _needed(steps, {slot for slot in results if slot is not None})
-    freed: dict[int, list[int]] = {}
-    for slot, place in last.items():
-        if slot >= n_inputs and slot not in constants:
-            freed.setdefault(place, []).append(slot)
+class _Code:
+    """Steps as code.
 
-    scope: dict[str, Any] = {f"s{slot}": tensor for slot, tensor in constants.items()}
-    values: dict[Any, str] = {}
+    Args:
+        steps: as they were run.
+        n_inputs: how many slots are inputs, the first.
+        constants: slots of tensors that are the same at every run.
+        results: slots of what is returned.
+    """
 
-    def named(value: Any) -> str:
-        try:
-            key = type(value), value
-            if key not in values:
-                values[key] = f"c{len(scope)}"
-                scope[values[key]] = value
-            return values[key]
-        except TypeError:  # cannot be hashed
-            name = f"c{len(scope)}"
-            scope[name] = value
-            return name
+    def __init__(
+        self,
+        steps: Sequence[Step | Stage],
+        n_inputs: int,
+        constants: dict[Slot, Tensor],
+        results: Sequence[Slot | None],
+    ) -> None:
+        steps, results = _without_transposes(steps, results)
+        kept, self._needed, self._last = _needed(steps, {slot for slot in results if slot is not None})
+        self._steps = kept[::-1]
+        self._results = results
+        self._inputs = [Slot(k) for k in range(n_inputs)]
+        self._constants = constants
+        self._scope: dict[str, Any] = {f"s{slot}": tensor for slot, tensor in constants.items()}
+        self._names: dict[Any, str] = {}
 
-    def text(item: Any) -> str:
+    def as_written(self) -> Program:
+        """Each step as a call of PyTorch, in one function."""
+        freed: dict[int, list[Slot]] = {}
+        for slot, place in self._last.items():
+            if slot >= len(self._inputs) and slot not in self._constants:
+                freed.setdefault(place, []).append(Slot(slot))
+        lines: list[str] = []
+        for place, step in zip(reversed(range(len(self._steps))), self._steps, strict=True):
+            if isinstance(step, Stage):
+                lines.append(f"{_tuple(step.received) if step.received else '_'} = yield {_tuple(step.out)}")
+            else:
+                lines.append(self._line(step, _DIRECT.get(step.func) or getattr(step.func, "_op", step.func)))
+            if place in freed:
+                lines.append(f"del {', '.join(map(_name, freed[place]))}")
+        lines.append(f"return {_tuple(self._results)}")
+        if not any(isinstance(step, Stage) for step in self._steps):
+            lines.append("yield ()")  # which is never reached: it makes a generator of the function
+        return self._function(self._inputs, lines)
+
+    def by_inductor(self, *, captured: bool) -> Program:
+        """The steps before and behind the place at which a run waits as a compiled function each.
+
+        Args:
+            captured: whether in CUDA graphs, whose results are overwritten by the next run.
+        """
+        # The same random numbers as those of the operations that were recorded.
+        options: dict[str, Any] = {"fallback_random": True}
+        if captured:
+            options["triton.cudagraphs"] = True
+
+        def compiled(steps: Sequence[Step | Stage], arguments: list[Slot], results: Sequence[Slot | None]) -> Any:
+            lines = [self._line(step, step.func) for step in steps if isinstance(step, Step)]
+            function = self._function(arguments, [*lines, f"return {_tuple(results)}"])
+            return _with_versions(
+                torch.compile(function, fullgraph=True, dynamic=False, options=options),
+                [k for k, slot in enumerate(arguments) if slot in unseen],
+            )
+
+        unseen = {slot for step in self._steps if isinstance(step, Step) for slot in _changed_unseen(step)}
+
+        def own(results: tuple[Tensor | None, ...]) -> tuple[Any, ...]:
+            return tuple(None if t is None else t.clone() for t in results) if captured else results
+
+        places = [place for place, step in enumerate(self._steps) if isinstance(step, Stage)]
+        if not places:
+            whole = compiled(self._steps, self._inputs, self._results)
+
+            def run(*inputs: Tensor) -> Generator[tuple[Tensor, ...], tuple[Tensor, ...], tuple[Tensor | None, ...]]:
+                return own(whole(*inputs))
+                yield ()
+
+            return run
+        (place,) = places
+        stage, behind = self._steps[place], self._steps[place + 1 :]
+        assert isinstance(stage, Stage)
+        made = {slot for step in self._steps[:place] if isinstance(step, Step) for slot in _slots(step.results)}
+        wanted = {slot for step in behind if isinstance(step, Step) for slot in _operands(step)}
+        carried = sorted(made & (wanted | {slot for slot in self._results if slot is not None}))
+        first = compiled(self._steps[:place], self._inputs, [*stage.out, *carried])
+        second = compiled(behind, [*self._inputs, *carried, *stage.received], self._results)
+        n = len(stage.out)
+
+        def run_twice(*inputs: Tensor) -> Generator[tuple[Tensor, ...], tuple[Tensor, ...], tuple[Tensor | None, ...]]:
+            results = first(*inputs)
+            received = yield own(results[:n])
+            return own(second(*inputs, *results[n:], *(received or ())))
+
+        return run_twice
+
+    def _function(self, arguments: Sequence[Slot], lines: Sequence[str]) -> Callable[..., Any]:
+        body = "\n    ".join(lines)
+        exec(f"def run({', '.join(map(_name, arguments))}):\n    {body}\n", self._scope)
+        return self._scope.pop("run")  # type: ignore[no-any-return]
+
+    def _line(self, step: Step, function: Any) -> str:
+        arguments = [self._text(item) for item in step.args]
+        arguments += [f"{name}={self._text(item)}" for name, item in step.kwargs.items()]
+        call = f"{self._constant(function)}({', '.join(arguments)})"
+        return f"{self._target(step.results)} = {call}" if _slots(step.results) else call
+
+    def _text(self, item: Any) -> str:
         if isinstance(item, Slot):
-            return f"s{int(item)}"
+            return _name(item)
         if isinstance(item, list):
-            return f"[{', '.join(map(text, item))}]"
+            return f"[{', '.join(map(self._text, item))}]"
         if type(item) in (int, bool, type(None), str) or (type(item) is float and math.isfinite(item)):
             return repr(item)
-        return named(item)
+        return self._constant(item)
 
-    def target(item: Any) -> str:
+    def _target(self, item: Any) -> str:
         if isinstance(item, Slot):
-            return f"s{int(item)}" if item in needed else "_"
+            return _name(item) if item in self._needed else "_"
         if isinstance(item, list):
-            return f"({', '.join(map(target, item))},)" if item else "_"
+            return f"({', '.join(map(self._target, item))},)" if item else "_"
         return "_"
 
-    lines: list[str] = []
-    place = len(kept)
-    for step in reversed(kept):
-        place -= 1
-        if isinstance(step, Stage):
-            received = "".join(f"s{int(slot)}, " for slot in step.received) or "_"
-            lines.append(f"{received} = yield ({''.join(f's{int(slot)}, ' for slot in step.out)})")
-        else:
-            direct = _DIRECT.get(step.func)
-            function = named(getattr(step.func, "_op", step.func) if direct is None else direct)
-            arguments = [text(item) for item in step.args]
-            arguments += [f"{name}={text(item)}" for name, item in step.kwargs.items()]
-            call = f"{function}({', '.join(arguments)})"
-            lines.append(f"{target(step.results)} = {call}" if _slots(step.results) else call)
-        if place in freed:
-            lines.append(f"del {', '.join(f's{slot}' for slot in freed[place])}")
-    lines.append(f"return ({''.join('None, ' if slot is None else f's{int(slot)}, ' for slot in results)})")
-    if not any(isinstance(step, Stage) for step in kept):
-        lines.append("yield ()")  # which is never reached: it makes a generator of the function
-    inputs = ", ".join(f"s{k}" for k in range(n_inputs))
-    body = "\n    ".join(lines)
-    exec(f"def run({inputs}):\n    {body}\n", scope)
-    return scope.pop("run")  # type: ignore[no-any-return]
+    def _constant(self, value: Any) -> str:
+        """A name for what is no tensor of a run."""
+        try:
+            key = type(value), value
+            if key not in self._names:
+                self._names[key] = f"c{len(self._scope)}"
+                self._scope[self._names[key]] = value
+            return self._names[key]
+        except TypeError:  # cannot be hashed
+            name = f"c{len(self._scope)}"
+            self._scope[name] = value
+            return name
+
+
+def _changed_unseen(step: Step) -> list[Slot]:
+    """What an operation changes though its schema says nothing of it: autograd does not count such a change."""
+    return [] if mutates(step.func) else _slots(changed_arguments(step.func, step.args, step.kwargs))
+
+
+def _with_versions(function: Callable[..., Any], places: list[int]) -> Callable[..., Any]:
+    """A function after which the arguments at some places count as unchanged for autograd.
+
+    Compiled code changes by an operation in place what the operation itself changes unseen.
+    """
+    if not places:
+        return function
+
+    def run(*arguments: Tensor) -> Any:
+        kept = [arguments[place] for place in places]
+        versions = [tensor._version for tensor in kept]
+        results = function(*arguments)
+        torch._C._autograd._unsafe_set_version_counter(tuple(kept), tuple(versions))
+        return results
+
+    return run
+
+
+def _name(slot: Slot) -> str:
+    return f"s{int(slot)}"
+
+
+def _tuple(slots: Sequence[Slot | None]) -> str:
+    return f"({''.join('None, ' if slot is None else f'{_name(slot)}, ' for slot in slots)})"
+
+
+def _operands(step: Step) -> list[Slot]:
+    return [*_slots(step.args), *_slots([*step.kwargs.values()])]
 
 
 def _needed(steps: Sequence[Step | Stage], results: set[int]) -> tuple[list[Step | Stage], set[int], dict[int, int]]:
@@ -347,7 +456,7 @@ def _needed(steps: Sequence[Step | Stage], results: set[int]) -> tuple[list[Step
         if isinstance(step, Stage):
             used = set(step.out)
         elif step.kept or not needed.isdisjoint(_slots(step.results)):
-            used = {*_slots(step.args), *_slots([*step.kwargs.values()])}
+            used = {*_operands(step)}
         else:
             continue
         for slot in used - needed:

@@ -4,8 +4,9 @@ A plan stands for the tape where four things hold: the critic is a module whose 
 `repeatable` has shown; what that depends on is as it was (`Conditions`, compared at every call); so are the samples,
 the other arguments and the settings of the process (`case`); and the operations can be run again (`plan`).
 
-A penalty is computed by the tape at first. When the same is asked for a second time it is recorded on the way. For a
-critic that changes all the time, or that cannot be recorded, this is tried again at the 4th, 8th, 16th, ... time.
+A penalty is computed by the tape at first. When the same is asked for a second time it is recorded on the way, and when
+it is to be compiled at once. For a critic that changes all the time, or that cannot be recorded, this is tried again at
+the 4th, 8th, 16th, ... time.
 
 With ``LIPGAN_CHECK_PLANS=1`` in the environment everything is recorded at once, and each plan and each closed form is
 compared with the tape, from the same random state and the same buffers: a difference is a `RuntimeError`.
@@ -116,6 +117,7 @@ class Case:
     def __init__(self, critic: nn.Module, tensors: list[Tensor], key: Hashable) -> None:
         self._critic, self._tensors, self._key = critic, tensors, key
         self._conditions: Conditions | None = None
+        self._reason: str | None = None
 
     def find(self) -> tuple[Any, list[Tensor]] | None:
         """What was kept, if its conditions hold, with the inputs as they are now; or None, which is counted."""
@@ -138,21 +140,29 @@ class Case:
         misses = _known[self._critic].misses.get(self._key, 0)
         return misses & (misses - 1) == 0 and misses >= 2 - at_once
 
-    def begin(self, leaf: Tensor, *, at_once: bool = False, rehearsal: bool = False) -> Recorder | None:
+    def begin(
+        self, leaf: Tensor, *, always: bool = False, at_once: bool = False, rehearsal: bool = False
+    ) -> Recorder | None:
         """What is to record the operations on ``leaf``, the samples; None where it is not worth while, or in vain.
 
         Args:
+            always: whether or not it is worth while.
             at_once: when nothing was found for the first time, not the second.
             rehearsal: whether the critic runs for the recording alone, and must change nothing.
         """
-        if not self.is_due(at_once=at_once) or (leaf.is_cuda and torch.cuda.is_current_stream_capturing()):
+        if not always and not self.is_due(at_once=at_once):
+            return None
+        if leaf.is_cuda and torch.cuda.is_current_stream_capturing():
+            self._reason = "a CUDA graph is being captured"
             return None
         try:
             self._conditions = Conditions(self._critic)
-        except NotRepeatable:
+        except NotRepeatable as error:
+            self._reason = str(error)
             return None
         held = self._conditions.holds(self._critic)
         if held is None:
+            self._reason = "there are hooks on all modules"
             return None
         return Recorder([leaf, *self._tensors[1:], *held], [*self._critic.buffers()], rehearsal=rehearsal)
 
@@ -160,14 +170,24 @@ class Case:
         """Remember what was found by a recording, unless the critic has changed meanwhile."""
         conditions = self._conditions
         assert conditions is not None
-        if recorder.refusal is None and conditions.holds(self._critic) is not None:
+        if recorder.refusal is None and conditions.holds(self._critic) is None:
+            recorder.refusal = "the critic changes as it runs"
+        if recorder.refusal is None:
             kept = _known[self._critic].kept.setdefault(self._key, [])
             kept.insert(0, (conditions, found))
             del kept[_KEPT:]
 
+    def refusal(self, recorder: Recorder | None) -> str | None:
+        """Why nothing was kept, by what `begin` returned; None if something was."""
+        return self._reason if recorder is None else recorder.refusal
 
-def plan(recorder: Recorder, outcome: Outcome) -> Plan | None:
-    """The plan of a computation that was recorded, or None if there can be none."""
+
+def plan(recorder: Recorder, outcome: Outcome, compile: bool | str = False) -> Plan | None:
+    """The plan of a computation that was recorded, or None if there can be none.
+
+    Args:
+        compile: as for `Recorder.program`.
+    """
     _, penalty, parameters, grads = outcome
     with torch.no_grad(), recorder:
         by_leaf = _by_leaf(parameters, grads, [tensor for tensor in recorder.inputs if tensor.requires_grad])
@@ -175,21 +195,26 @@ def plan(recorder: Recorder, outcome: Outcome) -> Plan | None:
     if None in places:
         recorder.refusal = "a gradient belongs to none of the critic's parameters"
         return None
-    program = recorder.program([penalty, *(grad for _, grad in by_leaf)])
+    program = recorder.program([penalty, *(grad for _, grad in by_leaf)], compile)
     return None if program is None else Plan(program, [place for place in places if place is not None])
 
 
-def tried(plan: Plan, recorder: Recorder, before: State, outcome: Outcome, call: CriticCall, x: Tensor) -> bool:
-    """Whether a plan runs, and computes from the same state what was recorded."""
+def tried(
+    plan: Plan, recorder: Recorder, before: State, outcome: Outcome, call: CriticCall, x: Tensor, *, compiled: bool
+) -> bool:
+    """Whether a plan runs, and computes from the same state what was recorded; else ``recorder.refusal`` says why."""
     after = State(call, x)
     before.restore()
     by_score = None if not recorder.has_stage else lambda scores: recorder.received
     try:
-        compare((outcome[0], *plan.penalize(recorder.inputs, by_score)), outcome, call)
-    except Exception:
+        # Later samples are no leaf that requires a gradient, for which what is compiled is compiled anew.
+        inputs = [recorder.inputs[0].detach(), *recorder.inputs[1:]]
+        compare((outcome[0], *plan.penalize(inputs, by_score)), outcome, call, reordered=compiled)
+    except Exception as error:
         # Such as an operation that needs autograd around it, or more memory: the tape's outcome stands.
         if checking():
             raise
+        recorder.refusal = " ".join(str(error).split("\n\n")[0].split()) or type(error).__name__
         return False
     finally:
         after.restore()
@@ -272,17 +297,27 @@ class State:
         self._undo.restore()
 
 
-def checked(run: Callable[[], Outcome], tape: Callable[[], Outcome], call: CriticCall, x: Tensor) -> Outcome:
-    """The outcome of ``run``, compared with that of the tape, which runs from the same state."""
+def checked(
+    run: Callable[[], Outcome], tape: Callable[[], Outcome], call: CriticCall, x: Tensor, *, compiled: bool
+) -> Outcome:
+    """The outcome of ``run``, compared with that of the tape, which runs from the same state.
+
+    Args:
+        compiled: whether ``run`` is.
+    """
     before = State(call, x)
     outcome = run()
     before.restore()
-    compare(outcome, tape(), call)
+    compare(outcome, tape(), call, reordered=compiled)
     return outcome
 
 
-def compare(ours: Outcome, tapes: Outcome, call: CriticCall) -> None:
-    """RuntimeError where two computations of the same differ by more than rounding."""
+def compare(ours: Outcome, tapes: Outcome, call: CriticCall, *, reordered: bool = False) -> None:
+    """RuntimeError where two computations of the same differ by more than rounding.
+
+    Args:
+        reordered: whether one may add in another order: gradients that are zero but for rounding differ then.
+    """
     leaves = [p for p in call.critic.parameters() if p.requires_grad]  # type: ignore[attr-defined]
     by_leaf = {id(leaf): grad for leaf, grad in _by_leaf(*ours[2:], leaves)}
     pairs = [("loss", ours[0], tapes[0]), ("penalty", ours[1], tapes[1])]
@@ -290,17 +325,28 @@ def compare(ours: Outcome, tapes: Outcome, call: CriticCall) -> None:
         what = f"the gradient of the parameter of shape {tuple(leaf.shape)}"
         pairs.append((what, by_leaf.pop(id(leaf), None), grad))
     pairs += [("a gradient that the tape does not know", grad, None) for grad in by_leaf.values()]
+    largest = max(_size(grad) for _, _, grad in pairs) if reordered else 0.0
     for what, one, other in pairs:
         like = one if other is None else other
-        if like is not None and not _agree(one, other, like):
-            raise RuntimeError(f"{what} of {type(call.critic).__name__} by a plan is {one}, by the tape {other}")
+        if like is not None and not _agree(one, other, like, largest):
+            by = f"a plan's up to {_size(one):.3g}, the tape's up to {_size(other):.3g}"
+            raise RuntimeError(f"{what} of {type(call.critic).__name__} differs: {by}")
 
 
-def _agree(one: Tensor | None, other: Tensor | None, like: Tensor) -> bool:
-    """Whether two tensors, None for zeros, are equal up to the half of the digits."""
+def _size(tensor: Tensor | None) -> float:
+    """The largest of the finite numbers, without their signs."""
+    finite = None if tensor is None else tensor.detach()[tensor.isfinite()]
+    return 0.0 if finite is None or not finite.numel() else float(finite.abs().max())
+
+
+def _agree(one: Tensor | None, other: Tensor | None, like: Tensor, largest: float) -> bool:
+    """Whether two tensors, None for zeros, are equal up to the half of the digits.
+
+    Args:
+        like: one of them.
+        largest: number that rounding may come from, in three quarters of the digits.
+    """
     one, other = (torch.zeros_like(like) if t is None else t.detach() for t in (one, other))
     digits = torch.finfo(like.dtype)
-    finite = other[other.isfinite()]
-    size = float(finite.abs().max()) if finite.numel() else 0.0
-    bound = digits.eps**0.5 * max(size, digits.tiny**0.5)
+    bound = digits.eps**0.5 * max(_size(other), digits.eps**0.25 * largest, digits.tiny**0.5)
     return torch.allclose(one, other, rtol=0.0, atol=bound, equal_nan=True)

@@ -15,7 +15,7 @@ from lipgan.ops.gradient_penalty import NORMS
 from lipgan.penalties import engines
 from lipgan.penalties.conditions import Float32InPlaceOfFloat16, Unsharded, as_data, clone_if_inference, through_ddp
 from lipgan.penalties.critic_call import Critic, CriticCall, Output
-from lipgan.penalties.engines import PenaltyForm
+from lipgan.penalties.engines import Execution, PenaltyForm
 from lipgan.penalties.parts import Parts, Samples, check_same_parts, join
 
 _NEEDS_FAKE = ("wgan-gp", "lp", "max", "r2", "r1+r2")
@@ -32,9 +32,8 @@ class Request:
         critic_args: after the samples.
         kind: of the penalty; None for none.
         form: of the penalty of that kind.
-        engine: one of `engines.NAMES`.
+        execution: how they are computed.
         output: which of the critic's outputs are the scores.
-        differentiable: whether a backward is wanted beside the values.
         unsharded: to be entered while the critic runs.
     """
 
@@ -45,9 +44,8 @@ class Request:
     critic_args: tuple[Any, ...]
     kind: str | None
     form: PenaltyForm
-    engine: str
+    execution: Execution
     output: Output
-    differentiable: bool
     unsharded: Unsharded
 
     def call(self, critic: Critic, args: tuple[Any, ...]) -> CriticCall:
@@ -57,7 +55,7 @@ class Request:
     def run(self, function: Callable[..., Any], *samples: Tensor) -> Any:
         """``function(critic, *samples, *critic_args)`` under the conditions under which a critic runs."""
         with (
-            torch.set_grad_enabled(self.differentiable),
+            torch.set_grad_enabled(self.execution.differentiable),
             self.unsharded,
             Float32InPlaceOfFloat16(self.critic, samples[0]) as wide,
         ):
@@ -73,6 +71,7 @@ def request(
     target: float,
     norm: str,
     engine: str,
+    compile: bool | str,
     critic_args: Sequence[Any],
     output: Output,
 ) -> Request:
@@ -81,6 +80,7 @@ def request(
         check_choice("kind", kind, tuple(PENALTY_FORMS))
     check_choice("norm", norm, NORMS)
     check_choice("engine", engine, engines.NAMES)
+    _check_compile(compile, engine)
     weight, target = as_number("weight", weight), as_number("target", target, minimum=0.0)
     if fake_samples is None and kind in _NEEDS_FAKE:
         raise ValueError(f"fake must be given for kind {kind!r}, got None")
@@ -93,6 +93,8 @@ def request(
         shape = f"shape {tuple(real.shape)}" if parts is None else "several tensors"
         raise ValueError(f"real must have a dimension of channels for norm 'pixel', got {shape}")
     check_critic(critic, critic_args)
+    if compile == "cudagraph" and real.device.type != "cuda":
+        raise ValueError(f"compile 'cudagraph' needs samples on a GPU, got {real.device}")
     unsharded = Unsharded(critic)
     differentiable = torch.is_grad_enabled()
     with torch.inference_mode(False):
@@ -104,11 +106,19 @@ def request(
             critic_args=tuple(clone_if_inference(convert(item)) for item in critic_args),
             kind=kind,
             form=PenaltyForm("" if kind is None else PENALTY_FORMS[kind], weight, target, norm),
-            engine=engine,
+            execution=Execution(engine, compile, differentiable),
             output=output,
-            differentiable=differentiable,
             unsharded=unsharded,
         )
+
+
+def _check_compile(compile: bool | str, engine: str) -> None:
+    if not isinstance(compile, (bool, str)):
+        raise TypeError(f"compile must be a bool or 'cudagraph', got {compile!r}")
+    if compile not in engines.COMPILE:
+        raise ValueError(f"compile must be one of {', '.join(map(repr, engines.COMPILE))}, got {compile!r}")
+    if compile and engine == "autograd":
+        raise ValueError(f"compile must be False for engine 'autograd', got {compile!r}")
 
 
 def _unchanged(item: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -33,16 +34,23 @@ def mutated_arguments(func: Any) -> list[tuple[int, str]]:
 
 def mutated(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
     """The tensors that a call of an operation changes."""
-    return tensors_of(
-        [args[place] if place < len(args) else kwargs.get(name) for place, name in mutated_arguments(func)]
-    )
+    return tensors_of(_mutated(func, args, kwargs))
+
+
+def _mutated(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any]:
+    return [args[place] if place < len(args) else kwargs.get(name) for place, name in mutated_arguments(func)]
 
 
 def changed(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
     """`mutated`, and the running statistics of batch norm, of which its schema says nothing."""
+    return tensors_of(changed_arguments(func, args, kwargs))
+
+
+def changed_arguments(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any]:
+    """`changed`, whatever stands for the tensors."""
     if func in (torch.ops.aten.native_batch_norm.default, torch.ops.aten.cudnn_batch_norm.default):
-        return tensors_of(args[3:5])
-    return mutated(func, args, kwargs) if mutates(func) else []
+        return [*args[3:5]]
+    return _mutated(func, args, kwargs) if mutates(func) else []
 
 
 @functools.cache

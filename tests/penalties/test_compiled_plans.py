@@ -1,0 +1,276 @@
+"""Penalties with ``compile=True``: plans that torch.compile has compiled."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from penalty_critics import FAKE, REAL, draws, samples
+from torch import Tensor, nn
+
+import lipgan
+from lipgan.penalties.engines import UnsupportedCriticError
+
+
+def curved() -> nn.Sequential:
+    """A critic with smooth activations, dropout and batch norm."""
+    torch.manual_seed(1)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1),
+        nn.SiLU(),
+        nn.Dropout(0.3),
+        nn.Conv2d(4, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.SiLU(),
+        nn.Flatten(),
+        nn.Linear(4 * 16, 1),
+    ).double()
+
+
+def independent() -> nn.Sequential:
+    """A critic that judges each sample by itself, with maps that are linear piece by piece."""
+    torch.manual_seed(2)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), nn.LeakyReLU(0.2), nn.Flatten(), nn.Linear(4 * 16, 8), nn.ReLU(), nn.Linear(8, 1)
+    ).double()
+
+
+def smooth() -> nn.Sequential:
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Flatten(), nn.Linear(48, 6), nn.Tanh(), nn.Linear(6, 1)).double()
+
+
+CRITICS: dict[str, Callable[[], nn.Module]] = {"curved": curved, "independent": independent, "smooth": smooth}
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    """The functions that were compiled: by a backend that takes no compiler of C++ and no seconds."""
+    functions: list[Any] = []
+    real = torch.compile
+
+    def by_aot(function: Any, *, options: Any, **settings: Any) -> Any:
+        functions.append(function)
+        assert options["fallback_random"], "the numbers that are drawn are those of the operations"
+        return real(function, backend="aot_eager", **settings)
+
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    monkeypatch.setattr(torch, "compile", by_aot)
+    yield functions
+    torch._dynamo.reset()
+
+
+def outcome(critic: nn.Module, run: Callable[[nn.Module], Tensor], seed: int) -> list[Tensor]:
+    """Value, gradients, buffers and random state of one call."""
+    critic.zero_grad()
+    torch.manual_seed(seed)
+    value = run(critic)
+    value.backward()
+    grads = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in critic.parameters()]
+    return [value.detach(), *grads, *(buffer.clone() for buffer in critic.buffers()), torch.get_rng_state()]
+
+
+def agree(critic: nn.Module, run: Callable[..., Tensor], calls: int = 3) -> None:
+    """With ``compile=True`` as by autograd's double backward."""
+    other = copy.deepcopy(critic)
+    for seed in range(calls):
+        ours = outcome(critic, functools.partial(run, seed=seed, compile=True), seed)
+        theirs = outcome(other, functools.partial(run, seed=seed, engine="autograd"), seed)
+        for a, b in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        *(("wgan-gp", "curved"), ("r1+r2", "curved"), ("r1+r2", "independent")),
+        *(("max", "independent"), ("dragan", "smooth"), ("lp", "smooth")),
+    ],
+)
+def test_penalties(kind: str, name: str, compiled: list[Any]) -> None:
+    def run(critic: nn.Module, seed: int, **options: Any) -> Tensor:
+        return lipgan.gradient_penalty(critic, REAL, FAKE, kind=kind, generator=draws(seed), **options)
+
+    agree(CRITICS[name](), run)
+    # "r1+r2" of a critic that couples samples is taken twice, by one plan.
+    assert len(compiled) == 1
+
+
+@pytest.mark.parametrize(
+    ("loss", "kind", "name"),
+    [
+        *(("non-saturating", "r1", "independent"), ("wasserstein", "r1+r2", "smooth")),
+        *(("hinge", "wgan-gp", "curved"), ("hinge", "r1", "curved")),
+    ],
+)
+def test_losses(loss: str, kind: str, name: str, compiled: list[Any]) -> None:
+    def run(critic: nn.Module, seed: int, **options: Any) -> Tensor:
+        step = lipgan.critic_loss(critic, REAL, FAKE, loss, kind=kind, generator=draws(seed), **options)
+        return step.total
+
+    agree(CRITICS[name](), run)
+    assert compiled, "nothing was compiled"
+
+
+def test_it_is_compiled_once(compiled: list[Any]) -> None:
+    critic = curved()
+    for _ in range(4):
+        lipgan.gradient_penalty(critic, REAL, kind="r1", compile=True).backward()
+    assert len(compiled) == 1
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+def test_the_value_alone(compiled: list[Any]) -> None:
+    critic = independent()
+    with torch.no_grad():
+        values = [lipgan.gradient_penalty(critic, REAL, kind="r1", compile=True) for _ in range(2)]
+    expected = lipgan.gradient_penalty(critic, REAL, kind="r1", engine="autograd").detach()
+    assert len(compiled) == 1
+    for value in values:
+        assert not value.requires_grad
+        torch.testing.assert_close(value, expected, rtol=1e-12, atol=0.0)
+
+
+def test_a_perceptron_has_its_closed_form(compiled: list[Any]) -> None:
+    critic = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 1)).double()
+    x = samples(6, 5)
+    ours = lipgan.gradient_penalty(critic, x, kind="r1", compile=True)
+    torch.testing.assert_close(ours, lipgan.gradient_penalty(critic, x, kind="r1", engine="autograd"))
+    assert compiled == []
+
+
+def test_a_change_gets_a_plan_of_its_own(compiled: list[Any]) -> None:
+    critic = curved()
+
+    def run(critic: nn.Module, seed: int, **options: Any) -> Tensor:
+        return lipgan.gradient_penalty(critic, REAL, kind="r1", **options)
+
+    agree(critic, run, calls=2)
+    critic[1] = nn.Tanh()
+    agree(critic, run, calls=2)
+    critic.eval()
+    agree(critic, run, calls=2)
+    critic[0].bias.requires_grad_(False)
+    agree(critic, run, calls=2)
+    half = REAL[:4]
+    agree(critic, lambda critic, seed, **options: lipgan.gradient_penalty(critic, half, kind="r1", **options), calls=2)
+    assert len(compiled) == 5
+
+
+def test_uncompiled_and_compiled_plans_stand_side_by_side(compiled: list[Any]) -> None:
+    critic = independent()
+    for _ in range(3):
+        ways = [lipgan.gradient_penalty(critic, REAL, kind="r1", compile=how) for how in (False, True)]
+        torch.testing.assert_close(*ways, rtol=1e-12, atol=0.0)
+    assert len(compiled) == 1
+
+
+# ---- what cannot be compiled ----
+
+
+class Reading(nn.Module):
+    """A critic whose operations depend on numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x) if x.sum().item() > 0 else -self.body(x).square()
+
+
+class Counting(nn.Module):
+    """A critic with batch norm that counts its calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.body, self.calls = nn.BatchNorm1d(5), nn.Linear(5, 1), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return torch.tanh(self.body(self.norm(x)))
+
+
+def test_what_cannot_be_compiled_is_said(compiled: list[Any]) -> None:
+    x = samples(6, 5)
+    hooked = nn.Sequential(nn.Linear(5, 1), nn.Tanh()).double()
+    hooked[0].register_forward_hook(lambda module, args, output: None)
+    module = nn.Sequential(nn.Linear(5, 1), nn.Tanh()).double()
+    critics: list[tuple[Any, str]] = [
+        (Reading().double(), "reads item"),
+        (Counting().double(), "changes calls"),
+        (hooked, "has hooks"),
+        (lambda x: module(x), "it must be a module"),
+    ]
+    for critic, reason in critics:
+        with pytest.raises(UnsupportedCriticError, match=rf"cannot be compiled: .*{reason}.*; use compile=False"):
+            lipgan.gradient_penalty(critic, x, kind="r1", compile=True)
+    with pytest.raises(UnsupportedCriticError, match="autocast be off"), torch.autocast("cpu", torch.bfloat16):
+        lipgan.gradient_penalty(module.float(), x.float(), kind="r1", compile=True)
+    assert compiled == []
+
+
+def test_nothing_is_changed_by_a_critic_that_is_refused(compiled: list[Any]) -> None:
+    critic = Counting().double()
+    before, state = copy.deepcopy(critic.state_dict()), torch.get_rng_state()
+    with pytest.raises(UnsupportedCriticError, match="changes calls"):
+        lipgan.gradient_penalty(critic, samples(6, 5), kind="r1", compile=True)
+    for name, tensor in critic.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_wrong_result_of_the_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(function: Any, **settings: Any) -> Any:
+        def run(*inputs: Tensor) -> Any:
+            penalty, first, *grads = function(*inputs)
+            return penalty, first * 1.001, *grads
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", wrong)
+    critic = smooth()
+    with pytest.raises(UnsupportedCriticError, match=r"gradient of the parameter of shape .* of Sequential differs"):
+        lipgan.gradient_penalty(critic, REAL, kind="r1", compile=True)
+    monkeypatch.undo()
+    assert lipgan.gradient_penalty(critic, REAL, kind="r1").isfinite()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"compile": "cuda"}, ValueError, "compile must be one of False, True, 'cudagraph', got 'cuda'"),
+        ({"compile": 1}, TypeError, "compile must be a bool or 'cudagraph', got 1"),
+        ({"compile": None}, TypeError, "compile must be a bool or 'cudagraph', got None"),
+        ({"compile": "cudagraph"}, ValueError, "compile 'cudagraph' needs samples on a GPU, got cpu"),
+        (
+            {"compile": True, "engine": "autograd"},
+            ValueError,
+            "compile must be False for engine 'autograd', got True",
+        ),
+    ],
+)
+def test_bad_input(options: dict[str, Any], error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        lipgan.gradient_penalty(independent(), REAL, kind="r1", **options)
+    with pytest.raises(error, match=words):
+        lipgan.critic_loss(independent(), REAL, FAKE, "hinge", kind="r1", **options)
+
+
+@pytest.mark.slow
+def test_by_inductor() -> None:
+    def penalty(critic: nn.Module, seed: int, **options: Any) -> Tensor:
+        return lipgan.gradient_penalty(critic, REAL, FAKE, generator=draws(seed), **options)
+
+    def loss(critic: nn.Module, seed: int, **options: Any) -> Tensor:
+        return lipgan.critic_loss(critic, REAL, FAKE, "non-saturating", kind="r1", **options).total
+
+    torch._dynamo.reset()
+    agree(curved(), penalty)
+    agree(independent(), loss)
+    torch._dynamo.reset()
