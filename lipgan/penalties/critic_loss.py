@@ -96,6 +96,13 @@ def critic_loss(
     """
     if not callable(loss) and not isinstance(loss, str):
         raise TypeError(f"loss must be a name of lipgan.losses or a function of two tensors of scores, got {loss!r}")
+    if torch.compiler.is_compiling():
+        from lipgan.penalties import traced
+
+        fits = traced.fits(critic, (real, fake), critic_args, (weight, target), output, generator)
+        if isinstance(loss, str) and fits:
+            settings = (loss, kind, norm, engine, compile, output)
+            return CriticLoss(*traced.call(_in_graph, settings, 5, critic, real, fake, critic_args, weight, target))
     of_scores = losses.get(loss).critic_loss if isinstance(loss, str) else loss
     arguments = (critic, real, fake, kind, weight, target, norm, engine, compile, critic_args, output)
     result: CriticLoss = uncompiled(_critic_loss, arguments, of_scores, generator)
@@ -145,6 +152,30 @@ def _critic_loss(arguments: tuple[Any, ...], of_scores: LossOfScores, generator:
 
         result: CriticLoss = asked.run(judge, real, fake)
         return result
+
+
+def _in_graph(
+    loss: str,
+    kind: str | None,
+    norm: str,
+    engine: str,
+    compile: bool | str,
+    output: Output,
+) -> tuple[Callable[..., CriticLoss], Callable[..., Tensor]]:
+    """What runs an operation of a graph, and tells the scores, see `lipgan.penalties.traced`."""
+    of_scores = losses.get(loss).critic_loss
+
+    def run(
+        critic: Critic, real: Tensor, fake: Tensor, args: tuple[Any, ...], weight: float, target: float
+    ) -> CriticLoss:
+        arguments = (critic, real, fake, kind, weight, target, norm, engine, compile, args, output)
+        result: CriticLoss = uncompiled(_critic_loss, arguments, of_scores, None)
+        return result
+
+    def score(critic: Critic, x: Tensor, args: tuple[Any, ...]) -> Tensor:
+        return CriticCall(critic, args, output).scores(x)
+
+    return run, score
 
 
 class _Judged:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -139,6 +139,12 @@ def gradient_penalty(
         >>> critic_of_graphs = lambda nodes, edges: (edges @ nodes).tanh().sum((1, 2))
         >>> penalty = lipgan.gradient_penalty(critic_of_graphs, graphs, kind="r1")
     """
+    if torch.compiler.is_compiling():
+        from lipgan.penalties import traced
+
+        if traced.fits(critic, (real, fake), critic_args, (weight, target), output, generator):
+            settings = (kind, norm, engine, compile, output)
+            return traced.call(_in_graph, settings, 1, critic, real, fake, critic_args, weight, target)[0]
     arguments = (critic, real, fake, kind, weight, target, norm, engine, compile, critic_args, output)
     penalty: Tensor = uncompiled(_gradient_penalty, arguments, generator)
     return penalty
@@ -158,6 +164,20 @@ def _gradient_penalty(arguments: tuple[Any, ...], generator: torch.Generator | N
 
         result: Tensor = asked.run(penalty, x)
         return result
+
+
+def _in_graph(
+    kind: str, norm: str, engine: str, compile: bool | str, output: Output
+) -> tuple[Callable[..., tuple[Tensor]], None]:
+    """What runs an operation of a graph, see `lipgan.penalties.traced`."""
+
+    def run(
+        critic: Critic, real: Tensor, fake: Tensor | None, args: tuple[Any, ...], weight: float, target: float
+    ) -> tuple[Tensor]:
+        arguments = (critic, real, fake, kind, weight, target, norm, engine, compile, args, output)
+        return (uncompiled(_gradient_penalty, arguments, None),)
+
+    return run, None
 
 
 def explain(

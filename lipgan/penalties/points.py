@@ -37,7 +37,10 @@ def interpolate(real: Tensor, fake: Tensor, *, generator: torch.Generator | None
 
 def _uniform(shape: Sequence[int], like: Tensor, generator: torch.Generator | None) -> Tensor:
     device = like.device if generator is None else generator.device
-    drawn = torch.rand(*shape, generator=generator, device=device, dtype=accumulation_dtype(like.dtype))
+    dtype = accumulation_dtype(like.dtype)
+    if generator is None:  # the form with a generator takes no symbolic shapes, which torch.compile may ask for
+        return torch.rand(*shape, device=device, dtype=dtype)
+    drawn = torch.rand(*shape, generator=generator, device=device, dtype=dtype)
     return to_device(drawn, like.device)
 
 

@@ -38,19 +38,24 @@ class PrecomputedGradients(torch.autograd.Function):
                 "differentiable; use engine='autograd'"
             )
         unchanged = _is_one(grad)
-        scaled: list[Tensor | None] = []
+        products: list[Tensor | None] = []
         for g, p, dtype, need in zip(ctx.saved_tensors, ctx.like, ctx.dtypes, ctx.needs_input_grad[2:], strict=False):
             if not need:
-                scaled.append(None)
+                products.append(None)
             elif g is None:
-                scaled.append(torch.zeros_like(p))
+                products.append(torch.zeros_like(p))
             elif unchanged and g.dtype == dtype:
-                scaled.append(g)
+                products.append(g)
             else:
-                # Widened first: the factor of a GradScaler is beyond float16.
-                product = (g if g.dtype == grad.dtype else g.to(accumulation_dtype(g.dtype))) * grad
-                scaled.append(product if product.dtype == dtype else product.to(dtype))
-        return (None, None, *scaled, *[None] * len(scaled))
+                products.append(scaled(g, grad, dtype))
+        return (None, None, *products, *[None] * len(products))
+
+
+def scaled(grad: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A gradient times a factor, in the dtype of the parameter."""
+    # Widened first: the factor of a GradScaler is beyond float16.
+    product = (grad if grad.dtype == factor.dtype else grad.to(accumulation_dtype(grad.dtype))) * factor
+    return product if product.dtype == dtype else product.to(dtype)
 
 
 def _is_one(grad: Tensor) -> bool:
