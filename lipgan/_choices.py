@@ -29,7 +29,7 @@ METRICS = ("fid", "is", "kid", "prdc")
 PROTOCOLS = ("clean", "lipgan", "pytorch-fid", "torch-fidelity", "torchmetrics")
 
 #: The modules of `lipgan.bench`.
-BENCHMARKS = ("spectral-norm", "gradient-penalty", "frechet", "prdc", "fid", "kid", "step")
+BENCHMARKS = ("spectral-norm", "gradient-penalty", "compiled-penalty", "frechet", "prdc", "fid", "kid", "step")
 
 #: The modules of `lipgan.studies`, in the order of the lectures, and what each shows.
 STUDIES: Mapping[str, str] = MappingProxyType(

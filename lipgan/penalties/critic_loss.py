@@ -75,8 +75,9 @@ def critic_loss(
     gradients as usual.
 
     Args:
-        critic, real, fake, norm, engine, generator, critic_args, output: as for :func:`lipgan.gradient_penalty`, which
-            also tells of DistributedDataParallel, autocast and ``torch.compile``.
+        critic, real, fake, norm, engine, compile, generator, critic_args, output: as for
+            :func:`lipgan.gradient_penalty`, which also tells of DistributedDataParallel, autocast and
+            ``torch.compile``: within a compiled function a ``loss`` that is a name can be an operation of the graph.
         loss: a name of :data:`lipgan.losses`, for what its critic minimizes, or a function of the scores of real and of
             fake samples, as the critic returned them, that returns a 0-dim tensor.
         kind: of penalty, one of those of :func:`lipgan.gradient_penalty`; None for none.

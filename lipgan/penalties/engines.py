@@ -233,8 +233,8 @@ def slower(call: CriticCall, x: Tensor) -> str | None:
     for module in call.critic.modules():
         if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
             return (
-                f"module {_names(call.critic)[module]!r}: engine 'auto' takes autograd, which is faster for recurrent "
-                "layers on a CPU; engine 'fused' can be asked for by name"
+                f"module {_names(call.critic)[module]!r}: engine 'auto' takes autograd, which is faster than the "
+                "tape for recurrent layers on a CPU, until there is a plan; engine 'fused' can be asked for by name"
             )
     return None
 

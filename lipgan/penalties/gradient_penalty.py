@@ -74,9 +74,12 @@ def gradient_penalty(
     When the same is asked for again, a plan, which is a recording of its operations, stands for the Python code of the
     critic, as long as nothing that the code reads has changed.
 
-    ``torch.compile``: a call within a compiled function is one graph break, its backward runs uncompiled, and
-    ``fullgraph=True`` is an error. Critics that are compiled themselves run uncompiled in here, and until this returns
-    other threads do not compile either.
+    ``torch.compile``: within a compiled function a call is one operation of the graph, with ``fullgraph=True`` too,
+    where the critic is a module (not DistributedDataParallel), the samples are tensors, ``critic_args`` constants and
+    tensors that require no gradient, and there is neither a ``generator`` nor an ``output`` that is a function.
+    Otherwise it is one graph break, its backward runs uncompiled, and ``fullgraph=True`` is an error. Inside, the
+    critic runs as in an eager call: critics that are compiled themselves run uncompiled, and until this returns other
+    threads do not compile either. To compile what happens inside is what ``compile=True`` is for.
 
     DistributedDataParallel: give the wrapper, which then synchronizes the gradients as those of any forward pass; they
     equal those of the joined batch, except for kind "max", which takes the maximum of each process's own samples, and
@@ -104,8 +107,12 @@ def gradient_penalty(
             of samples that are one tensor.
         engine: "fused" is exact and first order; "autograd" is the textbook double backward; "auto" is "fused" where it
             can follow the critic (:func:`explain` tells), else "autograd", and for modules with recurrent layers on a
-            CPU "autograd", which is faster there. Tensors of a subclass that only carries something along, such as
-            MONAI's MetaTensor, reach the critic as plain tensors, except with "autograd".
+            CPU "autograd" unless there is a plan, which is faster. Tensors of a subclass that only carries something
+            along, such as MONAI's MetaTensor, reach the critic as plain tensors, except with "autograd".
+        compile: True has the plan compiled by torch.compile when it is first asked for, which takes half a minute or
+            more, and pays for large critics with smooth activations or normalization. What is compiled runs once from
+            the same state as the tape, and is used if it computes the same but for rounding; a draw is that of an eager
+            call. A perceptron that has a closed form takes it. "cudagraph" has it captured in CUDA graphs as well.
         generator: of the random numbers; on the CPU, it draws the same numbers for every device.
         critic_args: passed to the critic after the samples, such as labels; a list or tuple. Where "r1+r2" takes one
             batch, those that are tensors with B rows are repeated for the second half.
@@ -120,8 +127,9 @@ def gradient_penalty(
         ValueError: shapes or devices that differ, an empty batch, NaN in the samples (looked for on the CPU only:
             elsewhere it would wait for the device), an unknown kind, norm or engine, a negative or infinite target, a
             weight that is not finite, a critic whose scores do not depend on the samples, that returns their mean, or
-            that is sharded.
-        UnsupportedCriticError: ``engine="fused"`` and a critic that it cannot follow.
+            that is sharded; ``compile`` with engine "autograd", or "cudagraph" for samples that are not on a GPU.
+        UnsupportedCriticError: ``engine="fused"`` and a critic that it cannot follow; ``compile`` and a critic of which
+            there can be no plan (docs/numerics/gradient_penalty.md, Plans), with the reason.
 
     Example:
         >>> loss = critic(fake).mean() - critic(real).mean() + lipgan.gradient_penalty(critic, real, fake)

@@ -12,7 +12,7 @@ from torch import nn
 
 from lipgan import bench
 from lipgan.__main__ import main
-from lipgan.bench import critic_loss, fid, frechet, harness, kid, prdc
+from lipgan.bench import compiled_penalty, critic_loss, fid, frechet, harness, kid, prdc
 from lipgan.bench import gradient_penalty as penalties
 from lipgan.bench import spectral_norm as benchmark
 
@@ -179,6 +179,28 @@ def test_gradient_penalty_tables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert [row["critic"] for row in memory.rows] in (["images"], [])
     bench._plot(penalties, [speed, more, steps, engines, memory], tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_compiled_penalties(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **options: real(function, backend="aot_eager"))
+    monkeypatch.setattr(compiled_penalty, "CASES", SMALL_CASES)
+    monkeypatch.setattr(compiled_penalty, "COMPILED", ["images"])
+    monkeypatch.setattr(harness, "_TURN_SECONDS", 0.0)
+    monkeypatch.setattr(compiled_penalty, "in_fresh_process", lambda function, *args: function(*args))
+    (table,) = compiled_penalty.run(seconds=0.0)
+    assert [row["critic"] for row in table.rows] == ["images"]
+    assert set(table.rows[0]) == set(table.columns)
+    bench._plot(compiled_penalty, [table], tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+    right = compiled_penalty._lipgan
+    monkeypatch.setattr(
+        compiled_penalty,
+        "_lipgan",
+        lambda *args, **how: lambda: (2 * right(*args, **how)()[0], *right(*args, **how)()[1:]),
+    )
+    with pytest.raises(AssertionError, match="lipgan: the value or its gradients are off by"):
+        compiled_penalty._times("images", seed=0, seconds=0.0)
 
 
 def test_a_wrong_penalty_is_not_timed() -> None:

@@ -154,6 +154,23 @@ def test_recurrent_layers_are_left_to_autograd_unless_asked_for(kind: type[nn.RN
     assert explain(scores, x) is None, "the tape follows it; a function is not looked into"
 
 
+@pytest.mark.parametrize("kind", [nn.GRU, nn.LSTM])
+def test_a_plan_serves_recurrent_layers(kind: type[nn.RNNBase], tapes: list[Tape]) -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(1)
+            self.layer, self.readout = kind(3, 4, batch_first=True), nn.Linear(4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.readout(self.layer(x)[0][:, -1])  # type: ignore[no-any-return]
+
+    critic = Recurrent().double()
+    x = torch.randn(2, 5, 3, dtype=torch.float64)
+    assert [served_by(critic, x) for _ in range(4)] == ["autograd", "fused", "fused", "fused"]
+    assert len(tapes) == 1, "recorded at the second call, a plan from the third"
+
+
 def test_a_refusal_of_some_arguments_is_none_of_others() -> None:
     class Either(nn.Module):
         def __init__(self) -> None:
