@@ -26,8 +26,8 @@
   void gradient_penalty_interpolate(Dtype, const void*, const void*, const void*, void*, int64_t, int64_t, int); \
   void gradient_penalty_fwd(Dtype, PenaltyKind, const void*, void*, void*, void*, int64_t, int64_t, int64_t,     \
                             double, double, int);                                                                \
-  void mlp_gradient_penalty_fwd(Dtype, PenaltyKind, const void*, const MlpLayer*, int64_t, void*, void*, int64_t, \
-                                int64_t, double, double, int);                                                   \
+  void mlp_gradient_penalty_fwd(Dtype, PenaltyKind, const void*, const MlpLayer*, int64_t, const MlpLoss&, void*, \
+                                void*, int64_t, int64_t, double, double, int);                                   \
   void matrix_sqrt_fwd(Dtype, const MatrixSqrtFwd&, int);                                                        \
   void nearest_neighbours_fwd(Dtype, const Points&, bool, int64_t, double*, double*, int);                       \
   void ball_counts(Dtype, const Points&, const double*, const double*, bool, double*, double*, int);             \
@@ -134,10 +134,10 @@ void gradient_penalty_fwd(Dtype dtype, PenaltyKind kind, const void* grads, void
 }
 
 void mlp_gradient_penalty_fwd(Dtype dtype, PenaltyKind kind, const void* x, const MlpLayer* layers, int64_t num_layers,
-                              void* penalty, void* norms, int64_t batch, int64_t width, double weight, double target,
-                              int num_threads) {
-  LIPGAN_DISPATCH(mlp_gradient_penalty_fwd(dtype, kind, x, layers, num_layers, penalty, norms, batch, width, weight,
-                                           target, num_threads))
+                              const MlpLoss& loss, void* penalty, void* norms, int64_t batch, int64_t width,
+                              double weight, double target, int num_threads) {
+  LIPGAN_DISPATCH(mlp_gradient_penalty_fwd(dtype, kind, x, layers, num_layers, loss, penalty, norms, batch, width,
+                                           weight, target, num_threads))
 }
 
 }  // namespace lipgan::cpu

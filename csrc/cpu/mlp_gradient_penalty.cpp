@@ -30,6 +30,10 @@ struct Range {
   Range part(int64_t index, int64_t parts) const {
     return {first + size() * index / parts, first + size() * (index + 1) / parts};
   }
+  Range common(Range other) const {
+    const int64_t begin = max(first, other.first);
+    return {begin, max(begin, min(last, other.last))};
+  }
 };
 
 template <class T>
@@ -45,17 +49,20 @@ struct Penalty {
   T* norms;
   int64_t batch, width;
   double weight, target;
+  const T* score_grads;  // w, null without a loss
+  Range penalized;       // samples
   bool by_samples = true;
 
   // Of layer l, 0 ... num_layers - 1; the arrays of layer 0 belong to the input. Rows are filled up to whole vectors with
   // numbers that reach no result.
   struct Work {
     int64_t width, vectors, row;  // row: elements between samples, an odd number of cache lines, lest rows share a set
-    T* panels;    // W_l^T
-    T* bias;      // [vectors], padded
-    T* factor;    // m_l
-    T* signal;    // a_l, then delta_l; of the input: g, then v
-    T* tangent;   // t_l; of the input: v
+    T* panels;      // W_l^T
+    T* bias;        // [vectors], padded
+    T* factor;      // m_l
+    T* activation;  // a_l, l > 0
+    T* signal;      // delta_l, without a loss in the place of a_l; of the input: g, then v
+    T* tangent;     // t_l, then t_l + w a_l; of the input: v in the place of g
   };
   Work* work = nullptr;
   double* exact = nullptr;  // [batch]: the norms
@@ -74,8 +81,9 @@ struct Penalty {
       own.row = (ceil_div(own.width, kLineElements) / 2 * 2 + 1) * kLineElements;
       widest = max(widest, own.width);
       own.signal = arena.take<T>(batch * own.row);
-      own.tangent = own.signal;
+      own.tangent = own.activation = own.signal;
       if (l > 0) {
+        if (score_grads) own.activation = arena.take<T>(batch * own.row);
         own.panels = arena.take<T>(own.vectors * L * width_of(l - 1));
         own.bias = arena.take<T>(own.vectors * L);
         own.factor = arena.take<T>(batch * own.row);
@@ -135,17 +143,23 @@ struct Penalty {
       meet(team);
     }
     const Range own = Range{0, batch}.part(team.thread, team.num_threads);
-    for (int64_t i = own.first; i < own.last; ++i) take_norm(i);
+    const Range steep = own.common(penalized);
+    for (int64_t i = steep.first; i < steep.last; ++i) take_norm(i);
     if (kind == PenaltyKind::max) team.barrier();
-    scale_gradients(own);
+    scale_gradients(steep);
     meet(team);
     for (int64_t l = 1; l < num_layers; ++l) {
-      tangent(l, rows, team);
+      tangent(l, rows.common(penalized), team);
       if (l + 1 < num_layers) meet(team);
     }
     team.barrier();
+    if (score_grads) {
+      add_activations(own);
+      team.barrier();
+    }
     for (int64_t l = 1; l < num_layers; ++l) weight_gradient(l, team);
     last_weight_gradient(team);
+    for (int64_t l = 1; score_grads && l < num_layers; ++l) bias_gradient(l, team);
     if (team.thread == 0) finish();
   }
 
@@ -192,19 +206,19 @@ struct Penalty {
   void forward(int64_t l, Range rows, const Team& team) {
     const Work &own = work[l], &before = work[l - 1];
     const bool first = l == 1;
-    times_transposed(l, rows, team, first ? x : before.signal, first ? width : before.row, own.signal, own.bias,
+    times_transposed(l, rows, team, first ? x : before.activation, first ? width : before.row, own.activation, own.bias,
                      nullptr);
     const Range vectors = columns(l, team);
     const int64_t begin = vectors.first * L, end = min(vectors.last * L, own.width);
     const T slope = static_cast<T>(layer(l).slope);
     const T* scales = static_cast<const T*>(layer(l).scale);
     for (int64_t i = rows.first; i < rows.last; ++i) {
-      T *signal = own.signal + i * own.row, *factor = own.factor + i * own.row;
+      T *activation = own.activation + i * own.row, *factor = own.factor + i * own.row;
       const auto activate = [=](int64_t j, T scale) {
-        const T z = signal[j];
+        const T z = activation[j];
         const T m = (z > 0 ? scale : z <= 0 ? scale * slope : z);
         factor[j] = m;
-        signal[j] = m * z;
+        activation[j] = m * z;
       };
       if (scales) {
         const T* scale = scales + i * own.width;
@@ -262,7 +276,26 @@ struct Penalty {
     times_transposed(l, rows, team, before.tangent, before.row, own.tangent, nullptr, own.factor);
   }
 
-  // dP/dW_l = delta_l^T t_{l-1}: entries in the order of panels, then rows, are shared out.
+  // t_l + w a_l in the place of t_l, which is 0 where there is no penalty.
+  void add_activations(Range rows) {
+    for (int64_t l = 0; l < num_layers; ++l) {
+      const Work& own = work[l];
+      for (int64_t i = rows.first; i < rows.last; ++i) {
+        const T* activation = l == 0 ? x + i * width : own.activation + i * own.row;
+        T* tangent = own.tangent + i * own.row;
+        const T w = score_grads[i];
+        if (i >= penalized.first && i < penalized.last) {
+#pragma omp simd
+          for (int64_t j = 0; j < own.width; ++j) tangent[j] += w * activation[j];
+        } else {
+#pragma omp simd
+          for (int64_t j = 0; j < own.width; ++j) tangent[j] = w * activation[j];
+        }
+      }
+    }
+  }
+
+  // With the loss: delta_l^T (t_{l-1} + w a_{l-1}), which is in the place of t_{l-1}: entries in the order of panels, then rows, are shared out.
   void weight_gradient(int64_t l, const Team& team) {
     const Work &own = work[l], &before = work[l - 1];
     T* grad = static_cast<T*>(layer(l).grad_weight);
@@ -293,6 +326,18 @@ struct Penalty {
     });
   }
 
+  // The sum of w delta_l.
+  void bias_gradient(int64_t l, const Team& team) {
+    const Work& own = work[l];
+    T* grad = static_cast<T*>(layer(l).grad_bias);
+    T sums[static_cast<size_t>(kTileVectors * L)];
+    for_panels(Range{0, own.vectors}.part(team.thread, team.num_threads), [&](int64_t first, int64_t vectors) {
+      multiply<T>({score_grads, 0, 1, own.signal + first * L, own.row, sums, 0, nullptr, 0, nullptr, 0, batch}, 1,
+                  vectors);
+      for (int64_t j = 0; j < min(vectors * L, own.width - first * L); ++j) grad[first * L + j] = sums[j];
+    });
+  }
+
   // The sum of the tangents of the last hidden layer.
   void last_weight_gradient(const Team& team) {
     const Work& own = work[num_layers - 1];
@@ -313,18 +358,19 @@ struct Penalty {
     // The squares of float64 leave the range where the norm does not.
     if (sizeof(T) == sizeof(double) && !(norm > 1e-140 && norm < 1e150)) norm = norm_in_range(g, width, 1, norm);
     exact[i] = norm;
-    norms[i] = static_cast<T>(norm);
+    norms[i - penalized.first] = static_cast<T>(norm);
   }
 
   // v = dP/dg, in the place of g.
   void scale_gradients(Range rows) {
-    const double n = static_cast<double>(batch), step = 2 * weight / n;
+    const int64_t count = penalized.size();
+    const double n = static_cast<double>(count), step = 2 * weight / n;
     T largest = norms[0];
     int64_t ties = 0;
     if (kind == PenaltyKind::max) {
       // Equal maxima share the gradient; a NaN is the maximum.
-      for (int64_t i = 1; i < batch; ++i) largest = greater(largest, norms[i]);
-      for (int64_t i = 0; i < batch; ++i) ties += is_maximum(norms[i], largest);
+      for (int64_t i = 1; i < count; ++i) largest = greater(largest, norms[i]);
+      for (int64_t i = 0; i < count; ++i) ties += is_maximum(norms[i], largest);
     }
     for (int64_t i = rows.first; i < rows.last; ++i) {
       const double norm = exact[i], excess = norm - target;
@@ -335,7 +381,7 @@ struct Penalty {
         case PenaltyKind::one_sided: slope = static_cast<T>(step * (excess < 0 ? 0 : excess)); break;
         case PenaltyKind::squared: inverse = 1, slope = static_cast<T>(weight / n); break;
         case PenaltyKind::max:
-          if (is_maximum(norms[i], largest)) {
+          if (is_maximum(norms[i - penalized.first], largest)) {
             slope = static_cast<T>(2 * weight / static_cast<double>(ties) * (static_cast<double>(largest) - target));
           }
       }
@@ -350,9 +396,9 @@ struct Penalty {
   void finish() {
     double total = 0;
     T largest = norms[0];
-    for (int64_t i = 0; i < batch; ++i) {
+    for (int64_t i = penalized.first; i < penalized.last; ++i) {
       const double norm = exact[i], excess = norm - target;
-      largest = greater(largest, norms[i]);
+      largest = greater(largest, norms[i - penalized.first]);
       if (kind == PenaltyKind::squared) {
         total += norm * norm / 2;
       } else if (kind == PenaltyKind::two_sided || !(excess < 0)) {
@@ -360,15 +406,19 @@ struct Penalty {
       }
     }
     const double top = static_cast<double>(largest) - target;
-    *penalty = static_cast<T>(weight * (kind == PenaltyKind::max ? top * top : total / static_cast<double>(batch)));
+    *penalty = static_cast<T>(weight * (kind == PenaltyKind::max ? top * top : total / static_cast<double>(penalized.size())));
+    if (!score_grads) return;
+    double sum = 0;
+    for (int64_t i = 0; i < batch; ++i) sum += static_cast<double>(score_grads[i]);
+    *static_cast<T*>(layer(num_layers).grad_bias) = static_cast<T>(sum);
   }
 };
 
 template <class T>
-void serve(PenaltyKind kind, const void* x, const MlpLayer* layers, int64_t num_layers, void* penalty, void* norms,
-           int64_t batch, int64_t width, double weight, double target, int num_threads) {
-  Penalty<T> op{kind, static_cast<const T*>(x), layers, num_layers, static_cast<T*>(penalty), static_cast<T*>(norms),
-                batch, width, weight, target};
+void serve(PenaltyKind kind, const void* x, const MlpLayer* layers, int64_t num_layers, const MlpLoss& loss,
+           void* penalty, void* norms, int64_t batch, int64_t width, double weight, double target, int num_threads) {
+  Penalty<T> op{kind,  static_cast<const T*>(x), layers, num_layers, static_cast<T*>(penalty), static_cast<T*>(norms),
+                batch, width, weight, target, static_cast<const T*>(loss.score_grads), {loss.first, loss.last}};
   int64_t weights = 0, signals = 0;  // in whole vectors, as they are computed
   for (int64_t l = 1; l < num_layers; ++l) {
     const int64_t before = ceil_div(op.width_of(l - 1), op.L) * op.L;
@@ -390,10 +440,10 @@ void serve(PenaltyKind kind, const void* x, const MlpLayer* layers, int64_t num_
 }  // namespace
 
 void mlp_gradient_penalty_fwd(Dtype dtype, PenaltyKind kind, const void* x, const MlpLayer* layers, int64_t num_layers,
-                              void* penalty, void* norms, int64_t batch, int64_t width, double weight, double target,
-                              int num_threads) {
+                              const MlpLoss& loss, void* penalty, void* norms, int64_t batch, int64_t width,
+                              double weight, double target, int num_threads) {
   const auto call = [&](auto fn) {
-    fn(kind, x, layers, num_layers, penalty, norms, batch, width, weight, target, num_threads);
+    fn(kind, x, layers, num_layers, loss, penalty, norms, batch, width, weight, target, num_threads);
   };
   if (dtype == Dtype::float32) return call(serve<float>);
   if (dtype == Dtype::float64) return call(serve<double>);

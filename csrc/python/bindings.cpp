@@ -272,7 +272,8 @@ py::tuple gradient_penalty_fwd(const py::object& grads, std::string_view kind, d
 
 py::tuple mlp_gradient_penalty_fwd(const py::object& x, const py::sequence& weights, const py::sequence& biases,
                                    const std::vector<double>& slopes, const py::sequence& scales, std::string_view kind,
-                                   double weight, double target, int num_threads) {
+                                   double weight, double target, const py::object& score_grads, int64_t first,
+                                   int64_t last, int num_threads) {
   const size_t count = weights.size();
   check_lengths(count, {biases.size(), slopes.size() + 1, scales.size() + 1});
   const View input(x, "x");
@@ -284,36 +285,44 @@ py::tuple mlp_gradient_penalty_fwd(const py::object& x, const py::sequence& weig
   int64_t before = input.size(1);
   std::vector<View> inputs;  // copies of tensors that were not contiguous live until the kernel has run
   std::vector<lipgan::MlpLayer> layers;
-  inputs.reserve(3 * count);
+  inputs.reserve(3 * count + 1);
   layers.reserve(count);
-  py::list grads(count);
+  if (first < 0 || first >= last || last > batch) throw std::invalid_argument("first and last must be of samples");
+  py::list grads(count), bias_grads(score_grads.is_none() ? 0 : count);
   const auto optional = [&](const py::object& object, int64_t numel, const char* name) -> const void* {
     return object.is_none() ? nullptr : inputs.emplace_back(object, name).expect(dtype, numel, name).data();
   };
   for (size_t l = 0; l < count; ++l) {
-    const bool last = l + 1 == count;
+    const bool is_last = l + 1 == count;
     const View& matrix = inputs.emplace_back(weights[l], "weight");
     if (matrix.ndim() != 2) throw std::invalid_argument("a weight must have 2 dimensions");
     const int64_t width = matrix.size(0);
     if (width == 0) throw std::invalid_argument("a weight must not be empty");
     matrix.expect(dtype, width * before, "weight");
     const void* bias = optional(biases[l], width, "bias");
-    const void* scale = last ? nullptr : optional(scales[l], batch * width, "scale");
+    const void* scale = is_last ? nullptr : optional(scales[l], batch * width, "scale");
     const NewTensor grad(matrix.shape(), dtype);
     grads[l] = grad.object();
-    layers.push_back({matrix.data(), bias, scale, grad.data(), last ? 1.0 : slopes[l], width});
+    void* grad_bias = nullptr;
+    if (!score_grads.is_none()) {
+      const NewTensor sums({width}, dtype);
+      bias_grads[l] = sums.object();
+      grad_bias = sums.data();
+    }
+    layers.push_back({matrix.data(), bias, scale, grad.data(), grad_bias, is_last ? 1.0 : slopes[l], width});
     before = width;
   }
   if (before != 1) throw std::invalid_argument("the last weight must have one row");
-  const NewTensor penalty({}, dtype), norms({batch}, dtype);
+  const lipgan::MlpLoss loss{optional(score_grads, batch, "score_grads"), first, last};
+  const NewTensor penalty({}, dtype), norms({last - first}, dtype);
   const PenaltyKind penalty_of = penalty_kind(kind);
   {
     py::gil_scoped_release release;
     lipgan::cpu::mlp_gradient_penalty_fwd(dtype, penalty_of, input.data(), layers.data(), static_cast<int64_t>(count),
-                                          penalty.data(), norms.data(), batch, input.size(1), weight, target,
+                                          loss, penalty.data(), norms.data(), batch, input.size(1), weight, target,
                                           num_threads);
   }
-  return py::make_tuple(penalty.object(), norms.object(), grads);
+  return py::make_tuple(penalty.object(), norms.object(), grads, bias_grads);
 }
 
 }  // namespace
@@ -342,7 +351,8 @@ PYBIND11_MODULE(_C, module) {
              "(penalty, norms, cotangent) of the op lipgan::gradient_penalty_fwd.");
   module.def("mlp_gradient_penalty_fwd", &mlp_gradient_penalty_fwd, py::arg("x"), py::arg("weights"), py::arg("biases"),
              py::arg("slopes"), py::arg("scales"), py::arg("kind"), py::arg("weight"), py::arg("target"),
-             py::arg("num_threads"), "(penalty, norms, grads) of the op lipgan::mlp_gradient_penalty_fwd.");
+             py::arg("score_grads"), py::arg("first"), py::arg("last"), py::arg("num_threads"),
+             "(penalty, norms, grads, bias_grads) of the op lipgan::mlp_gradient_penalty_fwd.");
   module.def("empty_cache", &lipgan::cpu::empty_cache, "Free the memory kept for outputs; returns its bytes.");
   module.def("cached_bytes", &lipgan::cpu::cached_bytes, "Bytes kept for outputs and not in use.");
   module.def("poison_outputs", &lipgan::cpu::poison, py::arg("on"), "Fill outputs with NaN first, for tests.");

@@ -21,11 +21,14 @@ DTYPES = (torch.float32, torch.float64)
 
 # (penalty, norms, grads)
 Penalty = tuple[Tensor, Tensor, list[Tensor]]
+# (penalty, norms, grads, bias_grads)
+Outcome = tuple[Tensor, Tensor, list[Tensor], list[Tensor]]
 
 _library = torch.library.Library("lipgan", "FRAGMENT")  # type: ignore[no-untyped-call]
 _library.define(  # type: ignore[no-untyped-call]
     "mlp_gradient_penalty_fwd(Tensor x, Tensor[] weights, Tensor?[] biases, float[] slopes, Tensor?[] scales, "
-    "str kind, float weight, float target, str? backend) -> (Tensor, Tensor, Tensor[])"
+    "str kind, float weight, float target, Tensor? score_grads, int first, int last, str? backend) "
+    "-> (Tensor, Tensor, Tensor[], Tensor[])"
 )
 
 
@@ -41,9 +44,14 @@ def _reference_fwd(
     kind: str,
     weight: float,
     target: float,
-) -> Penalty:
+    score_grads: Tensor | None,
+    first: int,
+    last: int,
+) -> Outcome:
     with torch.no_grad():  # called without the dispatcher, whose autograd is left out
-        return reference.mlp_gradient_penalty_fwd(x, weights, biases, slopes, scales, kind, weight, target)
+        return reference.mlp_gradient_penalty_fwd(
+            x, weights, biases, slopes, scales, kind, weight, target, score_grads, first, last
+        )
 
 
 # ---- native: C++ on CPU tensors ----
@@ -58,15 +66,19 @@ def _native_fwd(
     kind: str,
     weight: float,
     target: float,
-) -> Penalty:
+    score_grads: Tensor | None,
+    first: int,
+    last: int,
+) -> Outcome:
     module = _backend.serving_native()
-    result: Penalty = module.mlp_gradient_penalty_fwd(
-        x, weights, biases, slopes, scales, kind, weight, target, torch.get_num_threads()
+    result: Outcome = module.mlp_gradient_penalty_fwd(
+        *(x, weights, biases, slopes, scales, kind, weight, target, score_grads, first, last),
+        torch.get_num_threads(),
     )
     return result
 
 
-_FORWARD: dict[str, Callable[..., Penalty]] = {
+_FORWARD: dict[str, Callable[..., Outcome]] = {
     "reference": _reference_fwd,
     "native": _native_fwd,
 }
@@ -81,12 +93,15 @@ def _fwd(
     kind: str,
     weight: float,
     target: float,
+    score_grads: Tensor | None,
+    first: int,
+    last: int,
     backend: str | None,
-) -> Penalty:
+) -> Outcome:
     if x.dtype not in DTYPES:
         raise TypeError(f"x must be float32 or float64, got {x.dtype}")
     serving = _FORWARD[_backend.resolve("mlp_gradient_penalty", backend, x.device.type)]
-    return serving(x, weights, biases, slopes, scales, kind, weight, target)
+    return serving(x, weights, biases, slopes, scales, kind, weight, target, score_grads, first, last)
 
 
 for _key in ("CPU", "CUDA"):
@@ -103,9 +118,13 @@ def _fwd_fake(
     kind: str,
     weight: float,
     target: float,
+    score_grads: Tensor | None,
+    first: int,
+    last: int,
     backend: str | None,
-) -> Penalty:
-    return x.new_empty(()), x.new_empty(x.shape[0]), [w.new_empty(w.shape) for w in weights]
+) -> Outcome:
+    bias_grads = [] if score_grads is None else [w.new_empty(w.shape[0]) for w in weights]
+    return x.new_empty(()), x.new_empty(last - first), [w.new_empty(w.shape) for w in weights], bias_grads
 
 
 def serves(batch: int, widths: Sequence[int], dtype: torch.dtype, device: str) -> bool:
@@ -158,11 +177,58 @@ def penalize(
         ValueError: sizes or dtypes that do not fit (native backend).
         UnavailableError: the backend asked for cannot serve here.
     """
-    tensors = [tensor for tensor in (x, *weights, *biases, *scales) if tensor is not None]
-    if _backend.is_plain(tensors):
-        return _fwd(x, weights, biases, slopes, scales, kind, weight, target, backend)
+    return _call(x, weights, biases, slopes, scales, kind, weight, target, None, 0, x.shape[0], backend)[:3]
+
+
+def penalize_with_loss(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    slopes: Sequence[float],
+    scales: Sequence[Tensor | None],
+    kind: str,
+    weight: float,
+    target: float,
+    score_grads: Tensor,
+    penalized: range,
+    *,
+    backend: str | None = None,
+) -> Outcome:
+    """As :func:`penalize`, and the gradients of a loss of the scores in the same products.
+
+    Args:
+        score_grads: ``[B]``, the derivative of the loss by the score of each sample, in the dtype of ``x``.
+        penalized: the samples at which the penalty is taken; at least one, in steps of 1.
+        Others as for :func:`penalize`.
+
+    Returns:
+        ``(penalty, norms, grads, bias_grads)``: the first two of the penalty alone; the gradients of penalty and loss,
+        by the biases ``[d_l]``, for each layer whether it has one or not.
+
+    Raises:
+        As :func:`penalize`.
+    """
+    first, last = penalized.start, penalized.stop
+    return _call(x, weights, biases, slopes, scales, kind, weight, target, score_grads, first, last, backend)
+
+
+def _call(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    slopes: Sequence[float],
+    scales: Sequence[Tensor | None],
+    kind: str,
+    weight: float,
+    target: float,
+    score_grads: Tensor | None,
+    first: int,
+    last: int,
+    backend: str | None,
+) -> Outcome:
+    arguments = x, weights, biases, slopes, scales, kind, weight, target, score_grads, first, last, backend
+    if _backend.is_plain([t for t in (x, score_grads, *weights, *biases, *scales) if t is not None]):
+        return _fwd(*arguments)
     with torch.no_grad():
-        result: Penalty = torch.ops.lipgan.mlp_gradient_penalty_fwd.default(
-            x, weights, biases, slopes, scales, kind, weight, target, backend
-        )
+        result: Outcome = torch.ops.lipgan.mlp_gradient_penalty_fwd.default(*arguments)
     return result

@@ -130,16 +130,8 @@ def _critic_loss(arguments: tuple[Any, ...], of_scores: LossOfScores, generator:
             if kind is None:
                 loss = judged.loss(call.scores(real), call.scores(fake))
                 penalty = torch.zeros((), dtype=loss.dtype, device=loss.device)
-            elif engines.in_closed_form(call, real, form, asked.execution.engine):
-                # Its samples do not see each other, and neither do two forward passes; but a critic may drop a
-                # dimension of one.
-                if len(real) == 1 and kind != "r1+r2":
-                    loss = judged.loss(call.scores(real), call.scores(fake))
-                else:
-                    loss = judged.loss(*_halves(call.scores(torch.cat([real, fake]))))
-                x = points(real, fake, kind, None, None) if beside is None else beside
-                of_x = as_one_batch(call, form, x)[1] if kind == "r1+r2" else form
-                penalty = engines.penalty(call, x, of_x, asked.execution)
+            elif (both := judged.in_closed_form(real, fake, kind, beside)) is not None:
+                loss, penalty = both
             elif beside is not None:
                 loss = judged.loss(call.scores(real), call.scores(fake))
                 penalty = engines.penalty(call, beside, form, asked.execution)
@@ -231,6 +223,38 @@ class _Judged:
 
             value, of_real = self._penalized(real, with_fake)
             return value, of_real + of_fake[0]
+
+    def in_closed_form(
+        self, real: Tensor, fake: Tensor, kind: str, beside: Tensor | None
+    ) -> tuple[Tensor, Tensor] | None:
+        """The loss and the penalty of a perceptron that has a closed form: its samples do not see each other.
+
+        Args:
+            kind: of the penalty.
+            beside: where it is taken, if not at samples.
+        """
+        call, form, execution = self._call, self._form, self._execution
+        if not engines.may_be_in_closed_form(call, real, form, execution.engine):
+            return None
+        n = len(real)
+        # A critic may drop a dimension of one.
+        joined = n > 1 or kind == "r1+r2"
+        both = torch.cat([real, fake]) if joined else None
+        if both is None or beside is not None:
+            x = points(real, fake, kind, None, None) if beside is None else beside
+            if engines.in_closed_form(call, x, form, execution.engine) is None:
+                return None
+            scores = (call.scores(real), call.scores(fake)) if both is None else _halves(call.scores(both))
+            return self.loss(*scores), engines.penalty(call, x, form, execution)
+        perceptron = engines.in_closed_form(call, both, form, execution.engine)
+        if perceptron is None:
+            return None
+        if kind == "r1+r2":
+            form = as_one_batch(call, form, both)[1]
+        penalized = {"r1": range(n), "r2": range(n, 2 * n), "r1+r2": range(2 * n)}[kind]
+        return engines.loss_and_penalty_in_closed_form(
+            perceptron, call, both, form, execution, lambda scores: self.loss(*_halves(scores)), penalized
+        )
 
     def _penalized(self, x: Tensor, loss: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         return engines.loss_and_penalty(self._call, x, self._form, self._execution, loss)

@@ -19,7 +19,7 @@ from lipgan.penalties.conditions import EagerMathAttention
 from lipgan.penalties.coupling import CoupledSamples, SampleTracker, Watched
 from lipgan.penalties.critic_call import Critic, CriticCall
 from lipgan.penalties.memory import CriticMemory
-from lipgan.penalties.perceptron import recognize
+from lipgan.penalties.perceptron import Perceptron, may_be_perceptron, recognize
 from lipgan.penalties.plan import Recorder
 from lipgan.penalties.plans import Loss, loss_by_scores
 from lipgan.penalties.precomputed import with_gradients
@@ -239,12 +239,59 @@ def slower(call: CriticCall, x: Tensor) -> str | None:
     return None
 
 
-def in_closed_form(call: CriticCall, x: Tensor, form: PenaltyForm, engine: str) -> bool:
-    """Whether `penalty` takes the closed form, for a critic whose scores come from one forward pass as from another."""
+def may_be_in_closed_form(call: CriticCall, x: Tensor, form: PenaltyForm, engine: str) -> bool:
+    """Whether it is worth while to ask `in_closed_form`."""
+    return engine != "autograd" and form.norm == "sample" and may_be_perceptron(call, x)
+
+
+def in_closed_form(call: CriticCall, x: Tensor, form: PenaltyForm, engine: str) -> Perceptron | None:
+    """The critic as a perceptron, if `penalty` takes its closed form and one forward pass scores as another does."""
     if engine == "autograd" or form.norm != "sample":
-        return False
+        return None
     recognized = recognize(call, x)
-    return recognized is not None and not recognized.is_random
+    return None if recognized is None or recognized.is_random else recognized
+
+
+def loss_and_penalty_in_closed_form(
+    perceptron: Perceptron,
+    call: CriticCall,
+    x: Tensor,
+    form: PenaltyForm,
+    execution: Execution,
+    loss: Loss,
+    penalized: range,
+) -> tuple[Tensor, Tensor]:
+    """As `loss_and_penalty`, the penalty at some of the samples.
+
+    Args:
+        perceptron: the critic, recognized for the samples ``x``.
+        penalized: which samples.
+        Others as for `loss_and_penalty`.
+    """
+
+    def run() -> plans.Outcome:
+        with torch.no_grad():
+            scores = call.scores(x)
+        value, by_score = loss_by_scores(loss, scores, execution.differentiable)
+        grads = torch.zeros_like(scores) if by_score is None else by_score
+        return value, *perceptron.solve_with_loss(form.kind, form.weight, form.target, grads, penalized)
+
+    def by_autograd() -> plans.Outcome:
+        leaf = x.detach().requires_grad_()
+        parameters = [p for p in call.critic.parameters() if p.requires_grad]  # type: ignore[attr-defined]
+        with torch.enable_grad():
+            scores = call.scores(leaf)
+            value = loss(scores)
+            (gradient,) = torch.autograd.grad(scores.sum(), leaf, create_graph=True)
+            steep = gradient[penalized.start : penalized.stop]
+            result, _ = gradient_penalty(steep, form.kind, weight=form.weight, target=form.target, norm=form.norm)
+            grads = torch.autograd.grad(value + result, parameters, allow_unused=True)
+        return value, result, parameters, [*grads]
+
+    outcome = plans.checked(run, by_autograd, call, x, compiled=False) if plans.checking() else run()
+    value, result, parameters, grads = outcome
+    assert value is not None
+    return value, with_gradients(result, parameters, grads) if execution.differentiable else result
 
 
 # Multiplications of a forward pass, below which Python takes the tape more time than double backward takes: perceptrons

@@ -8,11 +8,12 @@ its modules are nested; from then on it is read instead of being run.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lipgan.ops import mlp_gradient_penalty as op
 from lipgan.penalties.critic_call import CriticCall
@@ -62,23 +63,48 @@ class Perceptron:
         Args:
             kind, weight, target: of the penalty of the samples' norms, as for the op ``gradient_penalty``.
         """
+        arguments = self._arguments()
+        penalty, _, grads = op.penalize(*arguments, kind, weight, target)
+        return None, penalty, *self._by_parameter(grads, [None] * len(grads))
+
+    def solve_with_loss(
+        self, kind: str, weight: float, target: float, score_grads: Tensor, penalized: range
+    ) -> tuple[Tensor, list[Tensor], list[Tensor | None]]:
+        """The penalty at some of the samples, the parameters, and the gradients of the penalty and of a loss.
+
+        Args:
+            kind, weight, target: as for `solve`.
+            score_grads: the derivative of the loss by each score.
+            penalized: the samples with a penalty.
+        """
+        by_score = score_grads.reshape(-1).to(self._inputs[0].dtype)
+        penalty, _, grads, bias_grads = op.penalize_with_loss(
+            *self._arguments(), kind, weight, target, by_score, penalized
+        )
+        return penalty, *self._by_parameter(grads, bias_grads)
+
+    def _arguments(self) -> tuple[Tensor, list[Tensor], list[Tensor | None], list[float], list[Tensor | None]]:
+        """Samples, weights, biases, slopes and multipliers, as the op takes them."""
         inputs, layers = self._inputs, self._layers
         x = inputs[0]
         weights = [inputs[layer.weight] for layer in layers]
         biases = [None if layer.bias is None else inputs[layer.bias] for layer in layers]
         scales = [_scale(layer, x.shape[0], w) for layer, w in zip(layers[:-1], weights, strict=False)]
         slopes = [1.0 if layer.slope is None else layer.slope for layer in layers[:-1]]
-        penalty, _, grads = op.penalize(x.flatten(1), weights, biases, slopes, scales, kind, weight, target)
+        return x.flatten(1), weights, biases, slopes, scales
+
+    def _by_parameter(
+        self, grads: Sequence[Tensor], bias_grads: Sequence[Tensor | None]
+    ) -> tuple[list[Tensor], list[Tensor | None]]:
+        """The parameters that are trained, with their gradients."""
         parameters: list[Tensor] = []
         kept: list[Tensor | None] = []
-        for w, bias, grad in zip(weights, biases, grads, strict=True):
-            if w.requires_grad:
-                parameters.append(w)
-                kept.append(grad)
-            if bias is not None and bias.requires_grad:
-                parameters.append(bias)
-                kept.append(None)
-        return None, penalty, parameters, kept
+        for layer, grad, bias_grad in zip(self._layers, grads, bias_grads, strict=True):
+            for place, own in ((layer.weight, grad), (layer.bias, bias_grad)):
+                if place is not None and self._inputs[place].requires_grad:
+                    parameters.append(self._inputs[place])
+                    kept.append(own)
+        return parameters, kept
 
 
 def recognize(call: CriticCall, x: Tensor) -> Perceptron | None:
@@ -87,7 +113,7 @@ def recognize(call: CriticCall, x: Tensor) -> Perceptron | None:
     Args:
         x: ``[B, ...]``, the points at which the penalty is taken.
     """
-    if x.device.type != "cpu" or call.args or call.output is not None or call.parts is not None:
+    if not _may_be_called(call, x):
         return None
     asked = case(call, x, "perceptron")
     if asked is None:
@@ -107,8 +133,17 @@ def recognize(call: CriticCall, x: Tensor) -> Perceptron | None:
     return Perceptron(layers, inputs) if op.serves(x.shape[0], widths, x.dtype, "cpu") else None
 
 
+def may_be_perceptron(call: CriticCall, x: Tensor) -> bool:
+    """Whether it is worth while to look: `recognize`."""
+    return _may_be_called(call, x) and isinstance(call.critic, nn.Module) and _may_be(call.critic)
+
+
+def _may_be_called(call: CriticCall, x: Tensor) -> bool:
+    return x.device.type == "cpu" and not call.args and call.output is None and call.parts is None
+
+
 def _may_be(critic: Any) -> bool:
-    """Whether it is worth a forward pass to look."""
+    """Whether a critic has only what a perceptron has."""
     if next(critic.buffers(), None) is not None:
         return False
     return all(parameter.ndim <= 2 for parameter in critic.parameters())

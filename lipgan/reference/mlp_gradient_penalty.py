@@ -9,6 +9,9 @@ Where the critic is differentiable, its gradient ``g = dcritic/dx`` is a product
 :mod:`lipgan.reference.gradient_penalty`, the change of P is ``sum <v_i, dg_i>``. So a backward to the input gives
 ``delta_l`` and g, a forward of the tangent v through the same factors gives ``t_l``, and
 ``dP/dW_l = delta_l^T t_{l-1}``. The biases occur in the factors alone: their gradients are zero.
+
+A loss of the scores comes along by its derivatives ``w_i = dloss/dcritic(x)_i``: since its own backward would arrive at
+``w delta_l``, the gradients of both are ``delta_l^T (t_{l-1} + w a_{l-1})``, and ``sum_i w_i delta_l,i`` by the biases.
 """
 
 from __future__ import annotations
@@ -31,8 +34,11 @@ def mlp_gradient_penalty_fwd(
     kind: str,
     weight: float,
     target: float,
-) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """The penalty, the norms, and the gradients of the penalty.
+    score_grads: Tensor | None = None,
+    first: int = 0,
+    last: int | None = None,
+) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
+    """The penalty, the norms, and the gradients of the penalty, or of the penalty and a loss.
 
     Args:
         x: ``[B, d_0]``, float32 or float64.
@@ -43,17 +49,21 @@ def mlp_gradient_penalty_fwd(
         kind: "two-sided", "one-sided", "squared" or "max".
         weight: factor of the penalty.
         target: what the norms are compared with.
+        score_grads: ``[B]``, the derivatives of the loss; None without a loss.
+        first, last: the samples with a penalty, ``first <= i < last``.
 
     Returns:
-        ``penalty`` 0-dim; ``norms`` ``[B]``; the gradients by the weights, shaped as those.
+        ``penalty`` 0-dim; ``norms`` ``[last - first]``; the gradients by the weights, shaped as those; with a loss
+        those by the biases, of each layer, else none.
     """
-    factors, a = [], x
+    factors, a, activations = [], x, [x]
     for w, b, slope, scale in zip(weights, biases, slopes, scales, strict=False):
         z = F.linear(a, w, b)
         # A NaN is neither above zero nor below it, and stays NaN.
         factor = torch.where(z > 0, 1.0, torch.where(z <= 0, slope, z))
         factors.append(factor if scale is None else factor * scale)
         a = z * factors[-1]
+        activations.append(a)
     delta = torch.ones_like(x[:, :1])
     deltas = []
     for layer in range(len(weights) - 1, -1, -1):
@@ -61,10 +71,16 @@ def mlp_gradient_penalty_fwd(
         delta = delta @ weights[layer]
         if layer > 0:
             delta = delta * factors[layer - 1]
-    penalty, norms, tangent = gradient_penalty_fwd(delta, kind, weight, target, "sample")
-    grads = []
+    penalty, norms, steep = gradient_penalty_fwd(delta[first:last], kind, weight, target, "sample")
+    tangent = torch.zeros_like(delta)
+    tangent[first:last] = steep
+    grads, bias_grads = [], []
     for layer, delta in enumerate(reversed(deltas)):
-        grads.append(delta.T @ tangent)
+        along = tangent
+        if score_grads is not None:
+            along = torch.addcmul(tangent, score_grads[:, None], activations[layer])
+            bias_grads.append(score_grads @ delta)
+        grads.append(delta.T @ along)
         if layer < len(factors):
             tangent = F.linear(tangent, weights[layer]) * factors[layer]
-    return penalty, norms, grads
+    return penalty, norms, grads, bias_grads

@@ -24,8 +24,8 @@ void spectral_norm_bwd(Dtype, const SpectralNormBwdLayer*, int64_t, const void*,
 void gradient_penalty_interpolate(Dtype, const void*, const void*, const void*, void*, int64_t, int64_t, int);
 void gradient_penalty_fwd(Dtype, PenaltyKind, const void*, void*, void*, void*, int64_t, int64_t, int64_t, double, double,
                           int);
-void mlp_gradient_penalty_fwd(Dtype, PenaltyKind, const void*, const MlpLayer*, int64_t, void*, void*, int64_t, int64_t,
-                              double, double, int);
+void mlp_gradient_penalty_fwd(Dtype, PenaltyKind, const void*, const MlpLayer*, int64_t, const MlpLoss&, void*, void*,
+                              int64_t, int64_t, double, double, int);
 void matrix_sqrt_fwd(Dtype, const MatrixSqrtFwd&, int);
 void nearest_neighbours_fwd(Dtype, const Points&, bool, int64_t, double*, double*, int);
 void ball_counts(Dtype, const Points&, const double*, const double*, bool, double*, double*, int);
@@ -111,22 +111,26 @@ Op penalty(PenaltyKind kind, int64_t outer, int64_t length, int64_t inner) {
   };
 }
 
-Op perceptron(int64_t batch, int64_t width) {
+Op perceptron(int64_t batch, int64_t width, bool with_loss) {
   const std::vector<int64_t> widths = {20, width, width, 1};
   const Floats x = draw(static_cast<size_t>(batch * widths[0]));
   std::vector<Floats> weights;
   for (size_t l = 1; l < widths.size(); ++l) weights.push_back(draw(static_cast<size_t>(widths[l] * widths[l - 1]), 0.1f));
+  const Floats score_grads = draw(static_cast<size_t>(batch));
   return [=](int num_threads) {
-    std::vector<Floats> grads = weights;
+    std::vector<Floats> grads = weights, bias_grads;
+    for (size_t l = 1; l < widths.size(); ++l) bias_grads.emplace_back(static_cast<size_t>(widths[l]));
     std::vector<MlpLayer> layers;
     for (size_t l = 0; l < weights.size(); ++l) {
-      layers.push_back({weights[l].data(), nullptr, nullptr, grads[l].data(), 0.2, widths[l + 1]});
+      layers.push_back(
+          {weights[l].data(), nullptr, nullptr, grads[l].data(), bias_grads[l].data(), 0.2, widths[l + 1]});
     }
+    const MlpLoss loss{with_loss ? score_grads.data() : nullptr, with_loss ? batch / 3 : 0, batch};
     Floats sum(1), norms(static_cast<size_t>(batch));
     kernels::mlp_gradient_penalty_fwd(Dtype::float32, PenaltyKind::max, x.data(), layers.data(),
-                                      static_cast<int64_t>(layers.size()), sum.data(), norms.data(), batch, widths[0], 10,
-                                      1, num_threads);
-    return bytes_of(sum, norms, grads[0], grads[1], grads[2]);
+                                      static_cast<int64_t>(layers.size()), loss, sum.data(), norms.data(), batch,
+                                      widths[0], 10, 1, num_threads);
+    return bytes_of(sum, norms, grads[0], grads[1], grads[2], bias_grads[0], bias_grads[1], bias_grads[2]);
   };
 }
 
@@ -191,8 +195,10 @@ int main(int argc, char** argv) {
                                penalty(PenaltyKind::two_sided, 4, 60000, 1),  // long rows, shared in pieces
                                penalty(PenaltyKind::max, 8, 12, 900),
                                penalty(PenaltyKind::max, 40000, 3, 1),
-                               perceptron(200, 64),    // threads share the samples
-                               perceptron(8, 700),     // threads share the columns
+                               perceptron(200, 64, false),  // threads share the samples
+                               perceptron(8, 700, false),   // threads share the columns
+                               perceptron(200, 64, true),
+                               perceptron(8, 700, true),
                                roots(),
                                neighbours(),
                                outputs()};

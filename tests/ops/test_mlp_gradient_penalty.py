@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lipgan.ops import UnavailableError, _backend, empty_cache
-from lipgan.ops.mlp_gradient_penalty import penalize, serves
+from lipgan.ops.mlp_gradient_penalty import penalize, penalize_with_loss, serves
 
 _C: Any = _backend.native()  # None where it was not built: its tests are skipped then
 
@@ -292,6 +292,90 @@ def test_result_does_not_depend_on_the_number_of_threads(
     compare(critic, kind, (results[0][0], results[0][1], list(results[0][2:])))
 
 
+# ---- with a loss ----
+
+
+def textbook_with_loss(
+    critic: Critic, kind: str, score_grads: Tensor, penalized: range
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """The penalty, and the gradients of the penalty of some samples plus <score_grads, scores>, by autograd."""
+    x = critic.x.clone().requires_grad_()
+    weights = [weight.clone().requires_grad_() for weight in critic.weights]
+    biases = [
+        (torch.zeros(len(w), dtype=x.dtype) if b is None else b.clone()).requires_grad_()
+        for w, b in zip(weights, critic.biases, strict=True)
+    ]
+    a = x
+    for layer, weight in enumerate(weights):
+        a = F.linear(a, weight, biases[layer])
+        if layer < len(weights) - 1:
+            a = F.leaky_relu(a, critic.slopes[layer])
+            if critic.scales[layer] is not None:
+                a = a * critic.scales[layer]
+    (g,) = torch.autograd.grad(a.sum(), x, create_graph=True)
+    penalty = penalty_of(g[penalized.start : penalized.stop].norm(dim=1), kind)
+    grads = torch.autograd.grad(penalty + (score_grads * a[:, 0]).sum(), [*weights, *biases])
+    return penalty.detach(), [*grads[: len(weights)]], [*grads[len(weights) :]]
+
+
+def with_loss(critic: Critic, kind: str, score_grads: Tensor, penalized: range, backend: str) -> Any:
+    lists = critic.weights, critic.biases, critic.slopes, critic.scales
+    return penalize_with_loss(critic.x, *lists, kind, WEIGHT, TARGET, score_grads, penalized, backend=backend)
+
+
+@pytest.mark.usefixtures("poisoned_outputs")
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("widths", "batch"), SHAPES)
+def test_a_loss_comes_along(widths: list[int], batch: int, kind: str, backend: str) -> None:
+    critic = draw(widths, batch, torch.float64, scaled=[layer % 2 == 0 for layer in range(len(widths))])
+    score_grads = torch.randn(batch, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    parts = {(0, batch), (0, (batch + 1) // 2), (batch // 2, batch), (batch // 3, batch // 3 + 1)}
+    for first, last in parts:
+        penalty, norms, grads, bias_grads = with_loss(critic, kind, score_grads, range(first, last), backend)
+        truth, weights, biases = textbook_with_loss(critic, kind, score_grads, range(first, last))
+        assert norms.shape == (last - first,)
+        torch.testing.assert_close(penalty, truth, rtol=1e-11, atol=0.0)
+        for ours, theirs in zip([*grads, *bias_grads], [*weights, *biases], strict=True):
+            scale = max(1.0, float(theirs.abs().max()))
+            torch.testing.assert_close(ours, theirs, rtol=0.0, atol=1e-11 * scale)
+
+
+@pytest.mark.backend("native")
+@pytest.mark.usefixtures("threads", "poisoned_outputs")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("widths", "batch"),
+    [([3, 96, 100], 400), ([130, 300, 301], 20), ([40, 500, 7, 90], 33)],
+    ids=["by samples", "by columns", "narrow"],
+)
+def test_with_a_loss_too_the_threads_do_not_count(widths: list[int], batch: int, dtype: torch.dtype) -> None:
+    critic = draw(widths, batch, dtype)
+    score_grads = torch.randn(batch, dtype=dtype)
+    results = []
+    for threads in (1, 2, 3, 8):
+        torch.set_num_threads(threads)
+        penalty, norms, grads, bias_grads = with_loss(critic, "max", score_grads, range(batch // 3, batch), "native")
+        results.append((penalty, norms, *grads, *bias_grads))
+    for result in results[1:]:
+        assert all(map(torch.equal, result, results[0]))
+    wide = critic.to(torch.float64)
+    _, weights, biases = textbook_with_loss(wide, "max", score_grads.double(), range(batch // 3, batch))
+    for ours, theirs in zip(results[0][2:], [*weights, *biases], strict=True):
+        bound = {torch.float32: 1e-4, torch.float64: 1e-12}[dtype] * max(1.0, float(theirs.abs().max()))
+        torch.testing.assert_close(ours.double(), theirs, rtol=0.0, atol=bound)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_loss_without_a_derivative_adds_nothing(backend: str) -> None:
+    critic = draw([4, 7, 5], 6, torch.float64, slopes=[0.2, 0.2])
+    penalty, norms, grads = critic.penalize("two-sided", backend)
+    zeros = torch.zeros(6, dtype=torch.float64)
+    with_zeros = with_loss(critic, "two-sided", zeros, range(6), backend)
+    assert all(map(torch.equal, (penalty, norms, *grads), (*with_zeros[:2], *with_zeros[2])))
+    assert not any(grad.any() for grad in with_zeros[3])
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_linear_critic_has_a_closed_form(backend: str) -> None:
     # Also a critic without activations: the product of its weights.
@@ -415,18 +499,19 @@ def test_nan_propagates(backend: str, kind: str) -> None:
         assert norms.isnan().tolist() == [True] + [layer is not None] * 5
 
 
-def arguments(critic: Critic, backend: str | None) -> tuple[object, ...]:
+def arguments(critic: Critic, loss: tuple[object, ...], backend: str | None) -> tuple[object, ...]:
     lists = (critic.weights, critic.biases, critic.slopes, critic.scales)
-    return (critic.x, *lists, "two-sided", WEIGHT, TARGET, backend)
+    return (critic.x, *lists, "two-sided", WEIGHT, TARGET, *loss, backend)
 
 
 @pytest.mark.parametrize("backend", [None, "reference"])
 @pytest.mark.parametrize(("widths", "scaled"), [([3], []), ([4, 7, 5], [True, False])])
-def test_opcheck(backend: str | None, widths: list[int], scaled: list[bool]) -> None:
+@pytest.mark.parametrize("loss", [(None, 0, 6), (torch.ones(6), 2, 5)], ids=["penalty", "with loss"])
+def test_opcheck(backend: str | None, widths: list[int], scaled: list[bool], loss: tuple[object, ...]) -> None:
     critic = draw(widths, 6, torch.float32, scaled=scaled)
     checks = ("test_schema", "test_faketensor", "test_autograd_registration", "test_aot_dispatch_dynamic")
     op = torch.ops.lipgan.mlp_gradient_penalty_fwd.default
-    torch.library.opcheck(op, arguments(critic, backend), test_utils=checks)
+    torch.library.opcheck(op, arguments(critic, loss, backend), test_utils=checks)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -497,7 +582,12 @@ def test_native_module_refuses_what_a_kernel_could_not_survive() -> None:
         with pytest.raises(TypeError, match=r"x must be float32 or float64, got torch\.float16"):
             penalize(x.half(), w, b, [0.0], s, "max", 1.0, 1.0, backend=backend)
     with pytest.raises(TypeError, match="weight must be a tensor"):
-        _C.mlp_gradient_penalty_fwd(x, [1.0, w[1]], b, [0.0], s, "max", 1.0, 1.0, 1)  # type: ignore[list-item]
+        _C.mlp_gradient_penalty_fwd(x, [1.0, w[1]], b, [0.0], s, "max", 1.0, 1.0, None, 0, 6, 1)  # type: ignore[list-item]
+    for first, last in ((0, 7), (-1, 6), (3, 3)):
+        with pytest.raises(ValueError, match="first and last must be of samples"):
+            _C.mlp_gradient_penalty_fwd(x, w, b, [0.0], s, "max", 1.0, 1.0, None, first, last, 1)
+    with pytest.raises(ValueError, match="score_grads must hold 6 elements, got 5"):
+        _C.mlp_gradient_penalty_fwd(x, w, b, [0.0], s, "max", 1.0, 1.0, torch.ones(5), 0, 6, 1)
     with pytest.raises(UnavailableError, match="backend 'cuda' cannot serve mlp_gradient_penalty on cpu"):
         critic.penalize("max", "cuda")
 
