@@ -12,10 +12,14 @@ from torch.nn import functional as F
 from lipgan.models import Output
 from lipgan.objectives import losses
 from lipgan.objectives.regularizers import HistoricalAverage, clip_weights, feature_matching
-from lipgan.penalties import gradient_penalty
+from lipgan.penalties import critic_loss, gradient_penalty
 from lipgan.systems.base import Batch, LossOutput, System
 
 __all__ = ["GAN"]
+
+
+# Penalties at the samples that are scored anyway.
+_AT_SAMPLES = ("r1", "r2", "r1+r2")
 
 
 class GAN(System):
@@ -46,6 +50,8 @@ class GAN(System):
         """The objective, the penalty and whatever the recipe adds to them."""
         recipe = self.recipe
         real, fake = self.seen(batch.real, batch), self.seen(self.fake(batch), batch)
+        if recipe.penalty in _AT_SAMPLES and recipe.conditioning == "none":
+            return self._penalized_at_samples(real, fake)
         real_output, fake_output = self.judge_both(real, fake, batch)
         loss = self.loss.critic_loss(real_output.scores, fake_output.scores)
         estimate = self.loss.estimate(real_output.scores.detach(), fake_output.scores.detach())
@@ -57,6 +63,23 @@ class GAN(System):
             terms["penalty"] = self.penalty(real, fake, batch)
             loss = loss + terms["penalty"]
         return LossOutput(self.averaged(loss, "critic"), terms)
+
+    def _penalized_at_samples(self, real: Tensor, fake: Tensor) -> LossOutput:
+        """`critic_loss` with a penalty that shares the forward pass of the scores."""
+        recipe = self.recipe
+        step = critic_loss(
+            self.critic,
+            real,
+            fake,
+            self.loss.critic_loss,
+            kind=recipe.penalty,
+            weight=recipe.penalty_weight,
+            target=recipe.penalty_target,
+            engine=self.penalty_engine,
+        )
+        estimate = self.loss.estimate(step.real_scores, step.fake_scores)
+        terms = {"critic_loss": step.loss, "estimate": estimate, "penalty": step.penalty}
+        return LossOutput(self.averaged(step.total, "critic"), terms)
 
     def generator_loss(self, batch: Batch) -> LossOutput:
         """The objective, or feature matching in its place, and the auxiliary classifier's loss."""
