@@ -42,6 +42,7 @@ def mlp_gradient_penalty_fwd(
     weight: float,
     target: float,
     score_grads: Tensor | None,
+    activations: Sequence[Tensor],
     first: int,
     last: int,
     num_threads: int,

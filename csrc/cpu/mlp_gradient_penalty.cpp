@@ -60,7 +60,8 @@ struct Penalty {
     T* panels;      // W_l^T
     T* bias;        // [vectors], padded
     T* factor;      // m_l
-    T* activation;  // a_l, l > 0
+    const T* activation;  // a_l, l > 0
+    int64_t activation_row;
     T* signal;      // delta_l, without a loss in the place of a_l; of the input: g, then v
     T* tangent;     // t_l, then t_l + w a_l; of the input: v in the place of g
   };
@@ -81,9 +82,16 @@ struct Penalty {
       own.row = (ceil_div(own.width, kLineElements) / 2 * 2 + 1) * kLineElements;
       widest = max(widest, own.width);
       own.signal = arena.take<T>(batch * own.row);
-      own.tangent = own.activation = own.signal;
+      own.tangent = own.signal;
+      own.activation = own.signal;
+      own.activation_row = own.row;
       if (l > 0) {
-        if (score_grads) own.activation = arena.take<T>(batch * own.row);
+        if (const void* known = layer(l).activation) {
+          own.activation = static_cast<const T*>(known);
+          own.activation_row = own.width;
+        } else if (score_grads) {
+          own.activation = arena.take<T>(batch * own.row);
+        }
         own.panels = arena.take<T>(own.vectors * L * width_of(l - 1));
         own.bias = arena.take<T>(own.vectors * L);
         own.factor = arena.take<T>(batch * own.row);
@@ -206,14 +214,27 @@ struct Penalty {
   void forward(int64_t l, Range rows, const Team& team) {
     const Work &own = work[l], &before = work[l - 1];
     const bool first = l == 1;
-    times_transposed(l, rows, team, first ? x : before.activation, first ? width : before.row, own.activation, own.bias,
-                     nullptr);
     const Range vectors = columns(l, team);
     const int64_t begin = vectors.first * L, end = min(vectors.last * L, own.width);
     const T slope = static_cast<T>(layer(l).slope);
+    if (layer(l).activation) {
+      for (int64_t i = rows.first; i < rows.last; ++i) {
+        const T* activation = own.activation + i * own.activation_row;
+        T* factor = own.factor + i * own.row;
+#pragma omp simd
+        for (int64_t j = begin; j < end; ++j) {
+          const T a = activation[j];  // of the sign of z, for the slope is not negative
+          factor[j] = a > 0 ? T(1) : a <= 0 ? slope : a;
+        }
+      }
+      return;
+    }
+    T* activations = const_cast<T*>(own.activation);  // which are memory of this call
+    times_transposed(l, rows, team, first ? x : before.activation, first ? width : before.activation_row, activations,
+                     own.bias, nullptr);
     const T* scales = static_cast<const T*>(layer(l).scale);
     for (int64_t i = rows.first; i < rows.last; ++i) {
-      T *activation = own.activation + i * own.row, *factor = own.factor + i * own.row;
+      T *activation = activations + i * own.row, *factor = own.factor + i * own.row;
       const auto activate = [=](int64_t j, T scale) {
         const T z = activation[j];
         const T m = (z > 0 ? scale : z <= 0 ? scale * slope : z);
@@ -281,7 +302,7 @@ struct Penalty {
     for (int64_t l = 0; l < num_layers; ++l) {
       const Work& own = work[l];
       for (int64_t i = rows.first; i < rows.last; ++i) {
-        const T* activation = l == 0 ? x + i * width : own.activation + i * own.row;
+        const T* activation = l == 0 ? x + i * width : own.activation + i * own.activation_row;
         T* tangent = own.tangent + i * own.row;
         const T w = score_grads[i];
         if (i >= penalized.first && i < penalized.last) {

@@ -272,8 +272,8 @@ py::tuple gradient_penalty_fwd(const py::object& grads, std::string_view kind, d
 
 py::tuple mlp_gradient_penalty_fwd(const py::object& x, const py::sequence& weights, const py::sequence& biases,
                                    const std::vector<double>& slopes, const py::sequence& scales, std::string_view kind,
-                                   double weight, double target, const py::object& score_grads, int64_t first,
-                                   int64_t last, int num_threads) {
+                                   double weight, double target, const py::object& score_grads,
+                                   const py::sequence& activations, int64_t first, int64_t last, int num_threads) {
   const size_t count = weights.size();
   check_lengths(count, {biases.size(), slopes.size() + 1, scales.size() + 1});
   const View input(x, "x");
@@ -285,7 +285,9 @@ py::tuple mlp_gradient_penalty_fwd(const py::object& x, const py::sequence& weig
   int64_t before = input.size(1);
   std::vector<View> inputs;  // copies of tensors that were not contiguous live until the kernel has run
   std::vector<lipgan::MlpLayer> layers;
-  inputs.reserve(3 * count + 1);
+  inputs.reserve(4 * count + 1);
+  const bool known = activations.size() != 0;
+  if (known && activations.size() + 1 != count) throw std::invalid_argument("the lists of a group differ in length");
   layers.reserve(count);
   if (first < 0 || first >= last || last > batch) throw std::invalid_argument("first and last must be of samples");
   py::list grads(count), bias_grads(score_grads.is_none() ? 0 : count);
@@ -301,6 +303,10 @@ py::tuple mlp_gradient_penalty_fwd(const py::object& x, const py::sequence& weig
     matrix.expect(dtype, width * before, "weight");
     const void* bias = optional(biases[l], width, "bias");
     const void* scale = is_last ? nullptr : optional(scales[l], batch * width, "scale");
+    const void* activation = is_last || !known ? nullptr : optional(activations[l], batch * width, "activation");
+    if (activation && (scale || slopes[l] < 0)) {
+      throw std::invalid_argument("an activation that is known must have no scale, and a slope that is not negative");
+    }
     const NewTensor grad(matrix.shape(), dtype);
     grads[l] = grad.object();
     void* grad_bias = nullptr;
@@ -309,7 +315,7 @@ py::tuple mlp_gradient_penalty_fwd(const py::object& x, const py::sequence& weig
       bias_grads[l] = sums.object();
       grad_bias = sums.data();
     }
-    layers.push_back({matrix.data(), bias, scale, grad.data(), grad_bias, is_last ? 1.0 : slopes[l], width});
+    layers.push_back({matrix.data(), bias, scale, activation, grad.data(), grad_bias, is_last ? 1.0 : slopes[l], width});
     before = width;
   }
   if (before != 1) throw std::invalid_argument("the last weight must have one row");
@@ -351,7 +357,7 @@ PYBIND11_MODULE(_C, module) {
              "(penalty, norms, cotangent) of the op lipgan::gradient_penalty_fwd.");
   module.def("mlp_gradient_penalty_fwd", &mlp_gradient_penalty_fwd, py::arg("x"), py::arg("weights"), py::arg("biases"),
              py::arg("slopes"), py::arg("scales"), py::arg("kind"), py::arg("weight"), py::arg("target"),
-             py::arg("score_grads"), py::arg("first"), py::arg("last"), py::arg("num_threads"),
+             py::arg("score_grads"), py::arg("activations"), py::arg("first"), py::arg("last"), py::arg("num_threads"),
              "(penalty, norms, grads, bias_grads) of the op lipgan::mlp_gradient_penalty_fwd.");
   module.def("empty_cache", &lipgan::cpu::empty_cache, "Free the memory kept for outputs; returns its bytes.");
   module.def("cached_bytes", &lipgan::cpu::cached_bytes, "Bytes kept for outputs and not in use.");

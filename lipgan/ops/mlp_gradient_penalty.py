@@ -27,8 +27,8 @@ Outcome = tuple[Tensor, Tensor, list[Tensor], list[Tensor]]
 _library = torch.library.Library("lipgan", "FRAGMENT")  # type: ignore[no-untyped-call]
 _library.define(  # type: ignore[no-untyped-call]
     "mlp_gradient_penalty_fwd(Tensor x, Tensor[] weights, Tensor?[] biases, float[] slopes, Tensor?[] scales, "
-    "str kind, float weight, float target, Tensor? score_grads, int first, int last, str? backend) "
-    "-> (Tensor, Tensor, Tensor[], Tensor[])"
+    "str kind, float weight, float target, Tensor? score_grads, Tensor[] activations, int first, int last, "
+    "str? backend) -> (Tensor, Tensor, Tensor[], Tensor[])"
 )
 
 
@@ -45,12 +45,13 @@ def _reference_fwd(
     weight: float,
     target: float,
     score_grads: Tensor | None,
+    activations: Sequence[Tensor],
     first: int,
     last: int,
 ) -> Outcome:
     with torch.no_grad():  # called without the dispatcher, whose autograd is left out
         return reference.mlp_gradient_penalty_fwd(
-            x, weights, biases, slopes, scales, kind, weight, target, score_grads, first, last
+            x, weights, biases, slopes, scales, kind, weight, target, score_grads, activations, first, last
         )
 
 
@@ -67,12 +68,13 @@ def _native_fwd(
     weight: float,
     target: float,
     score_grads: Tensor | None,
+    activations: Sequence[Tensor],
     first: int,
     last: int,
 ) -> Outcome:
     module = _backend.serving_native()
     result: Outcome = module.mlp_gradient_penalty_fwd(
-        *(x, weights, biases, slopes, scales, kind, weight, target, score_grads, first, last),
+        *(x, weights, biases, slopes, scales, kind, weight, target, score_grads, activations, first, last),
         torch.get_num_threads(),
     )
     return result
@@ -94,6 +96,7 @@ def _fwd(
     weight: float,
     target: float,
     score_grads: Tensor | None,
+    activations: Sequence[Tensor],
     first: int,
     last: int,
     backend: str | None,
@@ -101,7 +104,7 @@ def _fwd(
     if x.dtype not in DTYPES:
         raise TypeError(f"x must be float32 or float64, got {x.dtype}")
     serving = _FORWARD[_backend.resolve("mlp_gradient_penalty", backend, x.device.type)]
-    return serving(x, weights, biases, slopes, scales, kind, weight, target, score_grads, first, last)
+    return serving(x, weights, biases, slopes, scales, kind, weight, target, score_grads, activations, first, last)
 
 
 for _key in ("CPU", "CUDA"):
@@ -119,6 +122,7 @@ def _fwd_fake(
     weight: float,
     target: float,
     score_grads: Tensor | None,
+    activations: Sequence[Tensor],
     first: int,
     last: int,
     backend: str | None,
@@ -177,7 +181,7 @@ def penalize(
         ValueError: sizes or dtypes that do not fit (native backend).
         UnavailableError: the backend asked for cannot serve here.
     """
-    return _call(x, weights, biases, slopes, scales, kind, weight, target, None, 0, x.shape[0], backend)[:3]
+    return _call(x, weights, biases, slopes, scales, kind, weight, target, None, (), 0, x.shape[0], backend)[:3]
 
 
 def penalize_with_loss(
@@ -192,6 +196,7 @@ def penalize_with_loss(
     score_grads: Tensor,
     penalized: range,
     *,
+    activations: Sequence[Tensor] = (),
     backend: str | None = None,
 ) -> Outcome:
     """As :func:`penalize`, and the gradients of a loss of the scores in the same products.
@@ -199,6 +204,8 @@ def penalize_with_loss(
     Args:
         score_grads: ``[B]``, the derivative of the loss by the score of each sample, in the dtype of ``x``.
         penalized: the samples at which the penalty is taken; at least one, in steps of 1.
+        activations: L - 1 of them, ``[B, d_l]``, of the layers but the last where a forward pass has computed them;
+            for critics without scales and with slopes >= 0.
         Others as for :func:`penalize`.
 
     Returns:
@@ -209,7 +216,9 @@ def penalize_with_loss(
         As :func:`penalize`.
     """
     first, last = penalized.start, penalized.stop
-    return _call(x, weights, biases, slopes, scales, kind, weight, target, score_grads, first, last, backend)
+    return _call(
+        x, weights, biases, slopes, scales, kind, weight, target, score_grads, activations, first, last, backend
+    )
 
 
 def _call(
@@ -222,12 +231,13 @@ def _call(
     weight: float,
     target: float,
     score_grads: Tensor | None,
+    activations: Sequence[Tensor],
     first: int,
     last: int,
     backend: str | None,
 ) -> Outcome:
-    arguments = x, weights, biases, slopes, scales, kind, weight, target, score_grads, first, last, backend
-    if _backend.is_plain([t for t in (x, score_grads, *weights, *biases, *scales) if t is not None]):
+    arguments = x, weights, biases, slopes, scales, kind, weight, target, score_grads, activations, first, last, backend
+    if _backend.is_plain([t for t in (x, score_grads, *activations, *weights, *biases, *scales) if t is not None]):
         return _fwd(*arguments)
     with torch.no_grad():
         result: Outcome = torch.ops.lipgan.mlp_gradient_penalty_fwd.default(*arguments)

@@ -270,11 +270,10 @@ def loss_and_penalty_in_closed_form(
     """
 
     def run() -> plans.Outcome:
-        with torch.no_grad():
-            scores = call.scores(x)
+        scores, activations = perceptron.forward()
         value, by_score = loss_by_scores(loss, scores, execution.differentiable)
         grads = torch.zeros_like(scores) if by_score is None else by_score
-        return value, *perceptron.solve_with_loss(form.kind, form.weight, form.target, grads, penalized)
+        return value, *perceptron.solve_with_loss(form.kind, form.weight, form.target, activations, grads, penalized)
 
     def by_autograd() -> plans.Outcome:
         leaf = x.detach().requires_grad_()

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lipgan.ops import mlp_gradient_penalty as op
 from lipgan.penalties.critic_call import CriticCall
@@ -39,16 +40,25 @@ class _Layer:
     dropouts: list[float] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class _Chain:
+    """The layers of a critic, and the shape of its scores."""
+
+    layers: list[_Layer]
+    shape: torch.Size
+
+
 class Perceptron:
     """A critic that is a perceptron, as it is now.
 
     Args:
         layers: of it.
+        shape: of its scores.
         inputs: of the recording, as they are now.
     """
 
-    def __init__(self, layers: list[_Layer], inputs: list[Tensor]) -> None:
-        self._layers, self._inputs = layers, inputs
+    def __init__(self, layers: list[_Layer], shape: torch.Size, inputs: list[Tensor]) -> None:
+        self._layers, self._shape, self._inputs = layers, shape, inputs
 
     @property
     def is_random(self) -> bool:
@@ -67,19 +77,35 @@ class Perceptron:
         penalty, _, grads = op.penalize(*arguments, kind, weight, target)
         return None, penalty, *self._by_parameter(grads, [None] * len(grads))
 
+    @torch.no_grad()
+    def forward(self) -> tuple[Tensor, list[Tensor]]:
+        """The scores of the samples, as the critic returns them, and the activations of the layers before the last.
+
+        For critics that draw no numbers.
+        """
+        a, weights, biases, slopes, _ = self._arguments()
+        activations = []
+        for w, b, slope in zip(weights, biases, slopes, strict=False):
+            a = F.linear(a, w, b)
+            if slope != 1.0:
+                a = F.relu_(a) if slope == 0.0 else F.leaky_relu_(a, slope)
+            activations.append(a)
+        return F.linear(a, weights[-1], biases[-1]).view(self._shape), activations
+
     def solve_with_loss(
-        self, kind: str, weight: float, target: float, score_grads: Tensor, penalized: range
+        self, kind: str, weight: float, target: float, activations: list[Tensor], score_grads: Tensor, penalized: range
     ) -> tuple[Tensor, list[Tensor], list[Tensor | None]]:
         """The penalty at some of the samples, the parameters, and the gradients of the penalty and of a loss.
 
         Args:
             kind, weight, target: as for `solve`.
+            activations: by `forward`.
             score_grads: the derivative of the loss by each score.
             penalized: the samples with a penalty.
         """
         by_score = score_grads.reshape(-1).to(self._inputs[0].dtype)
         penalty, _, grads, bias_grads = op.penalize_with_loss(
-            *self._arguments(), kind, weight, target, by_score, penalized
+            *self._arguments(), kind, weight, target, by_score, penalized, activations=activations
         )
         return penalty, *self._by_parameter(grads, bias_grads)
 
@@ -122,15 +148,14 @@ def recognize(call: CriticCall, x: Tensor) -> Perceptron | None:
     if found is None:
         if not (asked.is_due(at_once=True) and _may_be(call.critic)):
             return None
-        layers = _recorded(asked, call, x)
-        found = None if layers is None else asked.find()
+        chain = _recorded(asked, call, x)
+        found = None if chain is None else asked.find()
         if found is None:
             return None
-    layers, inputs = found
-    if not layers:
-        return None
+    chain, inputs = found
+    layers: list[_Layer] = chain.layers
     widths = [inputs[layers[0].weight].shape[1], *(inputs[layer.weight].shape[0] for layer in layers)]
-    return Perceptron(layers, inputs) if op.serves(x.shape[0], widths, x.dtype, "cpu") else None
+    return Perceptron(layers, chain.shape, inputs) if op.serves(x.shape[0], widths, x.dtype, "cpu") else None
 
 
 def may_be_perceptron(call: CriticCall, x: Tensor) -> bool:
@@ -149,7 +174,7 @@ def _may_be(critic: Any) -> bool:
     return all(parameter.ndim <= 2 for parameter in critic.parameters())
 
 
-def _recorded(asked: Case, call: CriticCall, x: Tensor) -> list[_Layer] | None:
+def _recorded(asked: Case, call: CriticCall, x: Tensor) -> _Chain | None:
     """The layers of a critic, from a forward pass whose random draws are undone; they are remembered."""
     leaf = x.detach().requires_grad_()
     recorder = asked.begin(leaf, at_once=True, rehearsal=True)
@@ -166,9 +191,11 @@ def _recorded(asked: Case, call: CriticCall, x: Tensor) -> list[_Layer] | None:
     if not isinstance(scores, Tensor):
         return None
     layers = _layers(recorder, leaf, scores)
-    if layers is not None:
-        asked.keep(recorder, layers)
-    return layers
+    if layers is None:
+        return None
+    chain = _Chain(layers, scores.shape)
+    asked.keep(recorder, chain)
+    return chain
 
 
 _RESHAPES = {

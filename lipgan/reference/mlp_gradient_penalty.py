@@ -35,6 +35,7 @@ def mlp_gradient_penalty_fwd(
     weight: float,
     target: float,
     score_grads: Tensor | None = None,
+    known: Sequence[Tensor] = (),
     first: int = 0,
     last: int | None = None,
 ) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
@@ -50,19 +51,22 @@ def mlp_gradient_penalty_fwd(
         weight: factor of the penalty.
         target: what the norms are compared with.
         score_grads: ``[B]``, the derivatives of the loss; None without a loss.
+        known: the L - 1 activations ``[B, d_l]``, where there is no scale; none where they are to be computed.
         first, last: the samples with a penalty, ``first <= i < last``.
 
     Returns:
         ``penalty`` 0-dim; ``norms`` ``[last - first]``; the gradients by the weights, shaped as those; with a loss
         those by the biases, of each layer, else none.
     """
-    factors, a, activations = [], x, [x]
+    factors: list[Tensor] = []
+    a, activations = x, [x]
     for w, b, slope, scale in zip(weights, biases, slopes, scales, strict=False):
-        z = F.linear(a, w, b)
+        # An activation has the sign of its z, which is all that the factor needs, and becomes itself again.
+        z = known[len(factors)] if known else F.linear(a, w, b)
         # A NaN is neither above zero nor below it, and stays NaN.
         factor = torch.where(z > 0, 1.0, torch.where(z <= 0, slope, z))
         factors.append(factor if scale is None else factor * scale)
-        a = z * factors[-1]
+        a = z if known else z * factors[-1]
         activations.append(a)
     delta = torch.ones_like(x[:, :1])
     deltas = []

@@ -123,7 +123,7 @@ Op perceptron(int64_t batch, int64_t width, bool with_loss) {
     std::vector<MlpLayer> layers;
     for (size_t l = 0; l < weights.size(); ++l) {
       layers.push_back(
-          {weights[l].data(), nullptr, nullptr, grads[l].data(), bias_grads[l].data(), 0.2, widths[l + 1]});
+          {weights[l].data(), nullptr, nullptr, nullptr, grads[l].data(), bias_grads[l].data(), 0.2, widths[l + 1]});
     }
     const MlpLoss loss{with_loss ? score_grads.data() : nullptr, with_loss ? batch / 3 : 0, batch};
     Floats sum(1), norms(static_cast<size_t>(batch));

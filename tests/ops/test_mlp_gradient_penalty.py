@@ -318,21 +318,38 @@ def textbook_with_loss(
     return penalty.detach(), [*grads[: len(weights)]], [*grads[len(weights) :]]
 
 
-def with_loss(critic: Critic, kind: str, score_grads: Tensor, penalized: range, backend: str) -> Any:
+def activations_of(critic: Critic) -> list[Tensor]:
+    """Of a critic without scales."""
+    activations, a = [], critic.x
+    for weight, bias, slope in zip(critic.weights, critic.biases, critic.slopes, strict=False):
+        a = F.leaky_relu(F.linear(a, weight, bias), slope)
+        activations.append(a)
+    return activations
+
+
+def with_loss(
+    critic: Critic, kind: str, score_grads: Tensor, penalized: range, backend: str, activations: Sequence[Tensor] = ()
+) -> Any:
     lists = critic.weights, critic.biases, critic.slopes, critic.scales
-    return penalize_with_loss(critic.x, *lists, kind, WEIGHT, TARGET, score_grads, penalized, backend=backend)
+    options: Any = {"activations": activations, "backend": backend}
+    return penalize_with_loss(critic.x, *lists, kind, WEIGHT, TARGET, score_grads, penalized, **options)
 
 
 @pytest.mark.usefixtures("poisoned_outputs")
+@pytest.mark.parametrize("known", [False, True], ids=["computed", "known"])
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("widths", "batch"), SHAPES)
-def test_a_loss_comes_along(widths: list[int], batch: int, kind: str, backend: str) -> None:
-    critic = draw(widths, batch, torch.float64, scaled=[layer % 2 == 0 for layer in range(len(widths))])
+def test_a_loss_comes_along(widths: list[int], batch: int, kind: str, backend: str, known: bool) -> None:
+    scaled = [layer % 2 == 0 and not known for layer in range(len(widths))]
+    critic = draw(widths, batch, torch.float64, scaled=scaled)
     score_grads = torch.randn(batch, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    activations = activations_of(critic) if known else ()
     parts = {(0, batch), (0, (batch + 1) // 2), (batch // 2, batch), (batch // 3, batch // 3 + 1)}
     for first, last in parts:
-        penalty, norms, grads, bias_grads = with_loss(critic, kind, score_grads, range(first, last), backend)
+        penalty, norms, grads, bias_grads = with_loss(
+            critic, kind, score_grads, range(first, last), backend, known=known
+        )
         truth, weights, biases = textbook_with_loss(critic, kind, score_grads, range(first, last))
         assert norms.shape == (last - first,)
         torch.testing.assert_close(penalty, truth, rtol=1e-11, atol=0.0)
@@ -349,13 +366,18 @@ def test_a_loss_comes_along(widths: list[int], batch: int, kind: str, backend: s
     [([3, 96, 100], 400), ([130, 300, 301], 20), ([40, 500, 7, 90], 33)],
     ids=["by samples", "by columns", "narrow"],
 )
-def test_with_a_loss_too_the_threads_do_not_count(widths: list[int], batch: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("known", [False, True], ids=["computed", "known"])
+def test_with_a_loss_too_the_threads_do_not_count(
+    widths: list[int], batch: int, dtype: torch.dtype, known: bool, isa: str
+) -> None:
     critic = draw(widths, batch, dtype)
     score_grads = torch.randn(batch, dtype=dtype)
+    activations = activations_of(critic) if known else ()  # once: PyTorch's products may depend on the threads
     results = []
     for threads in (1, 2, 3, 8):
         torch.set_num_threads(threads)
-        penalty, norms, grads, bias_grads = with_loss(critic, "max", score_grads, range(batch // 3, batch), "native")
+        part = range(batch // 3, batch)
+        penalty, norms, grads, bias_grads = with_loss(critic, "max", score_grads, part, "native", activations)
         results.append((penalty, norms, *grads, *bias_grads))
     for result in results[1:]:
         assert all(map(torch.equal, result, results[0]))
@@ -506,7 +528,7 @@ def arguments(critic: Critic, loss: tuple[object, ...], backend: str | None) -> 
 
 @pytest.mark.parametrize("backend", [None, "reference"])
 @pytest.mark.parametrize(("widths", "scaled"), [([3], []), ([4, 7, 5], [True, False])])
-@pytest.mark.parametrize("loss", [(None, 0, 6), (torch.ones(6), 2, 5)], ids=["penalty", "with loss"])
+@pytest.mark.parametrize("loss", [(None, [], 0, 6), (torch.ones(6), [], 2, 5)], ids=["penalty", "with loss"])
 def test_opcheck(backend: str | None, widths: list[int], scaled: list[bool], loss: tuple[object, ...]) -> None:
     critic = draw(widths, 6, torch.float32, scaled=scaled)
     checks = ("test_schema", "test_faketensor", "test_autograd_registration", "test_aot_dispatch_dynamic")
@@ -582,12 +604,22 @@ def test_native_module_refuses_what_a_kernel_could_not_survive() -> None:
         with pytest.raises(TypeError, match=r"x must be float32 or float64, got torch\.float16"):
             penalize(x.half(), w, b, [0.0], s, "max", 1.0, 1.0, backend=backend)
     with pytest.raises(TypeError, match="weight must be a tensor"):
-        _C.mlp_gradient_penalty_fwd(x, [1.0, w[1]], b, [0.0], s, "max", 1.0, 1.0, None, 0, 6, 1)  # type: ignore[list-item]
+        _C.mlp_gradient_penalty_fwd(x, [1.0, w[1]], b, [0.0], s, "max", 1.0, 1.0, None, [], 0, 6, 1)  # type: ignore[list-item]
     for first, last in ((0, 7), (-1, 6), (3, 3)):
         with pytest.raises(ValueError, match="first and last must be of samples"):
-            _C.mlp_gradient_penalty_fwd(x, w, b, [0.0], s, "max", 1.0, 1.0, None, first, last, 1)
+            _C.mlp_gradient_penalty_fwd(x, w, b, [0.0], s, "max", 1.0, 1.0, None, [], first, last, 1)
     with pytest.raises(ValueError, match="score_grads must hold 6 elements, got 5"):
-        _C.mlp_gradient_penalty_fwd(x, w, b, [0.0], s, "max", 1.0, 1.0, torch.ones(5), 0, 6, 1)
+        _C.mlp_gradient_penalty_fwd(x, w, b, [0.0], s, "max", 1.0, 1.0, torch.ones(5), [], 0, 6, 1)
+    a = torch.ones(6, 7)
+    for slope, scale, known, message in (
+        (0.0, s[0], [a], "must have no scale, and a slope that is not negative"),
+        (-1.0, None, [a], "must have no scale, and a slope that is not negative"),
+        (0.0, None, [a, a], "differ in length"),
+        (0.0, None, [a[:5]], "activation must hold 42 elements, got 35"),
+        (0.0, None, [a.double()], "activation has a dtype"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            _C.mlp_gradient_penalty_fwd(x, w, b, [slope], [scale], "max", 1.0, 1.0, a[:, 0], known, 0, 6, 1)
     with pytest.raises(UnavailableError, match="backend 'cuda' cannot serve mlp_gradient_penalty on cpu"):
         critic.penalize("max", "cuda")
 

@@ -30,6 +30,7 @@ struct MlpLayer {
   const void* weight;  // T [width, width of the layer before]
   const void* bias;    // T [width], or null for zeros; of the last layer it is not read
   const void* scale;   // T [batch, width], or null for ones; null for the last layer
+  const void* activation;  // T [batch, width]: a_l where it is known, without a scale; else null, and it is computed
   void* grad_weight;   // T [width, width of the layer before]
   void* grad_bias;     // T [width], or null without a loss
   double slope;        // 0: ReLU, 1: no activation
