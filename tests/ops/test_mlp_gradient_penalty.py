@@ -348,7 +348,7 @@ def test_a_loss_comes_along(widths: list[int], batch: int, kind: str, backend: s
     parts = {(0, batch), (0, (batch + 1) // 2), (batch // 2, batch), (batch // 3, batch // 3 + 1)}
     for first, last in parts:
         penalty, norms, grads, bias_grads = with_loss(
-            critic, kind, score_grads, range(first, last), backend, known=known
+            critic, kind, score_grads, range(first, last), backend, activations
         )
         truth, weights, biases = textbook_with_loss(critic, kind, score_grads, range(first, last))
         assert norms.shape == (last - first,)
