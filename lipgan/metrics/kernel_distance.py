@@ -175,18 +175,34 @@ def kernel_distance(
         estimates = _estimates(apply, x, torch.ones_like(x[:, :1]), y, torch.ones_like(y[:, :1]))
     else:
         in_x, in_y = (_subsets(len(rows), subsets, subset_size, generator) for rows in (x, y))
-        # Entries of the kernel matrices, halved by symmetry. One pass over all adds its product with the memberships.
-        together = 0.5 * (len(x) + len(y)) ** 2 * (x.shape[1] + subsets)
-        # One by one, rows are gathered and products are small, which costs a quarter more.
-        apart = 1.25 * subsets * 0.5 * (2 * subset_size) ** 2 * x.shape[1]
-        if together < apart:
-            estimates = _estimates(
-                apply, x, _membership(in_x, len(x), x.device), y, _membership(in_y, len(y), y.device)
-            )
-        else:
-            ones = torch.ones(subset_size, 1, dtype=torch.float64, device=x.device)
-            pairs = zip(in_x.to(x.device), in_y.to(y.device), strict=True)
-            estimates = torch.cat([_estimates(apply, x[i], ones, y[j], ones) for i, j in pairs])
+        estimates = _estimates_of_subsets(apply, x, in_x, y, in_y)
+    return _mean_and_deviation(estimates)
+
+
+def polynomial_distance(
+    real: Tensor, fake: Tensor, in_real: Tensor, in_fake: Tensor, *, degree: int, gamma: float | None, coef: float
+) -> tuple[float, float]:
+    """:func:`kernel_distance` with subsets that are given: ``in_real [subsets, size]``, rows of ``real``."""
+    x, y = as_pair("real", real, "fake", fake)
+    apply = _kernel("polynomial", x.shape[1], degree, gamma, coef, 1.0)
+    return _mean_and_deviation(_estimates_of_subsets(apply, x.double(), in_real, y.double(), in_fake))
+
+
+def _estimates_of_subsets(kernel: _Kernel, x: Tensor, in_x: Tensor, y: Tensor, in_y: Tensor) -> Tensor:
+    """Of every subset the squared discrepancy, ``[subsets]``. ``in_x [subsets, size]`` holds rows of ``x``."""
+    subsets, size = in_x.shape
+    # Entries of the kernel matrices, halved by symmetry. One pass over all adds its product with the memberships.
+    together = 0.5 * (len(x) + len(y)) ** 2 * (x.shape[1] + subsets)
+    # One by one, rows are gathered and products are small, which costs a quarter more.
+    apart = 1.25 * subsets * 0.5 * (2 * size) ** 2 * x.shape[1]
+    if together < apart:
+        return _estimates(kernel, x, _membership(in_x, len(x), x.device), y, _membership(in_y, len(y), y.device))
+    ones = torch.ones(size, 1, dtype=torch.float64, device=x.device)
+    pairs = zip(in_x.to(x.device), in_y.to(y.device), strict=True)
+    return torch.cat([_estimates(kernel, x[i], ones, y[j], ones) for i, j in pairs])
+
+
+def _mean_and_deviation(estimates: Tensor) -> tuple[float, float]:
     if not bool(estimates.isfinite().all()):
         raise ValueError("real and fake must be small enough for their kernel to be summed in float64")
     return float(estimates.mean()), float(estimates.std(correction=0))

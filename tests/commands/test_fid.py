@@ -357,7 +357,7 @@ def test_inception_is_made_of_what_was_named(
         ((), {"download": False, "preprocessing": "pytorch"}),
         (("--features", "inception", "--download"), {"download": True, "preprocessing": "pytorch"}),
         (("--features", weights), {"weights": str(weights), "preprocessing": "pytorch"}),
-        (("--protocol", "torchmetrics"), {"download": False, "preprocessing": "tensorflow"}),
+        (("--protocol", "torchmetrics"), {"download": False, "preprocessing": "torchmetrics"}),
         (("--protocol", "clean"), {"download": False, "preprocessing": "clean"}),
     ):
         fid(capsys, *folders, *arguments)

@@ -31,7 +31,7 @@ DIMS = (64, 192, 768, 2048, 1008)
 _CLASSES = 1008
 _SIDE = 299  # pixels
 
-PREPROCESSINGS = ("pytorch", "tensorflow", "clean")
+PREPROCESSINGS = ("pytorch", "tensorflow", "torchmetrics", "clean")
 
 # Output channels, height and width of a kernel. Several in one place work side by side on the same input.
 _Layer: TypeAlias = "tuple[int, int, int]"
@@ -209,9 +209,11 @@ class InceptionFeatures(ImageFeatures):
         dim: 2048, the layer of the FID; 64, 192 or 768, means over the image at lesser depths; 1008, the logits.
         download: fetch that file if it is not in the cache. Nothing is fetched otherwise.
         preprocessing: "pytorch", as pytorch-fid: pixels are interpolated between their centres, and levels go to
-            [-1, 1]; "tensorflow", as TensorFlow 1, torch-fidelity and torchmetrics: between their corners, so that the
-            picture moves by a part of a pixel, and level 128 goes to 0; "clean", as clean-fid: by Pillow's bicubic
-            filter with antialiasing, not rounded to whole levels, and level 128 goes to 0.
+            [-1, 1]; "tensorflow", as TensorFlow 1, torch-fidelity, and torchmetrics with ``antialias=False``: between
+            their corners, so that the picture moves by a part of a pixel, and level 128 goes to 0; "torchmetrics", as
+            torchmetrics from 1.8 on at its defaults: between their centres, with antialiasing, and level 128 goes to 0;
+            "clean", as clean-fid: by Pillow's bicubic filter with antialiasing, not rounded to whole levels, and level
+            128 goes to 0.
 
     Raises:
         FileNotFoundError: no such file; the message says where to get it and where to put it.
@@ -276,11 +278,15 @@ class InceptionFeatures(ImageFeatures):
             return x.new_empty(0, dim)
         if self.preprocessing == "tensorflow":
             x = (_resize_corners(_resize_corners(255 * x, 3), 2) - 128) / 128
+        elif self.preprocessing == "torchmetrics":
+            scaled = F.interpolate(255 * x, size=(_SIDE, _SIDE), mode="bilinear", align_corners=False, antialias=True)
+            x = (scaled - 128) / 128
         elif self.preprocessing == "clean":
             x = (_resize_bicubic(255 * x) - 128) / 128
         else:
             x = 2 * F.interpolate(x, size=(_SIDE, _SIDE), mode="bilinear", align_corners=False) - 1
-        means: Tensor = self.network(x, dim)
+        # A module that holds the extractor may have been brought to another dtype.
+        means: Tensor = self.network(x.to(self.network.fc.weight.dtype), dim)
         return means
 
 
