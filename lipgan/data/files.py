@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from lipgan._arrays import Archive, archive, check_memory, mapped
 from lipgan._checks import check_range
 from lipgan.data.dataset import Dataset
+from lipgan.data.image_arrays import image_axes
 from lipgan.data.images import find_images, read_image
 
 __all__ = ["LABEL_KEYS", "MAX_BYTES", "SAMPLE_KEYS", "array", "folder", "is_path", "load", "stack_images"]
@@ -226,11 +227,7 @@ def _axes(shape: tuple[int, ...], dtype: np.dtype[Any], size: int | None) -> tup
         axes: tuple[int, ...] = (0, 3, 1, 2)
         shape = (*shape, 1)
     else:
-        first, last = shape[1] in (1, 3), shape[3] in (1, 3)
-        if first == last:
-            problem = "it cannot be told which axis is of channels" if first else "no axis has 1 or 3 channels"
-            raise ValueError(f"samples of shape {list(shape)}: {problem}")
-        axes = (0, 1, 2, 3) if first else (0, 3, 1, 2)
+        axes = image_axes(shape)
     n, channels, height, width = (shape[axis] for axis in axes)
     if size is None:
         _check_square("an image in it", height, width)
