@@ -76,20 +76,22 @@ _MODULES = (
 )
 
 
-def __getattr__(name: str) -> Any:
-    if name in _FROM:
-        value = getattr(importlib.import_module(_FROM[name]), name)
-    elif name == "__version__":
-        # Its package reads e-mail headers, which takes as long to import as all that --help needs.
-        from importlib.metadata import version
+if not TYPE_CHECKING:  # for a type checker every name would exist
 
-        value = version("lipgan")
-    elif name in _MODULES:
-        value = importlib.import_module(f"lipgan.{name}")
-    else:
-        raise AttributeError(f"module 'lipgan' has no attribute {name!r}")
-    globals()[name] = value
-    return value
+    def __getattr__(name: str) -> Any:
+        if name in _FROM:
+            value = getattr(importlib.import_module(_FROM[name]), name)
+        elif name == "__version__":
+            # Its package reads e-mail headers, which takes as long to import as all that --help needs.
+            from importlib.metadata import version
+
+            value = version("lipgan")
+        elif name in _MODULES:
+            value = importlib.import_module(f"lipgan.{name}")
+        else:
+            raise AttributeError(f"module 'lipgan' has no attribute {name!r}")
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:
