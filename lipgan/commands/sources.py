@@ -146,6 +146,7 @@ class Reader:
         batch_size: images of one call of the extractor.
         workers: threads that read image files while the extractor runs; 0: none.
         skip_broken: leave out the image files that cannot be used, instead of raising.
+        mixed: whether the extractor takes images of several sizes, batch by batch; Inception always does.
         progress: called with the batches of a source and their number, and iterated in their place.
     """
 
@@ -155,6 +156,7 @@ class Reader:
     batch_size: int = 50
     workers: int = 0
     skip_broken: bool = False
+    mixed: bool = False
     progress: Callable[[Iterator[Tensor], int], Iterator[Tensor]] = lambda batches, number: batches
 
     def __post_init__(self) -> None:
@@ -202,7 +204,7 @@ class Reader:
                 skip=skip if self.skip_broken else None,
                 workers=self.workers,
                 # It brings all images to its own size.
-                mixed=isinstance(extractor, InceptionFeatures),
+                mixed=self.mixed or isinstance(extractor, InceptionFeatures),
             )
         elif source.kind == "image array":
             with _rows(source, _NO_IMAGES) as (total, _):

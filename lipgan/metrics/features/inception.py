@@ -282,7 +282,7 @@ class InceptionFeatures(ImageFeatures):
             scaled = F.interpolate(255 * x, size=(_SIDE, _SIDE), mode="bilinear", align_corners=False, antialias=True)
             x = (scaled - 128) / 128
         elif self.preprocessing == "clean":
-            x = (_resize_bicubic(255 * x) - 128) / 128
+            x = (resize_bicubic(255 * x) - 128) / 128
         else:
             x = 2 * F.interpolate(x, size=(_SIDE, _SIDE), mode="bilinear", align_corners=False) - 1
         # A module that holds the extractor may have been brought to another dtype.
@@ -290,7 +290,7 @@ class InceptionFeatures(ImageFeatures):
         return means
 
 
-def _resize_bicubic(x: Tensor) -> Tensor:
+def resize_bicubic(x: Tensor) -> Tensor:
     """``x`` brought to 299 x 299 as Pillow scales its images of floating point, which stay within [0, 255]."""
     # With antialiasing, PyTorch's filter is Pillow's. In float64, as Pillow computes its weights and sums; one by one,
     # because a batch of large images in float64 takes gigabytes.
