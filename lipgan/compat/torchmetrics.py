@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from lipgan.metrics import frechet_distance, inception_score
 from lipgan.metrics.features.inception import InceptionFeatures
-from lipgan.metrics.kernel_distance import polynomial_distance
+from lipgan.metrics.kernel_distance import distance_of_subsets
 
 try:
     from torchmetrics.image.fid import FrechetInceptionDistance as _FrechetInceptionDistance
@@ -188,7 +188,7 @@ class KernelInceptionDistance(_KernelInceptionDistance):
         # The draws of torchmetrics, in its order.
         draws = [[torch.randperm(len(rows))[: self.subset_size] for rows in (real, fake)] for _ in range(self.subsets)]
         in_real, in_fake = (torch.stack(chosen) for chosen in zip(*draws, strict=True))
-        values = polynomial_distance(real, fake, in_real, in_fake, degree=self.degree, gamma=self.gamma, coef=self.coef)
+        values = distance_of_subsets(real, fake, in_real, in_fake, degree=self.degree, gamma=self.gamma, coef=self.coef)
         mean, deviation = (real.new_tensor(value) for value in values)
         return mean, deviation
 

@@ -166,11 +166,7 @@ def kernel_distance(
                 f"{name} must have at least {subset_size} samples for subset_size={subset_size}, got {len(rows)}; "
                 + advice
             )
-    x, y = x.double(), y.double()
-    if kernel == "rbf":
-        # Distances do not depend on a common offset, but their accuracy does.
-        offset = x.mean(0)
-        x, y = x - offset, y - offset
+    x, y = _about_one_offset(kernel, x.double(), y.double())
     if subset_size is None:
         estimates = _estimates(apply, x, torch.ones_like(x[:, :1]), y, torch.ones_like(y[:, :1]))
     else:
@@ -179,13 +175,31 @@ def kernel_distance(
     return _mean_and_deviation(estimates)
 
 
-def polynomial_distance(
-    real: Tensor, fake: Tensor, in_real: Tensor, in_fake: Tensor, *, degree: int, gamma: float | None, coef: float
+def distance_of_subsets(
+    real: Tensor,
+    fake: Tensor,
+    in_real: Tensor,
+    in_fake: Tensor,
+    *,
+    kernel: str = "polynomial",
+    degree: int = 3,
+    gamma: float | None = None,
+    coef: float = 1.0,
+    sigma: float = 10.0,
 ) -> tuple[float, float]:
     """:func:`kernel_distance` with subsets that are given: ``in_real [subsets, size]``, rows of ``real``."""
     x, y = as_pair("real", real, "fake", fake)
-    apply = _kernel("polynomial", x.shape[1], degree, gamma, coef, 1.0)
-    return _mean_and_deviation(_estimates_of_subsets(apply, x.double(), in_real, y.double(), in_fake))
+    apply = _kernel(kernel, x.shape[1], degree, gamma, coef, sigma)
+    x, y = _about_one_offset(kernel, x.double(), y.double())
+    return _mean_and_deviation(_estimates_of_subsets(apply, x, in_real, y, in_fake))
+
+
+def _about_one_offset(kernel: str, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    if kernel != "rbf":
+        return x, y
+    # Distances do not depend on a common offset, but their accuracy does.
+    offset = x.mean(0)
+    return x - offset, y - offset
 
 
 def _estimates_of_subsets(kernel: _Kernel, x: Tensor, in_x: Tensor, y: Tensor, in_y: Tensor) -> Tensor:

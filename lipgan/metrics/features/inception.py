@@ -258,12 +258,12 @@ class InceptionFeatures(ImageFeatures):
 
     def forward(self, images: Tensor) -> Tensor:
         """Features ``[n, dim]``, float32. Errors as those of :func:`lipgan.metrics.features.base.as_unit_images`."""
-        return self.logits(images) if self._dim == _CLASSES else self._means(images, self._dim)
+        return self.logits(images) if self._dim == _CLASSES else self.means(images, self._dim)
 
     def logits(self, images: Tensor, *, bias: bool = True) -> Tensor:
         """Of the 1008 classes: ``[n, 1008]``, float32; the errors are those of a call."""
         fc = self.network.fc
-        return F.linear(self._means(images, 2048), fc.weight, fc.bias if bias else None)
+        return F.linear(self.means(images, 2048), fc.weight, fc.bias if bias else None)
 
     def probabilities(self, images: Tensor) -> Tensor:
         """Of the 1008 classes, for the Inception Score: ``[n, 1008]``, float32; the errors are those of a call.
@@ -272,7 +272,8 @@ class InceptionFeatures(ImageFeatures):
         """
         return self.logits(images, bias=False).softmax(1)
 
-    def _means(self, images: Tensor, dim: int) -> Tensor:
+    def means(self, images: Tensor, dim: int) -> Tensor:
+        """The means over the image at another layer, ``[n, dim]``; the errors are those of a call."""
         x = as_rgb(as_unit_images(images))
         if not len(x):
             return x.new_empty(0, dim)
