@@ -1,10 +1,11 @@
 """Zip archives of image files, such as StyleGAN's data sets. Nothing is unpacked to the disk."""
 
 import io
+import json
 import os
 import zipfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -12,10 +13,14 @@ from pathlib import PurePosixPath
 from lipgan._arrays import explaining
 from lipgan.data.images import MAX_PIXELS, SUFFIXES
 
-__all__ = ["ArchivedImage", "archived_images"]
+__all__ = ["ArchivedImage", "archived_images", "labels_of"]
 
 # A deflated file can unpack to a thousand times its size. An image of MAX_PIXELS in 8-bit RGB, and then some.
 _MAX_BYTES = 4 * MAX_PIXELS
+
+_LABELS = "dataset.json"
+# Some millions of images.
+_MAX_LABELS = 2**28
 
 
 @dataclass(frozen=True)
@@ -29,8 +34,11 @@ class ArchivedImage:
     def __str__(self) -> str:
         return f"{self.archive}/{self.info.filename}"
 
-    def open(self) -> io.BytesIO:
+    def open(self, largest: int | None = None) -> io.BytesIO:
         """Its content.
+
+        Args:
+            largest: refuse one of more bytes; None for what the largest image takes, and then some.
 
         Raises:
             ValueError: encrypted, compressed in a way that few programs write, or too large.
@@ -40,8 +48,9 @@ class ArchivedImage:
             raise ValueError("it is encrypted")
         if self.info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise ValueError("it is compressed by another method than deflate")
-        if self.info.file_size > _MAX_BYTES:
-            raise ValueError(f"it unpacks to {self.info.file_size} bytes, more than {_MAX_BYTES}")
+        largest = _MAX_BYTES if largest is None else largest
+        if self.info.file_size > largest:
+            raise ValueError(f"it unpacks to {self.info.file_size} bytes, more than {largest}")
         return io.BytesIO(self.file.read(self.info))
 
 
@@ -83,3 +92,29 @@ def archived_images(
             if not found:
                 raise ValueError(f"{name} holds no image ({', '.join(SUFFIXES)})")
             yield sorted(found, key=lambda image: image.info.filename)
+
+
+def labels_of(images: Sequence[ArchivedImage]) -> list[int] | None:
+    """The label of each image of an archive by its dataset.json, as StyleGAN's tool writes it.
+
+    None without that file, and where it has no labels or labels that are not integers.
+
+    Raises:
+        ValueError: it is damaged, or has labels for some of the images only.
+    """
+    first = images[0]
+    if _LABELS not in first.file.namelist():
+        return None
+    with explaining(f"{first.archive}/{_LABELS}", "cannot be used"):
+        content = json.load(ArchivedImage(first.archive, first.file, first.file.getinfo(_LABELS)).open(_MAX_LABELS))
+        rows = content.get("labels") if isinstance(content, dict) else None
+        if not rows:
+            return None
+        found = dict(rows)
+        missing = [image.info.filename for image in images if image.info.filename not in found]
+        if missing:
+            raise ValueError(f"it has labels, but none for {missing[0]}")
+    labels = [found[image.info.filename] for image in images]
+    if not all(type(label) is int and 0 <= label < 2**31 for label in labels):
+        return None
+    return labels
