@@ -1,7 +1,6 @@
 """lipgan.compat.torchmetrics beside the classes of torchmetrics that it stands in for."""
 
 import copy
-import hashlib
 import os
 import subprocess
 import sys
@@ -14,8 +13,6 @@ import pytest
 import torch
 from peers import peer, torchvision_or_stand_in
 from torch import Tensor, nn
-
-from lipgan.metrics.features.inception import InceptionNetwork
 
 pytestmark = pytest.mark.filterwarnings("ignore:Metric .* will save all extracted features in buffer")
 
@@ -275,26 +272,12 @@ def test_two_processes_compute_what_one_computes_of_all(tmp_path: Path) -> None:
 # ---- Inception ----
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights in a file of the published layout, with the checksum in its name."""
-    torch.manual_seed(0)
-    network = InceptionNetwork()
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight)
-    folder = tmp_path_factory.mktemp("weights")
-    torch.save(network.state_dict(), folder / "new.pth")
-    digest = hashlib.sha256((folder / "new.pth").read_bytes()).hexdigest()
-    return (folder / "new.pth").rename(folder / f"random-{digest[:8]}.pth")
-
-
 @pytest.mark.parametrize("feature", [64, "logits_unbiased"])
 @pytest.mark.parametrize("antialias", [True, False])
-def test_features_are_those_of_torchmetrics(weights: Path, feature: int | str, antialias: bool) -> None:
+def test_features_are_those_of_torchmetrics(weights: str, feature: int | str, antialias: bool) -> None:
     peer("torch_fidelity")
     theirs = peer("torchmetrics.image.fid").NoTrainInceptionV3(
-        "inception-v3-compat", [str(feature)], str(weights), antialias=antialias
+        "inception-v3-compat", [str(feature)], weights, antialias=antialias
     )
     ours = peer("lipgan.compat.torchmetrics").KernelInceptionDistance(
         feature, feature_extractor_weights_path=weights, antialias=antialias
@@ -306,7 +289,7 @@ def test_features_are_those_of_torchmetrics(weights: Path, feature: int | str, a
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
 
 
-def test_inception_by_number(weights: Path) -> None:
+def test_inception_by_number(weights: str) -> None:
     module = peer("lipgan.compat.torchmetrics")
     metric = module.FrechetInceptionDistance(64, normalize=True, feature_extractor_weights_path=weights)
     bright = images(0, 3)
