@@ -12,7 +12,7 @@ PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 # A short run: labels, larger learning rates than those of the recipe, which fall to 0, and a shorter average.
 STEPS := 1400
 
-.PHONY: demo test test-all bench gpu aot sanitize fuzz soak matrix lint docs clean
+.PHONY: demo test test-all peers bench gpu aot sanitize fuzz soak matrix lint docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/lipgan train --recipe sngan --conditioning auxiliary --data digits --size 12 --latent-dim 32 \
@@ -25,6 +25,15 @@ test: $(VENV)/.installed
 
 test-all: test
 	$(PYTEST) -m slow
+
+# The packages whose metrics and classes lipgan.compat stands in for, in a folder of their own, and the tests against
+# them. Without what they depend on: torchvision would bring another torch along, and the rest is here.
+PEERS := build/peers
+peers: $(VENV)/.installed
+	rm -rf $(PEERS)
+	$(BIN)/python -m pip install --quiet --no-deps --no-compile --constraint constraints.txt --target $(PEERS) \
+		torchmetrics lightning-utilities prdc POT pytorch-fid torch-fidelity clean-fid
+	OMP_NUM_THREADS=1 LIPGAN_TEST_PEERS=required PYTHONPATH=$(PEERS) $(BIN)/python -m pytest tests/compat
 
 bench: $(VENV)/.installed
 	$(BIN)/lipgan bench all

@@ -52,6 +52,8 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 # torch.nn.Module documents methods at length that our layers only override.
 autodoc_inherit_docstrings = False
+# Classes of lipgan.compat are documented where the package that they derive from is not installed, too.
+autodoc_mock_imports = ["torchmetrics"]
 autodoc_default_options = {"members": True}
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 88

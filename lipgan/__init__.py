@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lipgan import data, linalg, lipschitz, metrics, models, nn, objectives, ops, penalties, recipes, systems
     from lipgan.metrics import frechet_distance
+    from lipgan.nn.patch import patch
     from lipgan.nn.spectral_norm import spectral_norm
     from lipgan.nn.spectral_norm_group import SpectralNormGroup, group_spectral_norm
     from lipgan.objectives import divergences, losses, regularizers
@@ -34,6 +35,7 @@ __all__ = [
     "nn",
     "objectives",
     "ops",
+    "patch",
     "penalties",
     "recipes",
     "regularizers",
@@ -54,6 +56,7 @@ _FROM = {
     "group_spectral_norm": "lipgan.nn",
     "interpolate": "lipgan.penalties",
     "losses": "lipgan.objectives",
+    "patch": "lipgan.nn",
     "regularizers": "lipgan.objectives",
     "spectral_norm": "lipgan.nn",
     "use_backend": "lipgan.ops",
@@ -73,20 +76,22 @@ _MODULES = (
 )
 
 
-def __getattr__(name: str) -> Any:
-    if name in _FROM:
-        value = getattr(importlib.import_module(_FROM[name]), name)
-    elif name == "__version__":
-        # Its package reads e-mail headers, which takes as long to import as all that --help needs.
-        from importlib.metadata import version
+if not TYPE_CHECKING:  # for a type checker every name would exist
 
-        value = version("lipgan")
-    elif name in _MODULES:
-        value = importlib.import_module(f"lipgan.{name}")
-    else:
-        raise AttributeError(f"module 'lipgan' has no attribute {name!r}")
-    globals()[name] = value
-    return value
+    def __getattr__(name: str) -> Any:
+        if name in _FROM:
+            value = getattr(importlib.import_module(_FROM[name]), name)
+        elif name == "__version__":
+            # Its package reads e-mail headers, which takes as long to import as all that --help needs.
+            from importlib.metadata import version
+
+            value = version("lipgan")
+        elif name in _MODULES:
+            value = importlib.import_module(f"lipgan.{name}")
+        else:
+            raise AttributeError(f"module 'lipgan' has no attribute {name!r}")
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

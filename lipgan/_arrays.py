@@ -14,7 +14,7 @@ from typing import IO, Any, TypeAlias
 import numpy as np
 from numpy.lib import format as npy
 
-__all__ = ["Archive", "Header", "archive", "available_memory", "check_memory", "mapped"]
+__all__ = ["Archive", "Header", "archive", "available_memory", "check_memory", "explaining", "mapped"]
 
 Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
 
@@ -25,6 +25,7 @@ class Header:
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
+    fortran: bool = False  # whether the first index runs fastest
 
     @property
     def nbytes(self) -> int:
@@ -65,6 +66,31 @@ class Archive:
         with self._file.open(f"{name}.npy") as file:
             return npy.read_array(file, allow_pickle=False)
 
+    def blocks(self, name: str, rows: int) -> Iterator[Array]:
+        """The array called ``name``, so many rows at a time. An array in an archive cannot be mapped.
+
+        Raises:
+            ValueError: as :meth:`header`, it has no rows, or, stored by columns, it is larger than the memory.
+        """
+        header = self.header(name)
+        if not header.shape:
+            raise ValueError(f"the array {name} must have rows, got shape ()")
+        if header.fortran and len(header.shape) > 1:
+            check_memory(f"the array {name} of shape {list(header.shape)} alone would", header.nbytes)
+            whole = self.read(name)
+            yield from (whole[begin : begin + rows] for begin in range(0, len(whole), rows))
+            return
+        shape = header.shape[1:]
+        with self._file.open(f"{name}.npy") as file:
+            _header(file)  # what follows are the numbers
+            for begin in range(0, header.shape[0], rows):
+                count = min(rows, header.shape[0] - begin)
+                size = count * math.prod(shape) * header.dtype.itemsize
+                content = file.read(size)
+                if len(content) < size:
+                    raise ValueError(f"the array {name} is cut off")
+                yield np.frombuffer(content, header.dtype).reshape(count, *shape)
+
 
 @contextmanager
 def archive(path: str | os.PathLike[str], what: str) -> Iterator[Archive]:
@@ -79,7 +105,7 @@ def archive(path: str | os.PathLike[str], what: str) -> Iterator[Archive]:
             the name of the file.
         OSError: it cannot be read.
     """
-    with _explaining(path, what), open(path, "rb") as file:
+    with explaining(path, what), open(path, "rb") as file:
         if not zipfile.is_zipfile(file):
             raise ValueError("it is not an .npz archive, or was cut off")
         with zipfile.ZipFile(file) as opened:
@@ -89,7 +115,7 @@ def archive(path: str | os.PathLike[str], what: str) -> Iterator[Archive]:
 @contextmanager
 def mapped(path: str | os.PathLike[str], what: str) -> Iterator[Array]:
     """Map the array of an .npy file, so that it is in memory in part only; arguments and errors as :func:`archive`."""
-    with _explaining(path, what):
+    with explaining(path, what):
         with open(path, "rb") as file:
             if file.read(4) == b"PK\x03\x04":
                 raise ValueError("it is an archive under another name")
@@ -102,7 +128,11 @@ def mapped(path: str | os.PathLike[str], what: str) -> Iterator[Array]:
 
 
 @contextmanager
-def _explaining(path: str | os.PathLike[str], what: str) -> Iterator[None]:
+def explaining(path: str | os.PathLike[str], what: str) -> Iterator[None]:
+    """Whatever is raised within becomes one sentence that begins with the name of the file and ``what``; a ValueError.
+
+    An OSError that names a file stays, and so does a lack of memory.
+    """
     try:
         yield
     except MemoryError:
@@ -135,13 +165,13 @@ def _header(file: IO[bytes]) -> Header:
     if int.from_bytes(length, "little") > _LONGEST_HEADER:
         raise ValueError(f"the header of an array is longer than {_LONGEST_HEADER} bytes")
     try:
-        shape, _, dtype = read(io.BytesIO(length + file.read(int.from_bytes(length, "little"))))
+        shape, fortran, dtype = read(io.BytesIO(length + file.read(int.from_bytes(length, "little"))))
     # NumPy parses the header as Python: brackets within brackets are a RecursionError or a MemoryError.
     except Exception as error:
         raise ValueError("the header of an array is damaged") from error
     if any(side < 0 for side in shape):
         raise ValueError(f"the header of an array is damaged: shape {shape}")
-    return Header(tuple(shape), dtype)
+    return Header(tuple(shape), dtype, fortran)
 
 
 def check_memory(what: str, needed: int) -> None:

@@ -28,7 +28,7 @@ def main(args: argparse.Namespace) -> None:
     for output in (args.save_stats, args.json):
         if output is not None:
             check_destination(output)
-    from_images = any(source.kind in ("images", "data set") for source in sources)
+    from_images = any(source.has_images for source in sources)
     reader = Reader(
         find_extractor(args.features, args.download, package.preprocessing) if from_images else None,
         device,

@@ -182,7 +182,10 @@ def build() -> argparse.ArgumentParser:
         "compare two sets of images by the Frechet distance of their features",
         "lipgan fid photographs/ samples/ --features random --size 32",
     )
-    side = "a folder of images, an .npz file of statistics, an .npy file of features, or a data set of images"
+    side = (
+        "a folder of images, a .zip archive of them, an .npz file of statistics or images, an .npy file of features "
+        "or images, or a data set of images"
+    )
     fid.add_argument("a", metavar="A", help=side)
     fid.add_argument("b", metavar="B", help="the same")
     fid.add_argument(

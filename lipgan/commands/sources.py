@@ -1,19 +1,24 @@
 """What is meant by the names typed for `lipgan fid` and `lipgan eval`: images, features, statistics, extractors."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lipgan import data
-from lipgan._arrays import mapped
-from lipgan.data.images import ImageError, find_images, image_batches, left_out_in_words
+from lipgan._arrays import Header, archive, mapped
+from lipgan.data.files import SAMPLE_KEYS
+from lipgan.data.image_archives import archived_images
+from lipgan.data.image_arrays import array_batches, check_images, rows_at_once
+from lipgan.data.images import ImageError, Openable, find_images, image_batches, left_out_in_words
 from lipgan.metrics import features
-from lipgan.metrics.feature_stats import MAX_DIM, FeatureStats
+from lipgan.metrics.feature_stats import MAX_DIM, STATISTICS_KEYS, FeatureStats
 from lipgan.metrics.features import FeatureExtractor, InceptionFeatures
 
 __all__ = ["Reader", "Side", "Source", "as_image_files", "find_extractor", "find_source"]
@@ -21,16 +26,39 @@ __all__ = ["Reader", "Side", "Source", "as_image_files", "find_extractor", "find
 _FEATURE_ROWS = 8192
 
 
+# What programs call the features of an .npz file beside the names of samples.
+_FEATURE_KEYS = ("features", "pool_3")
+
+_NO_IMAGES = "holds no images that can be used"
+
+_IMAGES = ("images", "image archive", "image array", "data set")
+
+
 @dataclass(frozen=True)
 class Source:
-    """A name that leads to something: ``kind`` is "images", "statistics", "features" or "data set"."""
+    """A name that leads to something.
+
+    Attributes:
+        name: as it was given.
+        kind: "images" for a folder, "image archive", "image array", "statistics", "features" or "data set".
+        key: of the array in an .npz file of images or features.
+    """
 
     name: str
     kind: str
+    key: str | None = None
+
+    @property
+    def has_images(self) -> bool:
+        """Whether it needs an extractor of features."""
+        return self.kind in _IMAGES
 
 
 def find_source(name: str) -> Source:
-    """Say what ``name`` is: a folder, an .npz or .npy file, or else a data set of :mod:`lipgan.data`.
+    """Say what ``name`` is: a folder, a .zip, .npz or .npy file, or else a data set of :mod:`lipgan.data`.
+
+    An .npz file that has statistics is a file of statistics, whatever it has besides: the reference batches of
+    guided-diffusion hold images and the statistics of their features.
 
     Raises:
         ValueError: none of these.
@@ -38,18 +66,40 @@ def find_source(name: str) -> Source:
     if not name:
         raise ValueError("the name of a folder, a file or a data set must not be empty, got ''")
     path = Path(name)
-    kinds = {".npz": "statistics", ".npy": "features"}
+    kinds = {".npz": _of_npz, ".npy": _of_npy, ".zip": _of_zip}
     if path.is_dir():
         return Source(name, "images")
     if path.suffix in kinds and path.is_file():
-        return Source(name, kinds[path.suffix])
+        return kinds[path.suffix](name)
     if name in data.LOADERS:
         return Source(name, "data set")
     wanted = (
-        f"a folder of images, an .npz file of statistics, an .npy file of features or a data set "
-        f"({', '.join(data.names())})"
+        f"a folder of images, a .zip archive of them, an .npz file of statistics or images, an .npy file of features "
+        f"or images, or a data set ({', '.join(data.names())})"
     )
     raise ValueError(f"{name} {'is not' if path.exists() else 'does not exist; it must be'} {wanted}")
+
+
+def _of_zip(name: str) -> Source:
+    return Source(name, "image archive")
+
+
+def _of_npz(name: str) -> Source:
+    with archive(name, "is no file of statistics, images or features") as stored:
+        held = set(stored.names)
+        keys = [key for key in (*SAMPLE_KEYS, *_FEATURE_KEYS) if key in held]
+        if len(keys) != 1 or any(held.issuperset(pair) for pair in STATISTICS_KEYS):
+            return Source(name, "statistics")
+        return Source(name, _kind(stored.header(keys[0])), keys[0])
+
+
+def _of_npy(name: str) -> Source:
+    with mapped(name, "is no file of features") as rows:
+        return Source(name, _kind(Header(rows.shape, rows.dtype)))
+
+
+def _kind(header: Header) -> str:
+    return "image array" if len(header.shape) in (3, 4) or header.dtype == np.uint8 else "features"
 
 
 def find_extractor(name: str | None, download: bool, preprocessing: str = "pytorch") -> FeatureExtractor:
@@ -96,6 +146,7 @@ class Reader:
         batch_size: images of one call of the extractor.
         workers: threads that read image files while the extractor runs; 0: none.
         skip_broken: leave out the image files that cannot be used, instead of raising.
+        mixed: whether the extractor takes images of several sizes, batch by batch; Inception always does.
         progress: called with the batches of a source and their number, and iterated in their place.
     """
 
@@ -105,6 +156,7 @@ class Reader:
     batch_size: int = 50
     workers: int = 0
     skip_broken: bool = False
+    mixed: bool = False
     progress: Callable[[Iterator[Tensor], int], Iterator[Tensor]] = lambda batches, number: batches
 
     def __post_init__(self) -> None:
@@ -125,10 +177,19 @@ class Reader:
             return Side(source, self._of_features(source))
         if self.extractor is None:
             raise ValueError(f"{source.name} holds images, which need a feature extractor, got None")
+        with ExitStack() as stack:
+            return self._of_images(source, self.extractor, stack)
+
+    def _of_images(self, source: Source, extractor: FeatureExtractor, stack: ExitStack) -> Side:
         skipped: list[str] = []
-        if source.kind == "images":
+        batches: Iterator[Tensor]
+        if source.kind in ("images", "image archive"):
             left_out: Counter[str] = Counter()
-            paths = find_images(source.name, left_out)
+            paths: Sequence[Path | Openable]
+            if source.kind == "images":
+                paths = find_images(source.name, left_out)
+            else:
+                paths = stack.enter_context(archived_images(source.name, left_out))
             if left_out:
                 skipped.append(left_out_in_words(source.name, left_out))
             total = len(paths)
@@ -143,13 +204,17 @@ class Reader:
                 skip=skip if self.skip_broken else None,
                 workers=self.workers,
                 # It brings all images to its own size.
-                mixed=isinstance(self.extractor, InceptionFeatures),
+                mixed=self.mixed or isinstance(extractor, InceptionFeatures),
             )
+        elif source.kind == "image array":
+            with _rows(source, _NO_IMAGES) as (total, _):
+                pass
+            batches = array_batches(_blocks(source), self.batch_size, self.size)
         else:
             dataset = data.load(source.name, self.size)
             if not dataset.is_image:
                 raise ValueError(
-                    f"{source.name} holds vectors {list(dataset.shape)}, of which the features {self.extractor.name} "
+                    f"{source.name} holds vectors {list(dataset.shape)}, of which the features {extractor.name} "
                     "are not computed: save them as [n, d] in an .npy file"
                 )
             samples = dataset.samples
@@ -159,18 +224,16 @@ class Reader:
         for images in self.progress(batches, -(-total // self.batch_size)):
             sizes.add((images.shape[3], images.shape[2]))
             with torch.no_grad():
-                rows = self.extractor(images.to(self.device))
+                rows = extractor(images.to(self.device))
             stats = self._add(source, stats, rows)
         pixels = sizes.pop() if len(sizes) == 1 else None
-        return Side(source, _enough(source, stats), pixels, self.extractor.name, skipped)
+        return Side(source, _enough(source, stats), pixels, extractor.name, skipped)
 
     def _of_features(self, source: Source) -> FeatureStats:
         stats = None
-        with mapped(source.name, "is no file of features") as rows:
-            if rows.ndim != 2 or not rows.shape[1]:
-                raise ValueError(f"it must hold features of shape (n, d), got shape {rows.shape}")
-            for begin in range(0, len(rows), _FEATURE_ROWS):
-                stats = self._add(source, stats, rows[begin : begin + _FEATURE_ROWS])
+        with _rows(source, "is no file of features") as (_, blocks):
+            for block in blocks:
+                stats = self._add(source, stats, block)
         return _enough(source, stats)
 
     def _add(self, source: Source, stats: FeatureStats | None, rows: Any) -> FeatureStats:
@@ -182,6 +245,36 @@ class Reader:
                 )
             stats = FeatureStats(rows.shape[1], device=self.device)
         return stats.update(rows)
+
+
+@contextmanager
+def _rows(source: Source, what: str) -> Iterator[tuple[int, Iterator[Any]]]:
+    """The number of rows of an array in a file, and the rows, some at a time."""
+    if source.key is None:
+        with mapped(source.name, what) as rows:
+            step = _step(source, rows.shape, rows.dtype)
+            yield len(rows), (rows[begin : begin + step] for begin in range(0, len(rows), step))
+    else:
+        with archive(source.name, what) as stored:
+            header = stored.header(source.key)
+            step = _step(source, header.shape, header.dtype)
+            yield header.shape[0], stored.blocks(source.key, step)
+
+
+def _blocks(source: Source) -> Iterator[Any]:
+    # A generator, so that what goes wrong with the images later is not taken for a fault of the file.
+    with _rows(source, _NO_IMAGES) as (_, blocks):
+        yield from blocks
+
+
+def _step(source: Source, shape: tuple[int, ...], dtype: Any) -> int:
+    """Rows to read at a time; ValueError for an array that cannot be used."""
+    if source.kind == "image array":
+        check_images(shape, dtype)
+        return rows_at_once(shape)
+    if len(shape) != 2 or not shape[1]:
+        raise ValueError(f"it must hold features of shape (n, d), got shape {shape}")
+    return _FEATURE_ROWS
 
 
 def as_image_files(samples: Tensor) -> Tensor:

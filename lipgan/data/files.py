@@ -1,4 +1,4 @@
-"""Data sets of one's own: folders of image files, and arrays in .npz and .npy files.
+"""Data sets of one's own: folders and zip archives of image files, and arrays in .npz and .npy files.
 
 Images become float32 in [-1, 1], level 0 to -1 and level 255 to 1. Nothing is unpickled.
 """
@@ -18,9 +18,11 @@ from torch.nn import functional as F
 from lipgan._arrays import Archive, archive, check_memory, mapped
 from lipgan._checks import check_range
 from lipgan.data.dataset import Dataset
+from lipgan.data.image_archives import archived_images, labels_of
+from lipgan.data.image_arrays import image_axes
 from lipgan.data.images import find_images, read_image
 
-__all__ = ["LABEL_KEYS", "MAX_BYTES", "SAMPLE_KEYS", "array", "folder", "is_path", "load", "stack_images"]
+__all__ = ["LABEL_KEYS", "MAX_BYTES", "SAMPLE_KEYS", "array", "folder", "is_path", "load", "stack_images", "zipped"]
 
 # Names of the samples and of the labels in an .npz file; arr_0 is what numpy.savez calls an array without a name.
 SAMPLE_KEYS = ("x", "images", "samples", "arr_0")
@@ -36,13 +38,13 @@ _Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def is_path(name: str) -> bool:
-    """Whether ``name`` is meant as a path: it exists, has a separator, or ends in .npz or .npy."""
+    """Whether ``name`` is meant as a path: it exists, has a separator, or ends in .npz, .npy or .zip."""
     separators = [separator for separator in (os.sep, os.altsep) if separator]
-    return any(s in name for s in separators) or Path(name).suffix in (".npz", ".npy") or os.path.exists(name)
+    return any(s in name for s in separators) or Path(name).suffix in (".npz", ".npy", ".zip") or os.path.exists(name)
 
 
 def load(name: str, size: int | None = None) -> Dataset:
-    """What lies at the path ``name``: :func:`folder` or :func:`array`.
+    """What lies at the path ``name``: :func:`folder`, :func:`zipped` or :func:`array`.
 
     Raises:
         ValueError: neither, or content that cannot be used; the message names the file.
@@ -54,9 +56,9 @@ def load(name: str, size: int | None = None) -> Dataset:
         return folder(name, size)
     if not path.exists():
         raise FileNotFoundError(errno.ENOENT, "no such folder or file", name)
-    if path.suffix not in (".npz", ".npy") or not path.is_file():
-        raise ValueError(f"{name} is neither a folder of images nor an .npz or .npy file")
-    return array(name, size)
+    if path.suffix not in (".npz", ".npy", ".zip") or not path.is_file():
+        raise ValueError(f"{name} is neither a folder of images nor an .npz, .npy or .zip file")
+    return zipped(name, size) if path.suffix == ".zip" else array(name, size)
 
 
 def check_size(size: int | None) -> None:
@@ -91,6 +93,31 @@ def folder(name: str, size: int | None = None) -> Dataset:
     classes = {parts: index for index, parts in enumerate(sorted(set(first)))}
     labelled = () not in classes and len(classes) > 1
     return Dataset(name, samples, torch.tensor([classes[parts] for parts in first]) if labelled else None)
+
+
+def zipped(name: str, size: int | None = None) -> Dataset:
+    """The images in a zip archive, such as StyleGAN's data sets; nothing is unpacked to the disk.
+
+    Labels are those of a file dataset.json at its top, ``{"labels": [["00000/img00000000.png", 6], ...]}``, if that has
+    one for every image and they are integers. Folders in the archive are no classes.
+
+    Args:
+        name: the file.
+        size: as of :func:`folder`.
+
+    Returns:
+        As :func:`folder`.
+
+    Raises:
+        ValueError: as :func:`folder`; no zip archive, or one that leads out of itself; labels for some images only.
+        OSError: it cannot be read.
+    """
+    with archived_images(name) as images:
+        samples = stack_images(
+            ((str(image), read_image(image, size, crop=True)) for image in images), len(images), name
+        )
+        labels = labels_of(images)
+    return Dataset(name, samples, None if labels is None else torch.tensor(labels))
 
 
 def stack_images(images: Iterable[tuple[str, Tensor]], n: int, source: str) -> Tensor:
@@ -226,11 +253,7 @@ def _axes(shape: tuple[int, ...], dtype: np.dtype[Any], size: int | None) -> tup
         axes: tuple[int, ...] = (0, 3, 1, 2)
         shape = (*shape, 1)
     else:
-        first, last = shape[1] in (1, 3), shape[3] in (1, 3)
-        if first == last:
-            problem = "it cannot be told which axis is of channels" if first else "no axis has 1 or 3 channels"
-            raise ValueError(f"samples of shape {list(shape)}: {problem}")
-        axes = (0, 1, 2, 3) if first else (0, 3, 1, 2)
+        axes = image_axes(shape)
     n, channels, height, width = (shape[axis] for axis in axes)
     if size is None:
         _check_square("an image in it", height, width)

@@ -13,6 +13,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import IO, Protocol
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ __all__ = [
     "MAX_PIXELS",
     "SUFFIXES",
     "ImageError",
+    "Openable",
     "default_workers",
     "find_images",
     "image_batches",
@@ -87,13 +89,24 @@ def left_out_in_words(folder: str, left_out: Counter[str]) -> str:
     return f"{folder}: {number} file{'s' * (number > 1)} of other kinds left out ({kinds})"
 
 
+class Openable(Protocol):
+    """An image that is no file of its own. ``str`` names it."""
+
+    def open(self) -> IO[bytes]: ...
+
+
 def read_image(
-    path: str | os.PathLike[str], size: int | None = None, *, crop: bool = False, max_pixels: int = MAX_PIXELS
+    path: str | os.PathLike[str] | Openable,
+    size: int | None = None,
+    *,
+    crop: bool = False,
+    max_pixels: int = MAX_PIXELS,
 ) -> Tensor:
     """Read one file.
 
     Args:
-        path: a PNG, JPEG, WEBP, BMP, TIFF, PPM or PGM file, whatever its name; of several frames, the first.
+        path: a PNG, JPEG, WEBP, BMP, TIFF, PPM or PGM file, whatever its name, or a part of another file, such as
+            :class:`lipgan.data.image_archives.ArchivedImage`; of several frames, the first.
         size: scale to ``size x size`` pixels, by Pillow's bicubic filter with antialiasing. None: as it is.
         crop: where ``size`` is given, cut out the largest square in the middle before, instead of distorting.
         max_pixels: refuse an image of more.
@@ -104,12 +117,16 @@ def read_image(
     Raises:
         ImageError: not such a file, broken, cut off, larger than ``max_pixels``, or not to be opened.
     """
-    path = Path(path)
     try:
-        # A pipe with the name of an image would be waited for.
-        if path.exists() and not path.is_file():
-            raise ImageError("it is not a regular file")
-        with _quiet_pillow, Image.open(path, formats=_FORMATS) as image:
+        source: Path | IO[bytes]
+        if isinstance(path, str | os.PathLike):
+            source = Path(path)
+            # A pipe with the name of an image would be waited for.
+            if source.exists() and not source.is_file():
+                raise ImageError("it is not a regular file")
+        else:
+            source = path.open()
+        with _quiet_pillow, Image.open(source, formats=_FORMATS) as image:
             if image.width * image.height > max_pixels:
                 raise ImageError(f"{image.width} x {image.height} pixels are more than {max_pixels}")
             rgb = to_rgb(image)
@@ -189,7 +206,7 @@ def default_workers() -> int:
 
 
 def image_batches(
-    paths: Sequence[Path],
+    paths: Sequence[Path | Openable],
     batch_size: int,
     size: int | None = None,
     *,
@@ -200,7 +217,7 @@ def image_batches(
     """Read files in batches.
 
     Args:
-        paths: such as those of :func:`find_images`.
+        paths: such as those of :func:`find_images`, or what :func:`read_image` takes besides.
         batch_size: images of a batch; the last has the rest.
         size: as in :func:`read_image`.
         skip: told of each file that cannot be used, which is then left out. None: the first one ends the reading.
@@ -245,8 +262,8 @@ def image_batches(
 
 
 def _read_ahead(
-    paths: Sequence[Path], size: int | None, workers: int, ahead: int
-) -> Generator[tuple[Path, Callable[[], Tensor]], None, None]:
+    paths: Sequence[Path | Openable], size: int | None, workers: int, ahead: int
+) -> Generator[tuple[Path | Openable, Callable[[], Tensor]], None, None]:
     """Every path, in order, with a function that returns its image or raises."""
     if not workers:
         for path in paths:
@@ -254,7 +271,7 @@ def _read_ahead(
         return
     # Threads, because Pillow releases Python's lock while it decodes and scales.
     pool = ThreadPoolExecutor(min(workers, _MAX_WORKERS), "lipgan-images")
-    waiting: deque[tuple[Path, Future[Tensor]]] = deque()
+    waiting: deque[tuple[Path | Openable, Future[Tensor]]] = deque()
     try:
         for path in paths:
             if len(waiting) == ahead:

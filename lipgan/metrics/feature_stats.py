@@ -254,6 +254,8 @@ class FeatureStats:
     def load(cls, path: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> FeatureStats:
         """Read a file of :meth:`save`, or of another program: an .npz with ``mu`` and ``sigma``.
 
+        Without those, ``mean`` and ``cov``, or ``mu_clean`` and ``sigma_clean``, are taken.
+
         Without the key ``count`` the result has no count, and can be compared but not updated or merged. Nothing in
         the file is unpickled.
 
@@ -263,11 +265,14 @@ class FeatureStats:
             OSError: it cannot be read.
         """
         with archive(path, "is no file of feature statistics") as stored:
-            _check_headers(stored)
-            return _from_arrays({key: stored.read(key) for key in _KEYS if key in stored.names}, device)
+            keys = _check_headers(stored)
+            return _from_arrays({name: stored.read(key) for name, key in keys.items()}, keys, device)
 
 
-_KEYS = ("mu", "sigma", "count", "ddof", "factor")
+#: Mean and covariance as programs call them: pytorch-fid and most others, then those that say it in words, then files
+#: that hold the statistics of clean-fid beside others.
+STATISTICS_KEYS = (("mu", "sigma"), ("mean", "cov"), ("mu_clean", "sigma_clean"))
+_KEYS = ("count", "ddof", "factor")
 
 # The covariance and its root take some d^2 numbers each: 2 GiB at this length. A system that promises more memory than
 # it has would end the program only once it is used.
@@ -277,13 +282,19 @@ MAX_DIM = 2**14
 _MATRICES = 3
 
 
-def _check_headers(stored: Archive) -> None:
-    """ValueError unless the arrays have fitting dtypes and shapes and the memory for them is there: nothing is read."""
-    for key in ("mu", "sigma"):
+def _check_headers(stored: Archive) -> dict[str, str]:
+    """The arrays to read: what the file calls "mu", "sigma", "count", "ddof" and "factor", as far as it has them.
+
+    ValueError unless they have fitting dtypes and shapes and the memory for them is there: nothing is read.
+    """
+    pair = next((pair for pair in STATISTICS_KEYS if set(pair) <= set(stored.names)), STATISTICS_KEYS[0])
+    for key in pair:
         if key not in stored.names:
             raise ValueError(f"it has no array {key!r}, only {', '.join(sorted(stored.names)) or 'none'}")
-    headers = {key: stored.header(key) for key in _KEYS if key in stored.names}
-    for key, header in headers.items():
+    keys = dict(zip(STATISTICS_KEYS[0], pair, strict=True)) | {key: key for key in _KEYS if key in stored.names}
+    headers = {name: stored.header(key) for name, key in keys.items()}
+    for name, header in headers.items():
+        key = keys[name]
         if key in ("count", "ddof"):
             if header.shape != () or header.dtype.kind not in "iu":
                 raise ValueError(f"{key} must be one integer, got an array of {header.dtype} of shape {header.shape}")
@@ -291,21 +302,24 @@ def _check_headers(stored: Archive) -> None:
             raise ValueError(f"{key} must have a real floating-point dtype, got {header.dtype}")
     shape = headers["mu"].shape
     if len(shape) != 1 or not shape[0]:
-        raise ValueError(f"mu must have shape (d,), got {shape}")
+        raise ValueError(f"{keys['mu']} must have shape (d,), got {shape}")
     (dim,) = shape
     if headers["sigma"].shape != (dim, dim):
-        raise ValueError(f"sigma must have shape ({dim}, {dim}), got {headers['sigma'].shape}")
+        raise ValueError(f"{keys['sigma']} must have shape ({dim}, {dim}), got {headers['sigma'].shape}")
     factor = headers["factor"].shape if "factor" in headers else (dim, 0)
     if len(factor) != 2 or factor[0] != dim or factor[1] > dim:
         raise ValueError(f"factor must have shape ({dim}, r) with r up to {dim}, got {factor}")
     if dim > MAX_DIM:
         raise ValueError(f"its features have length {dim}, more than {MAX_DIM}")
     check_memory(f"features of length {dim}", 8 * (_MATRICES + ("factor" in headers)) * dim**2)
+    return keys
 
 
-def _from_arrays(arrays: dict[str, np.ndarray[Any, Any]], device: torch.device | str) -> FeatureStats:
-    mean = as_mean("mu", arrays["mu"])
-    cov, dtype = as_covariance("sigma", arrays["sigma"], len(mean))
+def _from_arrays(
+    arrays: dict[str, np.ndarray[Any, Any]], keys: dict[str, str], device: torch.device | str
+) -> FeatureStats:
+    mean = as_mean(keys["mu"], arrays["mu"])
+    cov, dtype = as_covariance(keys["sigma"], arrays["sigma"], len(mean))
     count, ddof = (int(arrays[key]) if key in arrays else None for key in ("count", "ddof"))
     if count is not None and count < 2:
         raise ValueError(f"count must be at least 2, got {count}")

@@ -166,27 +166,57 @@ def kernel_distance(
                 f"{name} must have at least {subset_size} samples for subset_size={subset_size}, got {len(rows)}; "
                 + advice
             )
-    x, y = x.double(), y.double()
-    if kernel == "rbf":
-        # Distances do not depend on a common offset, but their accuracy does.
-        offset = x.mean(0)
-        x, y = x - offset, y - offset
+    x, y = _about_one_offset(kernel, x.double(), y.double())
     if subset_size is None:
         estimates = _estimates(apply, x, torch.ones_like(x[:, :1]), y, torch.ones_like(y[:, :1]))
     else:
         in_x, in_y = (_subsets(len(rows), subsets, subset_size, generator) for rows in (x, y))
-        # Entries of the kernel matrices, halved by symmetry. One pass over all adds its product with the memberships.
-        together = 0.5 * (len(x) + len(y)) ** 2 * (x.shape[1] + subsets)
-        # One by one, rows are gathered and products are small, which costs a quarter more.
-        apart = 1.25 * subsets * 0.5 * (2 * subset_size) ** 2 * x.shape[1]
-        if together < apart:
-            estimates = _estimates(
-                apply, x, _membership(in_x, len(x), x.device), y, _membership(in_y, len(y), y.device)
-            )
-        else:
-            ones = torch.ones(subset_size, 1, dtype=torch.float64, device=x.device)
-            pairs = zip(in_x.to(x.device), in_y.to(y.device), strict=True)
-            estimates = torch.cat([_estimates(apply, x[i], ones, y[j], ones) for i, j in pairs])
+        estimates = _estimates_of_subsets(apply, x, in_x, y, in_y)
+    return _mean_and_deviation(estimates)
+
+
+def distance_of_subsets(
+    real: Tensor,
+    fake: Tensor,
+    in_real: Tensor,
+    in_fake: Tensor,
+    *,
+    kernel: str = "polynomial",
+    degree: int = 3,
+    gamma: float | None = None,
+    coef: float = 1.0,
+    sigma: float = 10.0,
+) -> tuple[float, float]:
+    """:func:`kernel_distance` with subsets that are given: ``in_real [subsets, size]``, rows of ``real``."""
+    x, y = as_pair("real", real, "fake", fake)
+    apply = _kernel(kernel, x.shape[1], degree, gamma, coef, sigma)
+    x, y = _about_one_offset(kernel, x.double(), y.double())
+    return _mean_and_deviation(_estimates_of_subsets(apply, x, in_real, y, in_fake))
+
+
+def _about_one_offset(kernel: str, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    if kernel != "rbf":
+        return x, y
+    # Distances do not depend on a common offset, but their accuracy does.
+    offset = x.mean(0)
+    return x - offset, y - offset
+
+
+def _estimates_of_subsets(kernel: _Kernel, x: Tensor, in_x: Tensor, y: Tensor, in_y: Tensor) -> Tensor:
+    """Of every subset the squared discrepancy, ``[subsets]``. ``in_x [subsets, size]`` holds rows of ``x``."""
+    subsets, size = in_x.shape
+    # Entries of the kernel matrices, halved by symmetry. One pass over all adds its product with the memberships.
+    together = 0.5 * (len(x) + len(y)) ** 2 * (x.shape[1] + subsets)
+    # One by one, rows are gathered and products are small, which costs a quarter more.
+    apart = 1.25 * subsets * 0.5 * (2 * size) ** 2 * x.shape[1]
+    if together < apart:
+        return _estimates(kernel, x, _membership(in_x, len(x), x.device), y, _membership(in_y, len(y), y.device))
+    ones = torch.ones(size, 1, dtype=torch.float64, device=x.device)
+    pairs = zip(in_x.to(x.device), in_y.to(y.device), strict=True)
+    return torch.cat([_estimates(kernel, x[i], ones, y[j], ones) for i, j in pairs])
+
+
+def _mean_and_deviation(estimates: Tensor) -> tuple[float, float]:
     if not bool(estimates.isfinite().all()):
         raise ValueError("real and fake must be small enough for their kernel to be summed in float64")
     return float(estimates.mean()), float(estimates.std(correction=0))

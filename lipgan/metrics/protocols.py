@@ -122,7 +122,7 @@ _CHOICES: Mapping[str, dict[str, Any]] = {
     "pytorch-fid": {"preprocessing": "pytorch"},
     "clean": {"preprocessing": "clean", "subsets": 100, "capped": True},
     "torch-fidelity": {"preprocessing": "tensorflow", "splits": 10, "subsets": 100, "nearest_k": 3},
-    "torchmetrics": {"preprocessing": "tensorflow", "splits": 10, "score_ddof": 1, "subsets": 100},
+    "torchmetrics": {"preprocessing": "torchmetrics", "splits": 10, "score_ddof": 1, "subsets": 100},
     "lipgan": {
         "preprocessing": "pytorch",
         "splits": 10,

@@ -17,6 +17,7 @@ from lipgan.nn.layers import (
 )
 from lipgan.nn.minibatch import MinibatchDiscrimination, MinibatchStdDev
 from lipgan.nn.orthogonal import OrthogonalConv2d, OrthogonalLinear, orthogonal
+from lipgan.nn.patch import patch
 from lipgan.nn.spectral_norm import SpectralNorm, spectral_norm
 from lipgan.nn.spectral_norm_group import SpectralNormGroup, group_spectral_norm
 from lipgan.nn.spectral_norm_layouts import hook_state_dict
@@ -48,5 +49,6 @@ __all__ = [
     "group_spectral_norm",
     "hook_state_dict",
     "orthogonal",
+    "patch",
     "spectral_norm",
 ]

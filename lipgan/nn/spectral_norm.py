@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -16,7 +16,7 @@ from torch.nn.utils.parametrizations import _SpectralNorm as _TorchSpectralNorm
 from lipgan._checks import check_count, check_floating
 from lipgan.nn._pickling import make_picklable
 from lipgan.nn._recomputation import keep, recall
-from lipgan.nn.spectral_norm_layouts import to_own_layout
+from lipgan.nn.spectral_norm_layouts import to_own_layout, to_their_layout
 from lipgan.ops import _transforms
 from lipgan.ops.spectral_norm import normalize
 from lipgan.reference.spectral_norm import from_matrix, to_matrix
@@ -40,6 +40,11 @@ class SpectralNorm(nn.Module):
         hook_order: whether an iteration takes ``v = W^T u`` first, as the hook :func:`torch.nn.utils.spectral_norm`
             does, and u and v start at random, without iterations.
 
+        eval_iterations: iterations per forward in eval mode, after which u and v stay as they were: 0, but 1 or more
+            in the place of layers that iterate there too (:func:`lipgan.patch`).
+        layout: the keys that ``state_dict`` has, a key of :data:`lipgan.nn.spectral_norm_layouts.LAYOUTS`; None for
+            those of a parametrization.
+
     ``vectors`` gives u and v, where they are known; they are kept, not copied.
 
     Buffers ``_u`` ``[h]`` and ``_v`` ``[w]`` in the dtype of the weight; none for a weight of one dimension, which is
@@ -48,7 +53,10 @@ class SpectralNorm(nn.Module):
 
     _u: Tensor
     _v: Tensor
-    hook_order = False  # of one that was pickled by an earlier version
+    # Of one that was pickled by an earlier version:
+    hook_order = False
+    eval_iterations = 0
+    layout: str | None = None
 
     def __init__(
         self,
@@ -92,15 +100,20 @@ class SpectralNorm(nn.Module):
         """``weight`` divided by its spectral norm, in the same shape."""
         if weight.ndim == 1:
             return F.normalize(weight, dim=0, eps=self.eps)
-        iterations = self.n_power_iterations if self.training else 0
+        iterations = self.iterations
         u, v, dim, like = self._u, self._v, self.dim, weight
         if self.hook_order:
             weight, u, v, dim = self.in_hook_order(weight)
         (y,), _, uv = normalize((weight,), (u,), (v,), iterations, self.eps, (dim,))
-        if iterations:
+        if iterations and self.training:
             h = u.shape[0]
             overwrite_vectors((u, v), (uv[:h], uv[h:]))
         return from_matrix(y, like, self.dim) if self.hook_order else y
+
+    @property
+    def iterations(self) -> int:
+        """Of a forward in the present mode."""
+        return self.n_power_iterations if self.training else self.eval_iterations
 
     def in_hook_order(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
         """``(weight, u, v, dim)`` by which the op takes the half steps in the order of the hook.
@@ -327,6 +340,7 @@ def convert_from_torch(module: nn.Module, name: str) -> None:
         vectors = getattr(module, f"{name}_u"), getattr(module, f"{name}_v")
         iterations, eps, dim = hook.n_power_iterations, hook.eps, hook.dim
         torch.nn.utils.remove_spectral_norm(module, name)
+        _remove_load_hook(module, hook)
         delattr(module, name)
         module.register_parameter(name, original)
         parametrization = SpectralNorm(original, iterations, dim, eps, hook_order=True, vectors=vectors)
@@ -334,6 +348,16 @@ def convert_from_torch(module: nn.Module, name: str) -> None:
         # unsafe only skips the trial forward, which would move u and v on.
         parametrize.register_parametrization(module, name, parametrization, unsafe=True)
         use_fast_list(module, name)
+
+
+def _remove_load_hook(module: nn.Module, hook: Any) -> None:
+    """Remove what ``hook`` does before ``load_state_dict``.
+
+    PyTorch does not find it in its wrapper, and would go on asking for ``weight_orig``.
+    """
+    for key, registered in list(module._load_state_dict_pre_hooks.items()):
+        if getattr(getattr(registered, "hook", registered), "fn", None) is hook:
+            del module._load_state_dict_pre_hooks[key]
 
 
 def is_normalized(module: nn.Module, name: str) -> bool:
@@ -372,8 +396,23 @@ def hook_of(module: nn.Module, name: str) -> Any:
 
 def _load_other_layouts(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
     """Rename the keys of other spectral norms in ``state_dict`` to those of the parametrization."""
-    for name, parametrizations in cast(nn.ModuleDict, module.parametrizations).items():
+    for name, place, ours in _own(module):
+        to_own_layout(state_dict, prefix, name, place, ours.dim, iterate=not ours.eval_iterations)
+
+
+def save_in_their_layout(module: nn.Module, state_dict: dict[str, Any], prefix: str, _: Any) -> None:
+    """A hook on ``state_dict``: the keys that the layer had before lipgan took it over."""
+    for name, place, ours in _own(module):
+        if ours.layout is not None:
+            to_their_layout(state_dict, prefix, name, place, ours.dim, ours.layout)
+
+
+def _own(module: nn.Module) -> Iterator[tuple[str, int, SpectralNorm]]:
+    """Name, place among the parametrizations, and parametrization of each parameter that lipgan normalizes."""
+    # There are none after remove_parametrizations, which leaves the hooks of the module.
+    for name, parametrizations in getattr(module, "parametrizations", {}).items():
         if isinstance(parametrizations, Parametrizations):
-            place = parametrizations.position
-            dim = cast(SpectralNorm, parametrizations[place]).dim
-            to_own_layout(state_dict, prefix, name, place, dim)
+            for place, parametrization in enumerate(parametrizations):
+                if isinstance(parametrization, SpectralNorm):
+                    yield name, place, parametrization
+                    break

@@ -111,9 +111,7 @@ class SpectralNormGroup:
 
         In training mode u and v move on. The result carries the gradient to the original weights.
         """
-        return self._normalize(
-            lambda parametrization: parametrization.n_power_iterations if parametrization.training else 0
-        )
+        return self._normalize(lambda parametrization: (parametrization.iterations, parametrization.training))
 
     def step(self, n_power_iterations: int | None = None) -> None:
         """Run power iterations now, without a forward of the model: u and v of every member change, weights do not.
@@ -127,7 +125,7 @@ class SpectralNormGroup:
         if n_power_iterations is not None:
             check_count("n_power_iterations", n_power_iterations)
         with torch.no_grad():
-            self._normalize(lambda parametrization: n_power_iterations or parametrization.n_power_iterations)
+            self._normalize(lambda parametrization: (n_power_iterations or parametrization.n_power_iterations, True))
 
     def sigmas(self) -> dict[str, float]:
         """The spectral norm of each weight, by module name, as of the last forward or :meth:`step`.
@@ -136,7 +134,7 @@ class SpectralNormGroup:
         """
         if not self._sigmas:
             with torch.no_grad():
-                self._normalize(lambda _: 0)
+                self._normalize(lambda _: (0, False))
         values: dict[str, float] = {}
         for names, sigma in list(self._sigmas):
             values.update(zip(names, (sigma.abs() if sigma.is_complex() else sigma).tolist(), strict=True))
@@ -162,8 +160,8 @@ class SpectralNormGroup:
         for member in self._members:
             member.served.pop(thread, None)
 
-    def _normalize(self, iterations_of: Callable[[SpectralNorm], int]) -> list[Tensor]:
-        """The normalized weights; u and v move on where ``iterations_of(parametrization)`` is not 0."""
+    def _normalize(self, iterations_of: Callable[[SpectralNorm], tuple[int, bool]]) -> list[Tensor]:
+        """The normalized weights. ``iterations_of`` gives the number, and whether u and v move on by them."""
         members = self._members
         rows = [member.operands() for member in members]
         for member, row in zip(members, rows, strict=True):
@@ -173,15 +171,15 @@ class SpectralNormGroup:
                     "sharded by fully_shard: normalize each layer by lipgan.spectral_norm instead"
                 )
         # One call for each combination that the members of a call have in common; in nearly every model there is one.
-        keys = [(row[0].dtype, row[0].device, iterations_of(row[4]), row[4].eps) for row in rows]
+        keys = [(row[0].dtype, row[0].device, *iterations_of(row[4]), row[4].eps) for row in rows]
         normalized: list[Any] = [None] * len(rows)
         sigmas = []
         for key in dict.fromkeys(keys):
             indices = [index for index, other in enumerate(keys) if other == key]
             weights, us, vs, dims, _ = zip(*[rows[index] for index in indices], strict=True)
-            _, _, iterations, eps = key
+            _, _, iterations, moves, eps = key
             ys, sigma, uv = normalize(weights, us, vs, iterations, eps, dims)
-            if iterations > 0:
+            if iterations > 0 and moves:
                 new_us, new_vs = split_vectors(uv, weights, dims)
                 overwrite_vectors([*us, *vs], [*new_us, *new_vs])
             for index, y in zip(indices, ys, strict=True):
@@ -265,8 +263,8 @@ def _check_module(path: str, module: nn.Module) -> None:
         if all(buffer in module._buffers for buffer in buffers):
             raise ValueError(
                 f"{path or 'model'} ({type(module).__name__}) has a spectral norm of its own, with the buffers "
-                f"{' and '.join(buffers)}: build the model of lipgan.nn.SNConv2d, SNLinear and SNEmbedding, "
-                "which load its state dict"
+                f"{' and '.join(buffers)}: lipgan.patch(model) takes it over; or build the model of "
+                "lipgan.nn.SNConv2d, SNLinear and SNEmbedding, which load its state dict"
             )
 
 

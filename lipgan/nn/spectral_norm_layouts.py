@@ -18,6 +18,7 @@ from __future__ import annotations
 import re
 from collections import OrderedDict
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -29,8 +30,20 @@ from lipgan.reference.spectral_norm import to_matrix
 #: are known: u, sigma.
 SELF_NORMALIZING = (("sn_u", "sn_sigma"), ("u0", "sv0"))
 
+#: What :func:`to_their_layout` knows: the keys of the original weight, u, v and sigma, None for what is not stored.
+#: The name of the parameter stands for ``{}``.
+LAYOUTS: Mapping[str, tuple[str, str, str | None, str | None]] = MappingProxyType(
+    {
+        "hook": ("{}_orig", "{}_u", "{}_v", None),
+        "mimicry": ("{}", "sn_u", None, "sn_sigma"),
+        "BigGAN-PyTorch": ("{}", "u0", None, "sv0"),
+    }
+)
 
-def to_own_layout(state_dict: dict[str, Any], prefix: str, name: str, place: int, dim: int) -> None:
+
+def to_own_layout(
+    state_dict: dict[str, Any], prefix: str, name: str, place: int, dim: int, *, iterate: bool = True
+) -> None:
     """Rename the keys of the parameter ``name`` in ``state_dict`` to those of the parametrization, in place.
 
     Args:
@@ -39,6 +52,8 @@ def to_own_layout(state_dict: dict[str, Any], prefix: str, name: str, place: int
         name: of the parameter.
         place: of the spectral normalization among the parametrizations.
         dim: the dimension of the weight that becomes the rows of its matrix.
+        iterate: move the u of a layer that normalizes itself on by the iteration that it takes in eval mode; False for
+            a parametrization that takes it too.
     """
     new = f"{prefix}parametrizations.{name}."
     if f"{prefix}{name}_orig" in state_dict:
@@ -54,11 +69,47 @@ def to_own_layout(state_dict: dict[str, Any], prefix: str, name: str, place: int
             return
         original = state_dict.pop(f"{prefix}weight")
         u, _ = (state_dict.pop(f"{prefix}{part}") for part in keys[0])
-        vectors = _one_iteration(original, u, dim)
+        vectors = _one_iteration(original, u, dim) if iterate else (u.reshape(-1), half_step(original, u, dim))
     state_dict[f"{new}original"] = original
     for letter, vector in zip("uv", vectors, strict=True):
         if vector is not None:
             state_dict[f"{new}{place}._{letter}"] = vector
+
+
+def to_their_layout(state_dict: dict[str, Any], prefix: str, name: str, place: int, dim: int, layout: str) -> None:
+    """The reverse of :func:`to_own_layout`, in place: the keys of ``layout``, a key of :data:`LAYOUTS`.
+
+    sigma is that of the present weight, or 1 for a weight that is sharded. Those layers do not read it, and theirs is
+    that of their last training step.
+    """
+    prefix_of_own = f"{prefix}parametrizations.{name}."
+    own = (f"{prefix_of_own}original", f"{prefix_of_own}{place}._u", f"{prefix_of_own}{place}._v")
+    if not all(key in state_dict for key in own):
+        return
+    original, u, v = (state_dict.pop(key) for key in own)
+    weight_key, u_key, v_key, sigma_key = (key and prefix + key.format(name) for key in LAYOUTS[layout])
+    state_dict[str(weight_key)] = original
+    state_dict[str(u_key)] = u if sigma_key is None else u.reshape(1, -1)
+    if v_key is not None:
+        state_dict[v_key] = v
+    if sigma_key is not None:
+        with torch.no_grad():
+            if hasattr(original, "_local_tensor"):
+                state_dict[sigma_key] = u.new_ones(1)
+            else:
+                matrix = to_matrix(original.detach(), dim).to(u.dtype)
+                state_dict[sigma_key] = torch.dot(u.detach(), matrix @ v.detach()).reshape(1)
+
+
+def half_step(original: Tensor, u: Tensor, dim: int) -> Tensor:
+    """``v = W^T u``, normalized: ``[w]``. Zeros for a u of another length; load_state_dict says what is wrong."""
+    with torch.no_grad():
+        dtype = torch.promote_types(u.dtype, torch.float32)
+        matrix, wide = to_matrix(original, dim).to(dtype), u.reshape(-1).to(dtype)
+        if matrix.shape[0] != wide.shape[0]:
+            return u.new_zeros(matrix.shape[1])
+        v = matrix.T @ wide
+        return torch.nn.functional.normalize(v, dim=0, eps=1e-12).to(u.dtype)
 
 
 def _v_of(original: Tensor, effective: Tensor | None, u: Tensor, dim: int) -> Tensor:

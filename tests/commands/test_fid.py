@@ -6,6 +6,7 @@ import os
 import shutil
 import threading
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -262,7 +263,7 @@ HOSTILE = {
     "claims.npy": (npy_header("{'descr': '<f8', 'fortran_order': False, 'shape': (9, 99999999999)}"), "is no file"),
     "negative.npy": (npy_header("{'descr': '<f8', 'fortran_order': False, 'shape': (-3, 2)}"), "is no file"),
     "deep.npy": (npy_header("(" * 9000), "is no file of features"),
-    "text.npz": (b"hello", "is no file of feature statistics"),
+    "text.npz": (b"hello", "is no file of statistics, images or features"),
     "keys.npz": (archive(mean=bytes_of([1.0])), "it has no array 'mu'"),
     "objects.npz": (archive(mu=OBJECTS, sigma=OBJECTS), "is no file of feature statistics"),
     "shape.npz": (archive(mu=bytes_of(np.zeros(2)), sigma=bytes_of(np.eye(3))), "sigma must have shape (2, 2)"),
@@ -357,7 +358,7 @@ def test_inception_is_made_of_what_was_named(
         ((), {"download": False, "preprocessing": "pytorch"}),
         (("--features", "inception", "--download"), {"download": True, "preprocessing": "pytorch"}),
         (("--features", weights), {"weights": str(weights), "preprocessing": "pytorch"}),
-        (("--protocol", "torchmetrics"), {"download": False, "preprocessing": "tensorflow"}),
+        (("--protocol", "torchmetrics"), {"download": False, "preprocessing": "torchmetrics"}),
         (("--protocol", "clean"), {"download": False, "preprocessing": "clean"}),
     ):
         fid(capsys, *folders, *arguments)
@@ -411,3 +412,221 @@ def test_results_go_through_pipes_and_links(
     assert json.loads(received[0])["fid"] == value
     assert link.is_symlink()
     assert FeatureStats.load(tmp_path / "stats.npz").count == 24
+
+
+# ---- files of other programs ----
+
+
+def levels_of(folder: Path) -> np.ndarray:
+    return np.stack([np.asarray(Image.open(path)) for path in sorted(folder.rglob("*.png"))])
+
+
+def write_zip(path: Path, members: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> Path:
+    with zipfile.ZipFile(path, "w", compression) as file:
+        for name, content in members.items():
+            file.writestr(name, content)
+    return path
+
+
+def zip_of(folder: Path, path: Path, compression: int = zipfile.ZIP_STORED, **others: bytes) -> Path:
+    """The images of a folder as a data set of StyleGAN."""
+    images = {f"00000/img{i:08}.png": file.read_bytes() for i, file in enumerate(sorted(folder.rglob("*.png")))}
+    return write_zip(path, {**images, **others}, compression)
+
+
+@pytest.mark.parametrize("keys", [("mean", "cov"), ("mu_clean", "sigma_clean")])
+def test_statistics_by_other_names(keys: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.savez(
+        tmp_path / "a.npz", **{keys[0]: np.zeros(2), keys[1]: np.eye(2), "arr_0": np.zeros((1, 4, 4, 3), np.uint8)}
+    )
+    np.savez(tmp_path / "b.npz", **{"mu": np.ones(2), "sigma": 4 * np.eye(2), keys[0]: np.zeros(9), keys[1]: np.eye(9)})
+    value, error = fid(capsys, tmp_path / "a.npz", tmp_path / "b.npz")
+    assert value == pytest.approx(4)
+    assert f"statistics {tmp_path / 'a.npz'}" in error
+    np.savez(tmp_path / "c.npz", **{keys[0]: np.zeros(2), keys[1]: np.eye(3)})
+    assert f"{keys[1]} must have shape (2, 2)" in refusal(capsys, tmp_path / "c.npz", tmp_path / "b.npz")
+
+
+@pytest.mark.parametrize("layout", ["npz", "compressed", "by columns", "channels first", "npy", "npy channels first"])
+@pytest.mark.parametrize("size", [None, 5])
+def test_arrays_of_images(
+    layout: str, size: int | None, folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = levels_of(folders[0])
+    if "first" in layout:
+        images = images.transpose(0, 3, 1, 2)
+    if layout.startswith("npy"):
+        path = tmp_path / "images.npy"
+        np.save(path, images)
+    else:
+        path = tmp_path / "images.npz"
+        arrays = {"arr_0": np.asfortranarray(images) if layout == "by columns" else images, "arr_1": np.arange(24)}
+        (np.savez_compressed if layout == "compressed" else np.savez)(path, **arrays)
+    options = ("--features", "random", "--batch-size", "7", *(() if size is None else ("--size", size)))
+    expected, _ = fid(capsys, *folders, *options)
+    value, error = fid(capsys, path, folders[1], *options)
+    assert value == pytest.approx(expected, rel=1e-9)
+    pixels = "9 x 8" if size is None else "5 x 5"
+    assert f"A: 24 samples, image array {path}, {pixels} pixels in RGB, features random" in error
+
+
+def test_arrays_of_images_are_read_in_parts(
+    folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = levels_of(folders[0])
+    np.savez(tmp_path / "a.npz", images=images)
+    np.savez(tmp_path / "b.npz", images=np.asfortranarray(images))
+    np.save(tmp_path / "c.npy", images)
+    monkeypatch.setattr("lipgan.data.image_arrays._NUMBERS", 5 * 9 * 8 * 3)
+    read = []
+    taken = Reader._add
+
+    def add(self: Reader, source: Source, stats: FeatureStats | None, rows: torch.Tensor) -> FeatureStats:
+        read.append(len(rows))
+        return taken(self, source, stats, rows)
+
+    monkeypatch.setattr(Reader, "_add", add)
+    for name in ("a.npz", "b.npz", "c.npy"):
+        read.clear()
+        assert fid(capsys, tmp_path / name, tmp_path / name, "--features", "pixels")[0] == pytest.approx(0, abs=1e-9)
+        assert read == 2 * [5, 5, 5, 5, 4]
+
+
+def test_features_in_an_npz_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    x = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
+    np.save(tmp_path / "x.npy", x)
+    for key in ("pool_3", "arr_0", "features"):
+        np.savez(tmp_path / f"{key}.npz", **{key: x})
+        assert fid(capsys, tmp_path / f"{key}.npz", tmp_path / "x.npy")[0] == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+@pytest.mark.parametrize("workers", [0, 3])
+def test_an_archive_of_images(
+    compression: int, workers: int, folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    others = {
+        "dataset.json": b'{"labels": null}',
+        "00000/.hidden.png": b"",
+        "__MACOSX/00000/._img.png": b"",
+        "b.gif": b"",
+    }
+    path = zip_of(folders[0], tmp_path / "real.zip", compression, **others)
+    options = ("--features", "random", "--workers", workers)
+    expected, _ = fid(capsys, *folders, *options)
+    value, error = fid(capsys, path, folders[1], *options)
+    assert value == pytest.approx(expected, rel=1e-9)
+    assert f"A: 24 samples, image archive {path}, 9 x 8 pixels" in error
+    assert f"skipped: {path}: 2 files of other kinds left out (1 .gif, 1 .json)\n" in error
+    assert [entry.name for entry in tmp_path.iterdir()] == ["real.zip"], "something was unpacked"
+
+
+@pytest.mark.parametrize("name", ["../a.png", "a/../../b.png", "/etc/a.png", "..\\a.png", "C:/a.png", "C:\\a.png"])
+def test_an_archive_that_leads_out_of_itself(
+    name: str, folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = zip_of(folders[0], tmp_path / "real.zip", **{name: b"x"})
+    error = refusal(capsys, path, folders[1], "--features", "pixels")
+    assert f"{path} is no archive of images: " in error
+    assert "leads out of it" in error
+
+
+def bomb() -> bytes:
+    """A PNG of few bytes that claims 10,000 x 10,000 pixels."""
+    header = b"IHDR" + (10000).to_bytes(4, "big") * 2 + bytes([8, 2, 0, 0, 0])
+    chunks = [header, b"IDAT" + zlib.compress(b""), b"IEND"]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        (len(chunk) - 4).to_bytes(4, "big") + chunk + zlib.crc32(chunk).to_bytes(4, "big") for chunk in chunks
+    )
+
+
+def test_broken_and_huge_images_in_an_archive(
+    folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("lipgan.data.image_archives._MAX_BYTES", 2**20)
+    bad = {
+        "a.png": (b"no image", "not a PNG"),
+        "b.png": (bomb(), "10000 x 10000 pixels are more than"),
+        "c.png": (bytes(2**21), "unpacks to 2097152 bytes, more than 1048576"),
+    }
+    for name, (content, message) in bad.items():
+        path = zip_of(folders[0], tmp_path / "real.zip", zipfile.ZIP_DEFLATED, **{name: content})
+        error = refusal(capsys, path, folders[1], "--features", "pixels")
+        assert f"{path}/{name} cannot be used: " in error
+        assert message in error
+    path = zip_of(folders[0], tmp_path / "real.zip", zipfile.ZIP_DEFLATED, **{k: v for k, (v, _) in bad.items()})
+    value, error = fid(capsys, path, folders[1], "--features", "pixels", "--skip-broken")
+    assert value == pytest.approx(fid(capsys, *folders, "--features", "pixels")[0], rel=1e-9)
+    assert error.count("skipped: ") == 3
+    other = zip_of(folders[0], tmp_path / "other.zip", zipfile.ZIP_BZIP2)
+    assert "compressed by another method than deflate" in refusal(capsys, other, folders[1], "--features", "pixels")
+
+
+def damaged(folder: Path, path: Path) -> bytes:
+    content = bytearray(zip_of(folder, path).read_bytes())
+    content[300] ^= 255
+    return bytes(content)
+
+
+def test_archives_that_are_none(folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = zip_of(folders[0], tmp_path / "whole.zip").read_bytes()
+    encrypted = bytearray(whole)
+    at = whole.index(b"PK\x01\x02")
+    encrypted[at + 8] |= 1
+    encrypted[6] |= 1
+    cases = {
+        "text": (b"hello", "is no archive of images: it is not a zip archive, or was cut off"),
+        "cut": (whole[:-30], "is no archive of images: it is not a zip archive"),
+        "empty": (write_zip(tmp_path / "a.zip", {}).read_bytes(), "holds no image (.png"),
+        "other": (write_zip(tmp_path / "a.zip", {"a.txt": b""}).read_bytes(), "holds no image (.png"),
+        "damaged": (damaged(folders[0], tmp_path / "a.zip"), "cannot be used: "),
+        "encrypted": (bytes(encrypted), "cannot be used: it is encrypted"),
+    }
+    path = tmp_path / "bad.zip"
+    for content, message in cases.values():
+        path.write_bytes(content)
+        error = refusal(capsys, path, folders[1], "--features", "pixels")
+        assert str(path) in error
+        assert message in error
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (
+            np.zeros((4, 8, 8, 3), np.float32),
+            "images must be uint8, levels from 0 to 255, got float32 of shape [4, 8, 8, 3]",
+        ),
+        (np.zeros((4, 8, 8, 4), np.uint8), "no axis has 1 or 3 channels"),
+        (np.zeros((4, 3, 8, 3), np.uint8), "it cannot be told which axis is of channels"),
+        (np.zeros((4, 8), np.uint8), "images must be [n, h, w], [n, h, w, c] or [n, c, h, w], got shape [4, 8]"),
+        (np.zeros((4, 0, 8), np.uint8), "got shape [4, 0, 8]"),
+        (np.zeros((1, 8, 8), np.uint8), "must have at least 2 samples that can be used, got 1"),
+        (np.zeros((0, 8, 8), np.uint8), "must have at least 2 samples that can be used, got 0"),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["npy", "npz"])
+def test_arrays_that_are_no_images(
+    array: np.ndarray, message: str, suffix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / f"a.{suffix}"
+    np.save(path, array) if suffix == "npy" else np.savez(path, array)
+    error = refusal(capsys, path, path, "--features", "pixels")
+    assert message in error
+    assert str(path) in error
+
+
+def test_a_row_of_an_archive_that_is_cut_off(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = bytes_of(np.zeros((4, 8, 8), np.uint8))
+    for array, message in ((content[:-1], "is cut off"), (content[:100], "damaged"), (OBJECTS, "not unpickled")):
+        (tmp_path / "a.npz").write_bytes(archive(arr_0=array))
+        error = refusal(capsys, tmp_path / "a.npz", "digits", "--features", "pixels")
+        assert "a.npz" in error
+        assert message in error
+    np.savez_compressed(tmp_path / "a.npz", arr_0=np.random.default_rng(0).integers(0, 256, (4000, 8, 8), np.uint8))
+    content = bytearray((tmp_path / "a.npz").read_bytes())
+    content[100_000] ^= 255
+    (tmp_path / "a.npz").write_bytes(content)
+    assert "a.npz holds no images that can be used: " in refusal(
+        capsys, tmp_path / "a.npz", "digits", "--features", "pixels"
+    )

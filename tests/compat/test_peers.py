@@ -1,21 +1,12 @@
-"""The metrics against the packages that people use, where those are installed: ``pip install -e ".[peers]"``.
-
-pytorch-fid and torch-fidelity bring torchvision along. Installed by ``pip install --no-deps``, they serve too: what is
-compared here takes features, and a stand-in for torchvision is imported where there is none.
-"""
+"""The metrics against the packages that people use, where those are installed: ``pip install -e ".[peers]"``."""
 
 import contextlib
-import importlib
-import importlib.abc
-import importlib.machinery
 import io
-import sys
 from collections.abc import Iterator
-from types import ModuleType
-from typing import Any
 
 import pytest
 import torch
+from peers import peer, torchvision_or_stand_in
 from torch import Tensor
 
 from lipgan.compat.prdc import compute_prdc
@@ -30,46 +21,10 @@ from lipgan.metrics import (
 )
 
 
-class _Class(type):
-    """A class whose attributes are classes."""
-
-    def __getattr__(cls, name: str) -> "_Class":
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return _Class(name, (), {})
-
-
-class _StandIn(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds torchvision and its modules as modules in which every name is a class."""
-
-    def find_spec(self, name: str, *_: Any) -> importlib.machinery.ModuleSpec | None:
-        if name.partition(".")[0] != "torchvision":
-            return None
-        return importlib.machinery.ModuleSpec(name, self, is_package=True)
-
-    def exec_module(self, module: ModuleType) -> None:
-        module.__getattr__ = _Class("torchvision", (), {}).__getattr__  # type: ignore[method-assign]
-
-
 @pytest.fixture(autouse=True, scope="module")
 def _torchvision() -> Iterator[None]:
-    try:
-        importlib.import_module("torchvision")
-    except ImportError:
-        stand_in = _StandIn()
-        sys.meta_path.append(stand_in)
+    with torchvision_or_stand_in():
         yield
-        sys.meta_path.remove(stand_in)
-        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
-            del sys.modules[name]
-    else:
-        yield
-
-
-def peer(name: str) -> Any:
-    """The module, or a skip where its package is not installed."""
-    pytest.importorskip(name.partition(".")[0])
-    return importlib.import_module(name)
 
 
 def features(m: int = 120, n: int = 100, d: int = 8) -> tuple[Tensor, Tensor]:

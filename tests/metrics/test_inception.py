@@ -320,5 +320,6 @@ def test_clean_preprocessing(size: tuple[int, int], weights: Path, monkeypatch: 
 
 
 def test_other_preprocessings_are_refused(weights: Path) -> None:
-    with pytest.raises(ValueError, match="preprocessing must be one of pytorch, tensorflow, clean, got 'cleaner'"):
+    names = "pytorch, tensorflow, torchmetrics, clean"
+    with pytest.raises(ValueError, match=f"preprocessing must be one of {names}, got 'cleaner'"):
         InceptionFeatures(weights, preprocessing="cleaner")

@@ -91,7 +91,7 @@ def test_what_a_package_lacks() -> None:
 
 
 def test_preprocessing() -> None:
-    preprocessings = ["clean", "pytorch", "pytorch", "tensorflow", "tensorflow"]
+    preprocessings = ["clean", "pytorch", "pytorch", "tensorflow", "torchmetrics"]
     assert [protocols.get(name).preprocessing for name in protocols.names()] == preprocessings
 
 

@@ -64,6 +64,15 @@ def test_a_group_of_hooked_layers_goes_on_as_they_would() -> None:
     lipgan.group_spectral_norm(model)
     for _ in range(3):
         torch.testing.assert_close(model(X), hooked(X), rtol=1e-4, atol=1e-5)
+    model.load_state_dict(model.state_dict())
+
+
+def test_a_state_dict_loads_after_the_parametrization_was_removed() -> None:
+    layer = lipgan.spectral_norm(nn.Linear(4, 3))
+    parametrize.remove_parametrizations(layer, "weight")
+    assert list(layer.state_dict()) == ["bias", "weight"]
+    layer.load_state_dict({"bias": torch.ones(3), "weight": torch.ones(3, 4)})
+    assert torch.equal(layer.weight, torch.ones(3, 4))
 
 
 def test_hook_state_dict_loads_into_hooked_layers() -> None:

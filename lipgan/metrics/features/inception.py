@@ -31,7 +31,7 @@ DIMS = (64, 192, 768, 2048, 1008)
 _CLASSES = 1008
 _SIDE = 299  # pixels
 
-PREPROCESSINGS = ("pytorch", "tensorflow", "clean")
+PREPROCESSINGS = ("pytorch", "tensorflow", "torchmetrics", "clean")
 
 # Output channels, height and width of a kernel. Several in one place work side by side on the same input.
 _Layer: TypeAlias = "tuple[int, int, int]"
@@ -209,9 +209,11 @@ class InceptionFeatures(ImageFeatures):
         dim: 2048, the layer of the FID; 64, 192 or 768, means over the image at lesser depths; 1008, the logits.
         download: fetch that file if it is not in the cache. Nothing is fetched otherwise.
         preprocessing: "pytorch", as pytorch-fid: pixels are interpolated between their centres, and levels go to
-            [-1, 1]; "tensorflow", as TensorFlow 1, torch-fidelity and torchmetrics: between their corners, so that the
-            picture moves by a part of a pixel, and level 128 goes to 0; "clean", as clean-fid: by Pillow's bicubic
-            filter with antialiasing, not rounded to whole levels, and level 128 goes to 0.
+            [-1, 1]; "tensorflow", as TensorFlow 1, torch-fidelity, and torchmetrics with ``antialias=False``: between
+            their corners, so that the picture moves by a part of a pixel, and level 128 goes to 0; "torchmetrics", as
+            torchmetrics from 1.8 on at its defaults: between their centres, with antialiasing, and level 128 goes to 0;
+            "clean", as clean-fid: by Pillow's bicubic filter with antialiasing, not rounded to whole levels, and level
+            128 goes to 0.
 
     Raises:
         FileNotFoundError: no such file; the message says where to get it and where to put it.
@@ -256,12 +258,12 @@ class InceptionFeatures(ImageFeatures):
 
     def forward(self, images: Tensor) -> Tensor:
         """Features ``[n, dim]``, float32. Errors as those of :func:`lipgan.metrics.features.base.as_unit_images`."""
-        return self.logits(images) if self._dim == _CLASSES else self._means(images, self._dim)
+        return self.logits(images) if self._dim == _CLASSES else self.means(images, self._dim)
 
     def logits(self, images: Tensor, *, bias: bool = True) -> Tensor:
         """Of the 1008 classes: ``[n, 1008]``, float32; the errors are those of a call."""
         fc = self.network.fc
-        return F.linear(self._means(images, 2048), fc.weight, fc.bias if bias else None)
+        return F.linear(self.means(images, 2048), fc.weight, fc.bias if bias else None)
 
     def probabilities(self, images: Tensor) -> Tensor:
         """Of the 1008 classes, for the Inception Score: ``[n, 1008]``, float32; the errors are those of a call.
@@ -270,21 +272,26 @@ class InceptionFeatures(ImageFeatures):
         """
         return self.logits(images, bias=False).softmax(1)
 
-    def _means(self, images: Tensor, dim: int) -> Tensor:
+    def means(self, images: Tensor, dim: int) -> Tensor:
+        """The means over the image at another layer, ``[n, dim]``; the errors are those of a call."""
         x = as_rgb(as_unit_images(images))
         if not len(x):
             return x.new_empty(0, dim)
         if self.preprocessing == "tensorflow":
             x = (_resize_corners(_resize_corners(255 * x, 3), 2) - 128) / 128
+        elif self.preprocessing == "torchmetrics":
+            scaled = F.interpolate(255 * x, size=(_SIDE, _SIDE), mode="bilinear", align_corners=False, antialias=True)
+            x = (scaled - 128) / 128
         elif self.preprocessing == "clean":
-            x = (_resize_bicubic(255 * x) - 128) / 128
+            x = (resize_bicubic(255 * x) - 128) / 128
         else:
             x = 2 * F.interpolate(x, size=(_SIDE, _SIDE), mode="bilinear", align_corners=False) - 1
-        means: Tensor = self.network(x, dim)
+        # A module that holds the extractor may have been brought to another dtype.
+        means: Tensor = self.network(x.to(self.network.fc.weight.dtype), dim)
         return means
 
 
-def _resize_bicubic(x: Tensor) -> Tensor:
+def resize_bicubic(x: Tensor) -> Tensor:
     """``x`` brought to 299 x 299 as Pillow scales its images of floating point, which stay within [0, 255]."""
     # With antialiasing, PyTorch's filter is Pillow's. In float64, as Pillow computes its weights and sums; one by one,
     # because a batch of large images in float64 takes gigabytes.
