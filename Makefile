@@ -33,7 +33,7 @@ peers: $(VENV)/.installed
 	rm -rf $(PEERS)
 	$(BIN)/python -m pip install --quiet --no-deps --no-compile --constraint constraints.txt --target $(PEERS) \
 		torchmetrics lightning-utilities prdc POT pytorch-fid torch-fidelity clean-fid
-	OMP_NUM_THREADS=1 LIPGAN_TEST_PEERS=required PYTHONPATH=$(PEERS) $(BIN)/python -m pytest tests/compat
+	OMP_NUM_THREADS=1 LIPGAN_TEST_PEERS=required PYTHONPATH=$(PEERS) $(PYTEST) tests/compat
 
 bench: $(VENV)/.installed
 	$(BIN)/lipgan bench all
