@@ -11,45 +11,15 @@ from torch import Tensor, nn
 
 from lipgan import data
 from lipgan._arrays import mapped
+from lipgan.commands.names import Source
 from lipgan.data.images import ImageError, find_images, image_batches, left_out_in_words
 from lipgan.metrics import features
 from lipgan.metrics.feature_stats import MAX_DIM, FeatureStats
 from lipgan.metrics.features import FeatureExtractor, InceptionFeatures
 
-__all__ = ["Reader", "Side", "Source", "as_image_files", "find_extractor", "find_source"]
+__all__ = ["Reader", "Side", "as_image_files", "find_extractor"]
 
 _FEATURE_ROWS = 8192
-
-
-@dataclass(frozen=True)
-class Source:
-    """A name that leads to something: ``kind`` is "images", "statistics", "features" or "data set"."""
-
-    name: str
-    kind: str
-
-
-def find_source(name: str) -> Source:
-    """Say what ``name`` is: a folder, an .npz or .npy file, or else a data set of :mod:`lipgan.data`.
-
-    Raises:
-        ValueError: none of these.
-    """
-    if not name:
-        raise ValueError("the name of a folder, a file or a data set must not be empty, got ''")
-    path = Path(name)
-    kinds = {".npz": "statistics", ".npy": "features"}
-    if path.is_dir():
-        return Source(name, "images")
-    if path.suffix in kinds and path.is_file():
-        return Source(name, kinds[path.suffix])
-    if name in data.LOADERS:
-        return Source(name, "data set")
-    wanted = (
-        f"a folder of images, an .npz file of statistics, an .npy file of features or a data set "
-        f"({', '.join(data.names())})"
-    )
-    raise ValueError(f"{name} {'is not' if path.exists() else 'does not exist; it must be'} {wanted}")
 
 
 def find_extractor(name: str | None, download: bool, preprocessing: str = "pytorch") -> FeatureExtractor:
