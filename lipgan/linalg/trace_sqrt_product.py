@@ -60,8 +60,7 @@ class Factor:
     def of(cls, matrix: Tensor) -> "Factor":
         """The factor ``L [d, r]``, such as one saved before, or centred features divided by ``(n - 1)^(1/2)``."""
         matrix = matrix.detach().double()
-        triangular = matrix.shape[0] == matrix.shape[1] and not bool(matrix.triu(1).any())
-        return cls(matrix, triangular)
+        return cls(matrix, matrix.shape[0] == matrix.shape[1] and _is_lower_triangular(matrix))
 
 
 @dataclass(frozen=True)
@@ -74,6 +73,11 @@ class TraceInfo:
     rank: tuple[int, int]  # of the two covariances; full for one that no factor was needed of
     clipped: float  # as in Factor, of both
     undetermined: float = 0.0  # part of the bound: what eigenvalues may add that are lost in a covariance's rounding
+
+
+def _is_lower_triangular(matrix: Tensor) -> bool:
+    d = matrix.shape[0]
+    return not any(bool(matrix[begin : begin + _BLOCK, begin:].triu(1).any()) for begin in range(0, d, _BLOCK))
 
 
 def factorize(s: Tensor, *, name: str = "s", method: str = "cholesky", rounding: Rounding | None = None) -> Factor:

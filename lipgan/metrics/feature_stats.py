@@ -133,6 +133,7 @@ class FeatureStats:
         """``L [dim, r]`` with ``cov = L L^T`` up to rounding, ``r`` the rank; computed once, kept until samples come.
 
         :func:`lipgan.frechet_distance` takes it as ``factor1`` or ``factor2``, and need not factorize this side then.
+        That saves a tenth of a distance of 2048 features: the products and the eigenvalues need both sides.
         """
         if self._factor is None:
             rounding = Rounding(self._dtype, float(self._mean.square().amax()))
