@@ -268,8 +268,8 @@ def _spectra(seed: int, seconds: float) -> Table:
         f"Frechet distance by the spectrum of the covariances, d = {d}, float64, CPU",
         ["spectrum", "eigvals ms", "lipgan ms", "to eigvals", "route", "off by", "bound"],
         notes=[
-            f"{SAMPLES} samples a side, {_few_samples(d)} where the rank is deficient; each side in a basis of its own.",
-            "off by: from the distance by singular values; bound: on rounding, without what a deficient rank leaves open;",
+            f"{SAMPLES} samples a side, {_few_samples(d)} where the rank is deficient; bases of sides differ.",
+            "off by: from the distance by singular values; bound: on rounding, without what a deficient rank leaves;",
             "both relative to the distance. to 1e-3: the smallest eigenvalue is that share of the largest.",
         ],
     )
