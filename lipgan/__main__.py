@@ -40,11 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from lipgan.commands import parser
 
         args = parser.build().parse_args(arguments)
-        command: Callable[..., int | None] = importlib.import_module(_COMMANDS[args.command]).main
-        return _run(command, args)
+        return _run(args)
 
 
-def _run(command: Callable[..., int | None], args: Namespace) -> int:
+def _run(args: Namespace) -> int:
     received: list[int] = []
 
     def interrupt(number: int, frame: FrameType | None) -> None:
@@ -53,6 +52,10 @@ def _run(command: Callable[..., int | None], args: Namespace) -> int:
 
     try:
         with _signals.handling(interrupt):
+            from lipgan.commands import names
+
+            names.check(args)
+            command: Callable[..., int | None] = importlib.import_module(_COMMANDS[args.command]).main
             return command(args) or 0
     except BaseException as error:
         # An import that was interrupted may raise anything.

@@ -14,6 +14,13 @@ from typing import IO, Any, TypeAlias
 import numpy as np
 from numpy.lib import format as npy
 
+# Names of the samples in an .npz file; arr_0 is what numpy.savez calls an array without a name.
+SAMPLE_KEYS = ("x", "images", "samples", "arr_0")
+
+#: Mean and covariance as programs call them: pytorch-fid and most others, then those that say it in words, then files
+#: that hold the statistics of clean-fid beside others.
+STATISTICS_KEYS = (("mu", "sigma"), ("mean", "cov"), ("mu_clean", "sigma_clean"))
+
 __all__ = ["Archive", "Header", "archive", "available_memory", "check_memory", "explaining", "mapped"]
 
 Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"

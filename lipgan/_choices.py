@@ -28,6 +28,58 @@ BATCH_NORMS = ("batch", "virtual")
 METRICS = ("fid", "is", "kid", "prdc")
 PROTOCOLS = ("clean", "lipgan", "pytorch-fid", "torch-fidelity", "torchmetrics")
 
+#: The names that `lipgan.recipes` and `lipgan.data` know, sorted.
+RECIPES = (
+    "aae",
+    "acgan",
+    "adaptive-divergence",
+    "ali",
+    "began",
+    "cgan",
+    "cramer",
+    "cyclegan",
+    "dcgan",
+    "dragan",
+    "ebgan",
+    "f-gan-gan",
+    "f-gan-hellinger",
+    "f-gan-jensen-shannon",
+    "f-gan-kl",
+    "f-gan-pearson",
+    "f-gan-reverse-kl",
+    "feature-matching",
+    "gan",
+    "gngan",
+    "historical-averaging",
+    "infogan",
+    "instance-noise",
+    "kl-wgan",
+    "label-smoothing",
+    "lapgan",
+    "lipschitz",
+    "lsgan",
+    "mad-gan",
+    "minibatch-discrimination",
+    "minimax",
+    "mode-regularized",
+    "progressive",
+    "projection",
+    "r3gan",
+    "rgan",
+    "sagan",
+    "sngan",
+    "sngan-resnet",
+    "ttur",
+    "unrolled",
+    "vae-gan",
+    "veegan",
+    "virtual-batch-norm",
+    "wgan",
+    "wgan-gp",
+    "wgan-lp",
+)
+DATA_SETS = ("digits", "grid", "patches", "ring", "segments", "swiss-roll", "two-gaussians")
+
 #: The modules of `lipgan.bench`.
 BENCHMARKS = ("spectral-norm", "gradient-penalty", "compiled-penalty", "frechet", "prdc", "fid", "kid", "step")
 

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-__all__ = ["check_destination", "remove_leftovers", "write_atomically"]
+__all__ = ["check_destination", "is_path", "remove_leftovers", "write_atomically"]
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
@@ -112,3 +112,9 @@ def _target(path: Path) -> Path | int | None:
             return int(path.name) if folder.startswith(f"/proc/{os.getpid()}/") else None
         path = path.parent / os.readlink(path)
     return path if regular else None
+
+
+def is_path(name: str) -> bool:
+    """Whether ``name`` is meant as a path: it exists, has a separator, or ends in .npz, .npy or .zip."""
+    separators = [separator for separator in (os.sep, os.altsep) if separator]
+    return any(s in name for s in separators) or Path(name).suffix in (".npz", ".npy", ".zip") or os.path.exists(name)

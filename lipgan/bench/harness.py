@@ -43,6 +43,8 @@ class Table:
 
 def _format(value: Any) -> str:
     if isinstance(value, float):
+        if 0 < abs(value) < 5e-3:
+            return f"{value:.1e}"
         return f"{value:.2f}" if value < 100 else f"{value:.0f}"
     return str(value)
 

@@ -104,7 +104,8 @@ def run(seed: int = 0, seconds: float = 3.0) -> list[Table]:
         ["n", "dtype", "matrices ms", "lipgan ms", "ratio", "matrices MiB", "lipgan MiB"],
         notes=[
             "matrices: three kernel matrices of every subset in the dtype of the features, as torch-fidelity; lipgan",
-            "computes in float64 always. n samples on either side. MiB: memory beyond the features, at its peak.",
+            "takes products of float32 features in float32, and all else in float64. n samples on either side. MiB:",
+            "memory beyond the features, at its peak.",
         ],
     )
     for n, dtype in CASES:

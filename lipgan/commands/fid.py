@@ -7,7 +7,8 @@ from typing import Any
 import lipgan
 from lipgan._files import check_destination, write_atomically
 from lipgan.commands.console import find_device, progress_bar, say
-from lipgan.commands.sources import Reader, Side, find_extractor, find_source
+from lipgan.commands.names import find_source
+from lipgan.commands.sources import Reader, Side, find_extractor
 from lipgan.data.images import default_workers
 from lipgan.metrics import protocols
 from lipgan.metrics.frechet import distance_of_statistics

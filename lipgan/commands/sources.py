@@ -7,99 +7,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lipgan import data
-from lipgan._arrays import Header, archive, mapped
-from lipgan.data.files import SAMPLE_KEYS
+from lipgan._arrays import archive, mapped
+from lipgan.commands.names import Source
 from lipgan.data.image_archives import archived_images
 from lipgan.data.image_arrays import array_batches, check_images, rows_at_once
 from lipgan.data.images import ImageError, Openable, find_images, image_batches, left_out_in_words
 from lipgan.metrics import features
-from lipgan.metrics.feature_stats import MAX_DIM, STATISTICS_KEYS, FeatureStats
+from lipgan.metrics.feature_stats import MAX_DIM, FeatureStats
 from lipgan.metrics.features import FeatureExtractor, InceptionFeatures
 
-__all__ = ["Reader", "Side", "Source", "as_image_files", "find_extractor", "find_source"]
+__all__ = ["Reader", "Side", "as_image_files", "find_extractor"]
 
 _FEATURE_ROWS = 8192
 
 
-# What programs call the features of an .npz file beside the names of samples.
-_FEATURE_KEYS = ("features", "pool_3")
-
 _NO_IMAGES = "holds no images that can be used"
-
-_IMAGES = ("images", "image archive", "image array", "data set")
-
-
-@dataclass(frozen=True)
-class Source:
-    """A name that leads to something.
-
-    Attributes:
-        name: as it was given.
-        kind: "images" for a folder, "image archive", "image array", "statistics", "features" or "data set".
-        key: of the array in an .npz file of images or features.
-    """
-
-    name: str
-    kind: str
-    key: str | None = None
-
-    @property
-    def has_images(self) -> bool:
-        """Whether it needs an extractor of features."""
-        return self.kind in _IMAGES
-
-
-def find_source(name: str) -> Source:
-    """Say what ``name`` is: a folder, a .zip, .npz or .npy file, or else a data set of :mod:`lipgan.data`.
-
-    An .npz file that has statistics is a file of statistics, whatever it has besides: the reference batches of
-    guided-diffusion hold images and the statistics of their features.
-
-    Raises:
-        ValueError: none of these.
-    """
-    if not name:
-        raise ValueError("the name of a folder, a file or a data set must not be empty, got ''")
-    path = Path(name)
-    kinds = {".npz": _of_npz, ".npy": _of_npy, ".zip": _of_zip}
-    if path.is_dir():
-        return Source(name, "images")
-    if path.suffix in kinds and path.is_file():
-        return kinds[path.suffix](name)
-    if name in data.LOADERS:
-        return Source(name, "data set")
-    wanted = (
-        f"a folder of images, a .zip archive of them, an .npz file of statistics or images, an .npy file of features "
-        f"or images, or a data set ({', '.join(data.names())})"
-    )
-    raise ValueError(f"{name} {'is not' if path.exists() else 'does not exist; it must be'} {wanted}")
-
-
-def _of_zip(name: str) -> Source:
-    return Source(name, "image archive")
-
-
-def _of_npz(name: str) -> Source:
-    with archive(name, "is no file of statistics, images or features") as stored:
-        held = set(stored.names)
-        keys = [key for key in (*SAMPLE_KEYS, *_FEATURE_KEYS) if key in held]
-        if len(keys) != 1 or any(held.issuperset(pair) for pair in STATISTICS_KEYS):
-            return Source(name, "statistics")
-        return Source(name, _kind(stored.header(keys[0])), keys[0])
-
-
-def _of_npy(name: str) -> Source:
-    with mapped(name, "is no file of features") as rows:
-        return Source(name, _kind(Header(rows.shape, rows.dtype)))
-
-
-def _kind(header: Header) -> str:
-    return "image array" if len(header.shape) in (3, 4) or header.dtype == np.uint8 else "features"
 
 
 def find_extractor(name: str | None, download: bool, preprocessing: str = "pytorch") -> FeatureExtractor:

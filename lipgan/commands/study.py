@@ -9,8 +9,8 @@ from pathlib import Path
 
 from lipgan._choices import STUDIES
 from lipgan._files import write_atomically
-from lipgan._registry import lookup
 from lipgan.commands.console import find_device, say
+from lipgan.commands.names import check_study
 from lipgan.studies import Analysis, Study, get, run_study
 from lipgan.studies.page import overview
 from lipgan.studies.report import PAGE
@@ -24,16 +24,11 @@ def main(args: argparse.Namespace) -> None:
     Raises:
         ValueError, OSError: bad input, or files that cannot be written, in one sentence.
     """
+    check_study(args)
     if args.list:
-        if args.name is not None:
-            raise ValueError(f"--list takes no name, got {args.name!r}")
         width = max(map(len, STUDIES))
         print("\n".join(f"{name:<{width}}  {title}" for name, title in STUDIES.items()))
         return
-    if args.name is None:
-        raise ValueError("study needs a name, or all; lipgan study --list shows the names")
-    if args.name != "all":
-        lookup(STUDIES, args.name, "study")
     if args.device is not None and find_device(args.device).type != "cpu":
         raise ValueError(f"--device must be cpu for studies, which run on --workers processes, got {args.device!r}")
     out: Path = args.out

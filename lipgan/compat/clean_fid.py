@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from lipgan._checks import check_choice, check_count
 from lipgan.commands.console import progress_bar
-from lipgan.commands.sources import Reader, find_source
+from lipgan.commands.names import find_source
+from lipgan.commands.sources import Reader
 from lipgan.metrics import FeatureStats, features
 from lipgan.metrics.features.inception import resize_bicubic
 from lipgan.metrics.frechet import distance_of_statistics

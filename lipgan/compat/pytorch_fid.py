@@ -86,7 +86,8 @@ def _statistics(
     paths: Sequence[str], batch_size: int, device: torch.device | str, dims: int, num_workers: int
 ) -> list[FeatureStats]:
     # What reads files is not needed by those who bring statistics.
-    from lipgan.commands.sources import Reader, find_source
+    from lipgan.commands.names import find_source
+    from lipgan.commands.sources import Reader
 
     if dims not in _DIMS:
         raise ValueError(f"dims must be one of {', '.join(map(str, _DIMS))}, got {dims!r}")

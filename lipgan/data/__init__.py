@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
+from lipgan._files import is_path
 from lipgan._registry import lookup
 from lipgan.data import external, files
 from lipgan.data.dataset import BatchOrder, Dataset
@@ -97,7 +98,7 @@ def load(name: str | os.PathLike[str], size: int | None = None, *, download: boo
         return dataclasses.replace(_vectors(lambda: segments(_theta(text)))(size), name=text)
     if text.startswith(external.PREFIXES):
         return external.load(text, size, download=download or os.environ.get("LIPGAN_DOWNLOAD") == "1")
-    if isinstance(name, Path) or files.is_path(text):
+    if isinstance(name, Path) or is_path(text):
         return files.load(text, size)
     return lookup(LOADERS, text, "data set")(size)
 

@@ -5,7 +5,6 @@ Images become float32 in [-1, 1], level 0 to -1 and level 255 to 1. Nothing is u
 
 import errno
 import math
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,17 +14,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lipgan._arrays import Archive, archive, check_memory, mapped
+from lipgan._arrays import SAMPLE_KEYS, Archive, archive, check_memory, mapped
 from lipgan._checks import check_range
 from lipgan.data.dataset import Dataset
 from lipgan.data.image_archives import archived_images, labels_of
 from lipgan.data.image_arrays import image_axes
 from lipgan.data.images import find_images, read_image
 
-__all__ = ["LABEL_KEYS", "MAX_BYTES", "SAMPLE_KEYS", "array", "folder", "is_path", "load", "stack_images", "zipped"]
+__all__ = ["LABEL_KEYS", "MAX_BYTES", "SAMPLE_KEYS", "array", "folder", "load", "stack_images", "zipped"]
 
-# Names of the samples and of the labels in an .npz file; arr_0 is what numpy.savez calls an array without a name.
-SAMPLE_KEYS = ("x", "images", "samples", "arr_0")
+# Names of the labels in an .npz file.
 LABEL_KEYS = ("y", "labels")
 
 # Of the samples in memory. A system that promises more memory than it has would end the program only once it is used.
@@ -35,12 +33,6 @@ MAX_BYTES = 8 * 2**30
 _ROWS, _NUMBERS = 1024, 2**26
 
 _Array = np.ndarray[Any, np.dtype[Any]]
-
-
-def is_path(name: str) -> bool:
-    """Whether ``name`` is meant as a path: it exists, has a separator, or ends in .npz, .npy or .zip."""
-    separators = [separator for separator in (os.sep, os.altsep) if separator]
-    return any(s in name for s in separators) or Path(name).suffix in (".npz", ".npy", ".zip") or os.path.exists(name)
 
 
 def load(name: str, size: int | None = None) -> Dataset:

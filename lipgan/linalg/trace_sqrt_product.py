@@ -5,7 +5,7 @@ routes and bounds: docs/numerics/matrix_sqrt.md.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,15 +15,20 @@ from lipgan._checks import check_choice, check_square, check_symmetric, refuse_i
 from lipgan.ops.matrix_sqrt import polar_trace
 from lipgan.reference.matrix_sqrt import resolution
 
+EPS = torch.finfo(torch.float64).eps
 METHODS = ("auto", "cholesky", "eigh", "svd", "polar")
 
-# Where the bound on the error of the eigenvalues is above this share of the trace, "auto" takes singular values: the
-# second share where the smallest eigenvalue stands clear of the rounding of the largest. The roundings then cancel in
-# the sum: at d = 2048 its error was below 1e-14 of the trace where the bound said 1e-8 to 1e-6. Eigenvalues that are
-# lost in rounding do come near the bound.
+# "auto" takes the eigenvalues where a bound on their error is below this share of the trace. The bound that the
+# eigenvalues alone give is tried first, and with the second share where the smallest eigenvalue stands clear of the
+# rounding of the largest: the bound that a factor of the Gram matrix gives was then a thousandth of it and less.
 _ACCEPTED, _ACCEPTED_RESOLVED = 1e-9, 1e-6
 _CLEAR = 16  # times the bound on the error of an eigenvalue
+_SHARE = 0.5  # of the smallest eigenvalue, that rounding may take for its effect to be one of first order
+_GRADED = 16  # times an entry of the diagonal, that a later one may be before the matrix is put in order
 _BLOCK = 512  # columns of a triangular factor, whose zeros above the block a product leaves out
+_SMALL = 256  # rows of a matrix up to which its singular values take no time that counts
+_SAFETY = 8  # times the noise that two computations of the same eigenvalues show
+_INVERSE_BLOCK = 256  # rows of a triangular matrix that is inverted by substitution
 _LOW_RANK = 0.9  # share of d from which on a factor of that rank is no cheaper than one of full rank
 
 
@@ -43,7 +48,8 @@ class Factor:
     triangular: bool  # a Cholesky factor, r = d
     clipped: float = 0.0  # trace of what was set to 0: negative and unresolved eigenvalues, by magnitude
     error: float = 0.0  # bound on the spectral norm of S - L L^T
-    inverse: float = math.inf  # twice the spectral norm of S^-1, by an estimate; inf where r < d
+    inverse: float = math.inf  # trace of S^-1; inf where r < d, or where it has not been computed
+    cholesky: bool = False  # the plain Cholesky factor of a rounded S, whose error is that of S's entries
 
     @property
     def rank(self) -> int:
@@ -54,8 +60,7 @@ class Factor:
     def of(cls, matrix: Tensor) -> "Factor":
         """The factor ``L [d, r]``, such as one saved before, or centred features divided by ``(n - 1)^(1/2)``."""
         matrix = matrix.detach().double()
-        triangular = matrix.shape[0] == matrix.shape[1] and not bool(matrix.triu(1).any())
-        return cls(matrix, triangular)
+        return cls(matrix, matrix.shape[0] == matrix.shape[1] and _is_lower_triangular(matrix))
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,12 @@ class TraceInfo:
     error_bound: float  # absolute, on the trace
     rank: tuple[int, int]  # of the two covariances; full for one that no factor was needed of
     clipped: float  # as in Factor, of both
+    undetermined: float = 0.0  # part of the bound: what eigenvalues may add that are lost in a covariance's rounding
+
+
+def _is_lower_triangular(matrix: Tensor) -> bool:
+    d = matrix.shape[0]
+    return not any(bool(matrix[begin : begin + _BLOCK, begin:].triu(1).any()) for begin in range(0, d, _BLOCK))
 
 
 def factorize(s: Tensor, *, name: str = "s", method: str = "cholesky", rounding: Rounding | None = None) -> Factor:
@@ -104,7 +115,7 @@ def _factorize(s: Tensor, name: str, method: str, rounding: Rounding) -> Factor:
     if method == "cholesky" and largest > 0:
         factor, info = torch.linalg.cholesky_ex(s)
         if int(info) == 0 and float(factor.diagonal().square().min()) > unit * largest:
-            return Factor(factor, True, 0.0, unit * norm, _inverse_norm(factor))
+            return Factor(factor, True, 0.0, unit * norm, cholesky=True)
         pivoted = _pivoted_cholesky(s, 4 * unit * largest)
         if pivoted is not None:
             return pivoted
@@ -112,16 +123,7 @@ def _factorize(s: Tensor, name: str, method: str, rounding: Rounding) -> Factor:
     refuse_indefinite(name, values[0], values[-1], rounding.dtype, rounding.subtracted)
     keep = values > unit * float(values[-1].clamp_min(0))
     matrix, clipped = vectors[:, keep] * values[keep].sqrt(), float(values[~keep].abs().sum())
-    return Factor(matrix, False, clipped, unit * norm, 2 / float(values[0]) if bool(keep.all()) else math.inf)
-
-
-def _inverse_norm(factor: Tensor) -> float:
-    """Twice the largest eigenvalue of ``(L L^T)^-1`` as three steps of the power method see it, from below."""
-    x = factor.new_ones(factor.shape[0], 1)
-    for _ in range(3):
-        x = torch.linalg.solve_triangular(factor, x / torch.linalg.vector_norm(x), upper=False)
-        x = torch.linalg.solve_triangular(factor.mT, x, upper=True)
-    return 2 * float(torch.linalg.vector_norm(x))
+    return Factor(matrix, False, clipped, unit * norm, float((1 / values).sum()) if bool(keep.all()) else math.inf)
 
 
 def _pivoted_cholesky(s: Tensor, smallest: float) -> Factor | None:
@@ -140,7 +142,9 @@ def _pivoted_cholesky(s: Tensor, smallest: float) -> Factor | None:
     # What is left of a definite matrix is definite: no entry is larger than the largest one on the diagonal.
     if float(rest.abs().max()) > 2 * smallest:
         return None
-    return Factor(factor, False, float(rest.diagonal().abs().sum()), float(torch.linalg.matrix_norm(rest)))
+    # Where nothing is left to be seen, something may be in the rounding of the entries.
+    error = float(torch.linalg.matrix_norm(rest)) + EPS * float(s.diagonal().sum())
+    return Factor(factor, False, float(rest.diagonal().abs().sum()), error)
 
 
 # ---- one pair ----
@@ -189,7 +193,7 @@ class _TraceResult:
 
     route: str
     trace: float
-    bound: float
+    bound: float  # without the error of the factors
     gradient_factors: tuple[Tensor | None, Tensor | None] = (None, None)
     iterations: int = 0
     resolved: bool = False
@@ -199,27 +203,32 @@ class _TraceResult:
         return self.bound <= (_ACCEPTED_RESOLVED if self.resolved else _ACCEPTED) * self.trace
 
 
-def _by_eigenvalues(pair: _Pair, k: int, route: str) -> _TraceResult:
-    """By the eigenvalues of ``L_k^T S_j L_k``, the squares of the singular values of ``L_k^T L_j``."""
+def _by_eigenvalues(pair: _Pair, k: int, route: str, sharp: bool) -> _TraceResult:
+    """By the eigenvalues of ``L_k^T S_j L_k``, the squares of the singular values of ``L_k^T L_j``.
+
+    The bound is that of the eigenvalues alone where it is accepted and no sharp one is asked for.
+    """
     factor, j = pair.factor(k), 1 - k
     if factor.rank == 0:
         return _nothing(pair, route)
-    gram = _congruence(factor, pair.covariance(j))
+    gram, sizes = _congruence(factor, pair.covariance(j))
+    gram, order = _in_descending_order(gram)
     if any(pair.wanted):
         values, vectors = torch.linalg.eigh(gram)
     else:
         values, vectors = torch.linalg.eigvalsh(gram), None
-    error = resolution(factor.rank, values.dtype) * float(values[-1].clamp_min(0))
+    error = resolution(factor.rank, values.dtype) * max(float(values[-1]), float(sizes.max()))
     if float(values[0]) < -error and pair.factors[j] is None:
         # S_j has negative eigenvalues. Clear ones are refused by its factor, small ones are set to 0 there.
         pair.factor(j)
         pair.given[j] = None
-        return _by_eigenvalues(pair, k, route)
+        return _by_eigenvalues(pair, k, route, sharp)
     roots = values.clamp_min(0).sqrt()
-    # |sqrt(x + e) - sqrt(x)| <= min(e / sqrt(x), sqrt(e))
-    bound = float((error / roots.clamp_min(math.sqrt(error))).sum()) if error > 0 else 0.0
+    trace = float(roots.sum())
     gradient_factors: list[Tensor | None] = [None, None]
     if vectors is not None:
+        if order is not None:
+            vectors = torch.empty_like(vectors).index_copy_(0, order, vectors)
         keep = values > error
         roots_kept, kept = roots[keep], vectors[:, keep]
         if pair.wanted[j]:
@@ -229,22 +238,139 @@ def _by_eigenvalues(pair: _Pair, k: int, route: str) -> _TraceResult:
         elif pair.wanted[k]:
             gradient_factors[k] = pair.covariance(j) @ (factor.matrix @ (kept * roots_kept.pow(-1.5)))
     resolved = factor.rank == factor.matrix.shape[0] and float(values[0]) > _CLEAR * error
-    return _TraceResult(route, float(roots.sum()), bound, (gradient_factors[0], gradient_factors[1]), resolved=resolved)
+    result = _TraceResult(
+        route,
+        trace,
+        _bound_by_values(values, roots, error) + 4 * EPS * trace,
+        (gradient_factors[0], gradient_factors[1]),
+        resolved=resolved,
+    )
+    if result.accepted and not sharp:
+        return result
+    again = _again(gram, sizes if order is None else sizes[order], roots)
+    if again is None or again[1] + 4 * EPS * trace >= result.bound:
+        return result
+    # A result does not depend on whether its bound is asked for.
+    value = trace if result.accepted else again[0]
+    return replace(result, trace=value, bound=again[1] + 4 * EPS * trace)
 
 
-def _congruence(factor: Factor, s: Tensor) -> Tensor:
-    """``L^T S L``; only its lower triangle where L is triangular and large."""
+def _bound_by_values(values: Tensor, roots: Tensor, error: float) -> float:
+    """How far the sum of the ``roots`` of eigenvalues may be off, of the ``error`` that each of these may have."""
+    if error == 0:
+        return 0.0
+    smallest = float(values[0])
+    if smallest > error:
+        # Half of the error is what noise takes from a sum, by the trace of B^(-1/2) / 2.
+        return 0.25 * error * float(roots.reciprocal().sum()) / math.sqrt(1 - 0.5 * error / smallest)
+    # |sqrt(x + e) - sqrt(x)| <= min(e / sqrt(x), sqrt(e))
+    return float((error / roots.clamp_min(math.sqrt(error))).sum())
+
+
+def _again(gram: Tensor, sizes: Tensor, roots: Tensor) -> tuple[float, float] | None:
+    """The sum of the roots of a Gram matrix B once more, and a sharp bound on it and on the sum of ``roots``.
+
+    The singular values of the Cholesky factor K of B are these roots, too; if it is large, the eigenvalues of
+    ``K^T K`` serve for them. None where noise takes the smallest.
+    """
+    factor, info = torch.linalg.cholesky_ex(gram)
+    if int(info) != 0:
+        return None
+    n = len(roots)
+    scale, inverse = gram.diagonal().maximum(sizes), _diagonal_of_inverse(factor)
+    bound = _first_order(float((scale * inverse.sqrt()).sum()), float((scale * inverse).sum()), _noise(n))
+    if bound == math.inf:
+        return None
+    if n <= _SMALL:
+        others = torch.linalg.svdvals(factor).flip(0)
+        bound += _noise(n) * math.sqrt(n) * float(others[-1]) + float((roots - others).abs().sum())
+        return float(others.sum()), bound
+    squares = torch.linalg.eigvalsh(_gram_of_triangular(factor))
+    if not float(squares[0]) > 0:
+        return None
+    others = squares.sqrt()
+    # One difference may be small by chance, its neighbours with it hardly.
+    largest = torch.nn.functional.max_pool1d((roots.square() - squares).abs()[None], 9, 1, 4)[0]
+    return float(others.sum()), bound + _SAFETY * float((largest / (roots + others)).sum())
+
+
+def _noise(n: int) -> float:
+    """By what share of their size entries of an ``n x n`` matrix may be off, as far as a sum over n of them goes."""
+    return 0.25 * resolution(n, torch.float64)
+
+
+def _gram_of_triangular(factor: Tensor) -> Tensor:
+    """The lower triangle of ``L^T L``."""
+    d = factor.shape[0]
+    if d <= _BLOCK:
+        return factor.mT @ factor
+    result = factor.new_zeros(d, d)
+    for begin in range(0, d, _BLOCK):
+        end = min(d, begin + _BLOCK)
+        torch.mm(factor[begin:, begin:end].mT, factor[begin:, :end], out=result[begin:end, :end])
+    return result
+
+
+def _first_order(slope: float, share: float, noise: float) -> float:
+    """``noise slope / 2``, widened for the second order; inf where ``noise share`` of the matrix is not small."""
+    if not noise * share <= _SHARE:
+        return math.inf
+    return 0.5 * noise * slope / math.sqrt(1 - noise * share)
+
+
+def _diagonal_of_inverse(factor: Tensor) -> Tensor:
+    """The diagonal of ``(L L^T)^-1``, of a lower triangular L."""
+    inverse = factor.new_zeros(factor.shape)
+    _invert(factor, inverse)
+    return inverse.square_().sum(0)
+
+
+def _invert(factor: Tensor, inverse: Tensor) -> None:
+    """Write the inverse of a lower triangular matrix into ``inverse``, which is 0."""
+    n = factor.shape[0]
+    if n <= _INVERSE_BLOCK:
+        eye = torch.eye(n, dtype=factor.dtype, device=factor.device)
+        inverse.copy_(torch.linalg.solve_triangular(factor, eye, upper=False))
+        return
+    m = n // 2
+    _invert(factor[:m, :m], inverse[:m, :m])
+    _invert(factor[m:, m:], inverse[m:, m:])
+    torch.mm(inverse[m:, m:], factor[m:, :m] @ inverse[:m, :m], out=inverse[m:, :m]).neg_()
+
+
+def _congruence(factor: Factor, s: Tensor) -> tuple[Tensor, Tensor]:
+    """``L^T S L``, only its lower triangle where L is triangular and large; and the diagonal of ``L^T diag(S) L``.
+
+    The second, ``[r]``, is what the rounding of the products is in proportion to.
+    """
     left = factor.matrix
     d = left.shape[0]
+    diagonal = s.diagonal()
     if not factor.triangular or d <= _BLOCK:
-        return left.mT @ (s @ left)
-    product, result = left.new_empty(d, d), left.new_zeros(d, d)
+        return left.mT @ (s @ left), diagonal @ left.square()
+    product, result, sizes = left.new_empty(d, d), left.new_zeros(d, d), left.new_empty(d)
     for begin in range(0, d, _BLOCK):
         block = slice(begin, begin + _BLOCK)
-        torch.mm(s[:, begin:], left[begin:, block], out=product[:, block])
+        columns = left[begin:, block]
+        torch.mm(s[:, begin:], columns, out=product[:, block])
         end = min(d, begin + _BLOCK)
-        torch.mm(left[begin:, block].mT, product[begin:, :end], out=result[block, :end])
-    return result
+        torch.mm(columns.mT, product[begin:, :end], out=result[block, :end])
+        sizes[block] = diagonal[begin:] @ columns.square()
+    return result, sizes
+
+
+def _in_descending_order(gram: Tensor) -> tuple[Tensor, Tensor | None]:
+    """A symmetric matrix, of which the lower triangle is read, with its large rows and columns first; and their order.
+
+    LAPACK's reduction to tridiagonal form keeps the digits of small eigenvalues where small rows come last. A matrix
+    that is nearly in that order is left as it is, with None.
+    """
+    diagonal = gram.diagonal()
+    if bool((diagonal <= _GRADED * diagonal.cummin(0).values).all()):
+        return gram, None
+    order = diagonal.argsort(descending=True)
+    whole = gram.tril() + gram.tril(-1).mT
+    return whole[order][:, order], order
 
 
 def _by_singular_values(pair: _Pair) -> _TraceResult:
@@ -252,15 +378,22 @@ def _by_singular_values(pair: _Pair) -> _TraceResult:
     if 0 in (first.shape[1], second.shape[1]):
         return _nothing(pair, "svd")
     product = first.mT @ second
-    unit = resolution(max(product.shape), product.dtype)
     if not any(pair.wanted):
         values = torch.linalg.svdvals(product)
-        return _TraceResult("svd", float(values.sum()), values.numel() * unit * float(values[0]))
+        return _TraceResult("svd", float(values.sum()), _bound_by_singular_values(pair, values))
     left, values, right = torch.linalg.svd(product, full_matrices=False)
-    keep = values > unit * values[0]
+    keep = values > resolution(max(product.shape), product.dtype) * values[0]
     scales = values[keep].rsqrt()
     gradient_factors = second @ (right[keep].mT * scales), first @ (left[:, keep] * scales)
-    return _TraceResult("svd", float(values.sum()), values.numel() * unit * float(values[0]), gradient_factors)
+    return _TraceResult("svd", float(values.sum()), _bound_by_singular_values(pair, values), gradient_factors)
+
+
+def _bound_by_singular_values(pair: _Pair, values: Tensor) -> float:
+    """How far their sum may be off: noise of the product, of the decomposition, and of the sum itself."""
+    of_product = math.sqrt(pair.trace(0) * pair.trace(1))
+    of_values = math.sqrt(len(values)) * float(values[0])
+    d = pair.factor(0).matrix.shape[0]
+    return _noise(d) * (of_product + of_values) + 4 * EPS * float(values.sum())
 
 
 def _by_polar_iteration(pair: _Pair) -> _TraceResult:
@@ -268,6 +401,7 @@ def _by_polar_iteration(pair: _Pair) -> _TraceResult:
     if 0 in (first.shape[1], second.shape[1]):
         return _nothing(pair, "polar")
     trace, bound, iterations = polar_trace(first.mT @ second)
+    bound += _noise(first.shape[0]) * math.sqrt(pair.trace(0) * pair.trace(1))
     # The derivatives need singular vectors.
     gradient_factors = _by_singular_values(pair).gradient_factors if any(pair.wanted) else (None, None)
     return _TraceResult("polar", trace, bound, gradient_factors, iterations)
@@ -279,43 +413,54 @@ def _nothing(pair: _Pair, route: str) -> _TraceResult:
     return _TraceResult(route, 0.0, 0.0, (gradient_factors[0], gradient_factors[1]))
 
 
-def _auto(pair: _Pair) -> _TraceResult:
+def _auto(pair: _Pair, sharp: bool) -> _TraceResult:
     known = [k for k in (0, 1) if pair.factors[k] is not None]
     if len(known) == 2:
         return _by_singular_values(pair)
     k = known[0] if known else 0
-    outcome = _by_eigenvalues(pair, k, "cholesky")
+    outcome = _by_eigenvalues(pair, k, "cholesky", sharp)
     if outcome.accepted:
         return outcome
     if pair.factor(1 - k).rank <= _LOW_RANK * pair.factor(k).rank:
         # What the eigenvalues do not resolve are zeros, which the factor of the smaller rank leaves out.
-        outcome = _by_eigenvalues(pair, 1 - k, "cholesky")
+        outcome = _by_eigenvalues(pair, 1 - k, "cholesky", sharp)
         if outcome.accepted:
             return outcome
     return _by_singular_values(pair)
 
 
-def _solve(pair: _Pair, method: str) -> _TraceResult:
+def _solve(pair: _Pair, method: str, sharp: bool) -> _TraceResult:
     if method == "svd":
         return _by_singular_values(pair)
     if method == "polar":
         return _by_polar_iteration(pair)
     if method == "auto":
-        return _auto(pair)
+        return _auto(pair, sharp)
     known = [k for k in (0, 1) if pair.factors[k] is not None]
-    return _by_eigenvalues(pair, known[0] if known else 0, method)
+    return _by_eigenvalues(pair, known[0] if known else 0, method, sharp)
 
 
-def _factor_error(factor: Factor, trace: float, other_trace: float) -> float:
-    """How far ``E = S - L L^T`` can move the trace.
+def _factor_error(pair: _Pair, k: int) -> tuple[float, float]:
+    """How far ``E = S - L L^T`` of one side can move the trace; and how much of that S itself does not determine.
 
-    In any case by ``|E^(1/2) L2|_* <= (tr E tr S2)^(1/2)``; where L has an inverse, in proportion to
-    ``|E| |L^-1|^2 / 2``.
+    In any case by ``|E^(1/2) L2|_* <= (tr E tr S2)^(1/2)``. Where L has an inverse, by ``tr (|E| G)`` with G the
+    derivative, whose diagonal is at most ``((S1^-1)_ii (S2)_ii)^(1/2) / 2``.
     """
+    factor = pair.factor(k)
     if factor.clipped + factor.error == 0:
-        return 0.0
-    bound = math.sqrt((factor.clipped + factor.error) * max(0.0, other_trace))
-    return min(bound, 0.5 * factor.error * factor.inverse * trace) if math.isfinite(factor.inverse) else bound
+        return 0.0, 0.0
+    other_trace = max(0.0, pair.trace(1 - k))
+    bound = math.sqrt((factor.clipped + factor.error) * other_trace)
+    if factor.rank < factor.matrix.shape[0]:
+        return bound, bound
+    if factor.cholesky:
+        diagonal, other = pair.covariance(k).diagonal(), pair.covariance(1 - k).diagonal().clamp_min(0)
+        inverse = _diagonal_of_inverse(factor.matrix)
+        slope, share = float((diagonal * (inverse * other).sqrt()).sum()), float((diagonal * inverse).sum())
+        bound = min(bound, _first_order(slope, share, _noise(len(diagonal))))
+    elif math.isfinite(factor.inverse):
+        bound = min(bound, _first_order(math.sqrt(factor.inverse * other_trace), factor.inverse, factor.error))
+    return bound, 0.0
 
 
 class _TraceSqrtProduct(torch.autograd.Function):
@@ -328,18 +473,19 @@ class _TraceSqrtProduct(torch.autograd.Function):
         names: tuple[str, str],
         method: str,
         roundings: tuple[Rounding, Rounding],
+        bounded: bool,
         infos: list[TraceInfo],
         *tensors: Tensor,
     ) -> Tensor:
         pair = _Pair(sides, names, method, roundings)
-        outcome = _solve(pair, method)
-        bound = outcome.bound
-        for k in (0, 1):
-            factor = pair.factors[k]
-            if factor is not None:
-                bound += _factor_error(factor, outcome.trace, pair.trace(1 - k))
-        clipped = sum(factor.clipped for factor in pair.factors if factor is not None)
-        infos.append(TraceInfo(outcome.route, outcome.iterations, bound, (pair.rank(0), pair.rank(1)), clipped))
+        outcome = _solve(pair, method, bounded)
+        used = [k for k in (0, 1) if pair.factors[k] is not None]
+        errors = [_factor_error(pair, k) if bounded else (math.inf, math.inf) for k in used]
+        bound = outcome.bound + sum(error for error, _ in errors)
+        undetermined = sum(part for _, part in errors)
+        clipped = sum(pair.factor(k).clipped for k in used)
+        ranks = pair.rank(0), pair.rank(1)
+        infos.append(TraceInfo(outcome.route, outcome.iterations, bound, ranks, clipped, undetermined))
         ctx.dtypes = [tensor.dtype for tensor in tensors]
         ctx.save_for_backward(*(outcome.gradient_factors[k] for k in (0, 1) if isinstance(sides[k], Tensor)))
         device = pair.covariance(0).device if isinstance(sides[0], Tensor) else pair.factor(0).matrix.device
@@ -350,7 +496,7 @@ class _TraceSqrtProduct(torch.autograd.Function):
         # once_differentiable sees only whether grad depends on something, and the factors depend on the arguments too.
         if torch.is_grad_enabled():
             raise RuntimeError("trace_sqrt_product is differentiable once, and create_graph=True asks for twice")
-        result: list[Tensor | None] = [None, None, None, None, None]
+        result: list[Tensor | None] = [None, None, None, None, None, None]
         for factor, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True):
             result.append(None if factor is None else (0.5 * grad * (factor @ factor.mT)).to(dtype))
         return tuple(result)
@@ -363,6 +509,7 @@ def trace_sqrt_product_info(
     method: str = "auto",
     names: tuple[str, str] = ("s1", "s2"),
     roundings: tuple[Rounding, Rounding] | None = None,
+    bounded: bool = True,
 ) -> tuple[Tensor, TraceInfo]:
     """:func:`trace_sqrt_product` of one pair, with what is known of its error; a side may be a :class:`Factor`.
 
@@ -371,6 +518,7 @@ def trace_sqrt_product_info(
         method: as in :func:`trace_sqrt_product`.
         names: what the errors call the two.
         roundings: what passes for rounding in each, if it does not follow from their dtypes.
+        bounded: whether ``error_bound`` is asked for, which takes inverses of the factors; else it may be inf.
 
     Returns:
         The trace, 0-dim float64, differentiable once in those arguments that are tensors; and a :class:`TraceInfo`.
@@ -394,7 +542,7 @@ def trace_sqrt_product_info(
     if roundings is None:
         first_rounding, second_rounding = (Rounding((s.matrix if isinstance(s, Factor) else s).dtype) for s in sides)
         roundings = first_rounding, second_rounding
-    trace = _TraceSqrtProduct.apply(sides, names, method, roundings, infos, *tensors)  # type: ignore[no-untyped-call]
+    trace = _TraceSqrtProduct.apply(sides, names, method, roundings, bounded, infos, *tensors)  # type: ignore[no-untyped-call]
     return trace, infos[0]
 
 
@@ -412,7 +560,7 @@ def trace_sqrt_product(s1: Tensor, s2: Tensor, *, method: str = "auto") -> Tenso
             eigenvalues of ``L1^T S2 L1``. "eigh": the same with ``L1`` by eigenvalues. "svd": factors of both, then the
             singular values of ``L1^T L2``: the most accurate. "polar": factors of both, then an iteration of matrix
             products only. "auto": "cholesky" where the bound on its error is below 1e-9 of the trace, or below
-            1e-6 and all eigenvalues are resolved; else "svd".
+            1e-6 and all eigenvalues are resolved, if need be by a second computation of its eigenvalues; else "svd".
 
     Returns:
         ``(...)``, float64 for float64 and float32 for float32 and half types. Differentiable once.
@@ -440,6 +588,8 @@ def trace_sqrt_product(s1: Tensor, s2: Tensor, *, method: str = "auto") -> Tenso
             f"got {tuple(s2.shape[:-2])}"
         ) from None
     firsts, seconds = (s.expand(*batch, *s.shape[-2:]).reshape(math.prod(batch), *s.shape[-2:]) for s in (s1, s2))
-    traces = [trace_sqrt_product_info(a, b, method=method)[0] for a, b in zip(firsts, seconds, strict=True)]
+    traces = [
+        trace_sqrt_product_info(a, b, method=method, bounded=False)[0] for a, b in zip(firsts, seconds, strict=True)
+    ]
     stacked = torch.stack(traces) if traces else s1.new_zeros(0, dtype=torch.float64)
     return stacked.reshape(batch).to(dtype)

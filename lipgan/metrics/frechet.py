@@ -43,6 +43,7 @@ class FrechetInfo:
     error_bound: float  # absolute, on the distance
     rank: tuple[int, int]  # of the two covariances; full for one that no factor was needed of
     clipped: float  # trace of what was set to 0: negative and unresolved eigenvalues, by magnitude
+    undetermined: float = 0.0  # part of the bound: what eigenvalues may add that are lost in a covariance's rounding
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def _in_order(first: _Side, second: _Side) -> tuple[_Side, _Side]:
     return first, second
 
 
-def _distance(first: _Side, second: _Side, method: str) -> tuple[Tensor, FrechetInfo]:
+def _distance(first: _Side, second: _Side, method: str, bounded: bool) -> tuple[Tensor, FrechetInfo]:
     first, second = _in_order(first, second)
     difference = first.mean - second.mean
     scale = _scale(_exponent(first.cov.diagonal(), second.cov.diagonal()), _exponent(difference))
@@ -97,12 +98,13 @@ def _distance(first: _Side, second: _Side, method: str) -> tuple[Tensor, Frechet
         method=method,
         names=(first.name, second.name),
         roundings=(first.rounding(scale), second.rounding(scale)),
+        bounded=bounded,
     )
     terms = _terms(difference, first.cov.diagonal(), second.cov.diagonal(), scale)
     # Sums of d terms, each rounded.
     error = 2 * info.error_bound + 4 * math.sqrt(len(difference)) * EPS * abs(float(terms.detach()))
     return _join(terms, trace, scale), FrechetInfo(
-        info.route, info.iterations, error / scale, info.rank, info.clipped / scale
+        info.route, info.iterations, error / scale, info.rank, info.clipped / scale, 2 * info.undetermined / scale
     )
 
 
@@ -160,8 +162,8 @@ def frechet_distance(
             "polar".
         return_info: return a :class:`FrechetInfo` too: the route, its iterations, a bound on the error, the ranks, and
             the trace of what was clipped.
-        factor1, factor2: ``L [d, r]`` with ``S = L L^T``, such as :attr:`FeatureStats.factor`: what is computed of a
-            reference side once and for all. Not used where the covariance requires a gradient.
+        factor1, factor2: ``L [d, r]`` with ``S = L L^T``, such as :attr:`FeatureStats.factor`: what can be computed of
+            one side alone, a tenth of the distance at d = 2048. Not used where the covariance requires a gradient.
 
     Returns:
         numpy.float64 for arrays, a 0-dim float64 tensor for tensors, differentiable once in means and covariances; with
@@ -191,7 +193,7 @@ def frechet_distance(
     first, second = _side(1, mu1, sigma1, factor1), _side(2, mu2, sigma2, factor2)
     if len(first.mean) != len(second.mean):
         raise ValueError(f"mu2 must have the length of mu1, {len(first.mean)}, got {len(second.mean)}")
-    distance, info = _distance(first, second, method)
+    distance, info = _distance(first, second, method, return_info)
     result = distance if tensors else np.float64(distance.item())
     return (result, info) if return_info else result
 
@@ -204,7 +206,7 @@ def distance_of_statistics(first: FeatureStats, second: FeatureStats) -> tuple[T
     sides = [
         _Side(stats.mean, stats.cov, None, name, stats.dtype) for stats, name in ((first, "sigma1"), (second, "sigma2"))
     ]
-    return _distance(sides[0], sides[1], "auto")
+    return _distance(sides[0], sides[1], "auto", True)
 
 
 # ---- features ----
@@ -272,7 +274,7 @@ def frechet_distance_from_features(real: Array, fake: Array, *, method: str = "a
         if min(len(first), len(second)) - 1 > first.shape[1]:
             trace = _Once.apply(trace)  # type: ignore[no-untyped-call]
     else:
-        trace, _ = trace_sqrt_product_info(first.T @ first, second.T @ second)
+        trace, _ = trace_sqrt_product_info(first.T @ first, second.T @ second, bounded=False)
     return _join(terms, trace, scale)
 
 
@@ -374,7 +376,7 @@ class FrechetDistance(Metric):
         real, fake = sides
         first = _Side(real.mean, real.cov, real.factor, "the real covariance")
         second = _Side(fake.mean.to(first.mean), fake.cov.to(first.mean), None, "the generated covariance")
-        return _distance(first, second, "auto")[0]
+        return _distance(first, second, "auto", False)[0]
 
     def reset(self) -> None:
         """Forget the generated side, and the real one if ``reset_real_features``."""

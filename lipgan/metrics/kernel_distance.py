@@ -7,6 +7,9 @@ All subsets share one pass over the blocks of the kernel matrices where that is 
 the 0/1 matrix ``A [n, subsets]`` of who is in which subset, the sums are the diagonal of ``A^T K A``. No ``n x n``
 matrix is made.
 
+Of float32 and half-type features on a CPU, the polynomial kernel takes the products of centred features in float32 and
+all else in float64: docs/numerics/kernel_distance.md has the bound.
+
 Source: Binkowski, Sutherland, Arbel, Gretton, "Demystifying MMD GANs" (2018), sec. 4; Gretton, Borgwardt, Rasch,
 Schoelkopf, Smola, "A Kernel Two-Sample Test" (2012), eq. 3.
 """
@@ -15,6 +18,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,16 +33,62 @@ __all__ = ["KernelDistance", "kernel_distance"]
 # Rows and columns of a block of a kernel matrix: 16 MiB of float64. Products of fewer columns are slower.
 _ROWS, _COLUMNS = 1024, 2048
 
+# Samples of a subset from which on products may be taken in float32: their rounding is lost in the mean over pairs.
+_MANY = 256
+
+# Features up to which products are taken in float32: all of their sums stay far from its largest number.
+_LARGEST = 2.0**40
+
 # Of a square on the diagonal, which is symmetric by itself, at most so many rows are computed twice.
 _SQUARE = 160
 
+# Columns of the product with the features that a subset costs in the product with the memberships, which is in float64
+# and narrow: measured for blocks as above.
+_SUBSET_COLUMNS = {torch.float64: 2.3, torch.float32: 4.6}
+
 _KERNELS = ("polynomial", "rbf")
 
-_Kernel = Callable[[Tensor, Tensor], Tensor]
+
+@dataclass(frozen=True)
+class _Rows:
+    """Samples; where ``offsets`` are there, ``x.y = rows(x).rows(y) + offsets(x) + offsets(y)`` up to rounding."""
+
+    rows: Tensor  # [n, d]
+    offsets: Tensor | None = None  # [n], float64
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: slice | Tensor) -> _Rows:
+        return _Rows(self.rows[index], None if self.offsets is None else self.offsets[index])
+
+
+_Kernel = Callable[[_Rows, _Rows], Tensor]
+
+
+def _centred(x: Tensor, y: Tensor) -> tuple[_Rows, _Rows]:
+    """Both sides minus a common centre c, in float32: ``x.y = (x - c).(y - c) + c.(x - c / 2) + c.(y - c / 2)``."""
+    total = x.sum(0, dtype=torch.float64) + y.sum(0, dtype=torch.float64)
+    centre = (total / (len(x) + len(y))).float()
+    wide = centre.double()
+    sides = []
+    for side in (x, y):
+        parts = [side[begin : begin + _ROWS].double() @ wide for begin in range(0, len(side), _ROWS)]
+        offsets = torch.cat(parts) - 0.5 * wide.square().sum()
+        sides.append(_Rows(side.float() - centre, offsets))
+    return sides[0], sides[1]
+
+
+def _takes_float32(x: Tensor, y: Tensor, kernel: str, samples: int) -> bool:
+    """Whether products of these features may be taken in float32: in that itself, of small numbers, for many pairs."""
+    narrow = all(side.dtype != torch.float64 and side.device.type == "cpu" for side in (x, y))
+    if not narrow or samples < _MANY or kernel != "polynomial" or torch.get_float32_matmul_precision() != "highest":
+        return False
+    return all(float(side.abs().max()) <= _LARGEST for side in (x, y))
 
 
 def _kernel(name: str, dim: int, degree: int, gamma: float | None, coef: float, sigma: float) -> _Kernel:
-    """Of ``x [m, d]`` and ``y [n, d]`` the matrix ``[m, n]``."""
+    """Of ``x [m, d]`` and ``y [n, d]`` the matrix ``[m, n]``, float64."""
     check_choice("kernel", name, _KERNELS)
     check_count("degree", degree)
     for argument, value in (("gamma", gamma), ("coef", coef), ("sigma", sigma)):
@@ -48,20 +98,24 @@ def _kernel(name: str, dim: int, degree: int, gamma: float | None, coef: float, 
         raise ValueError(f"sigma must be positive, got {sigma}")
     factor = 1 / dim if gamma is None else gamma
 
-    def polynomial(x: Tensor, y: Tensor) -> Tensor:
-        return (x @ y.T).mul_(factor).add_(coef).pow_(degree)
+    def polynomial(x: _Rows, y: _Rows) -> Tensor:
+        product = (x.rows @ y.rows.T).double()
+        if x.offsets is None or y.offsets is None:
+            return product.mul_(factor).add_(coef).pow_(degree)
+        return product.mul_(factor).add_(y.offsets * factor + coef).add_((x.offsets * factor)[:, None]).pow_(degree)
 
-    def rbf(x: Tensor, y: Tensor) -> Tensor:
-        squares = torch.addmm(x.square().sum(1)[:, None] + y.square().sum(1), x, y.T, alpha=-2)
+    def rbf(x: _Rows, y: _Rows) -> Tensor:
+        lengths = x.rows.square().sum(1)[:, None] + y.rows.square().sum(1)
+        squares = torch.addmm(lengths, x.rows, y.rows.T, alpha=-2)
         # Rounding makes the square of a small distance negative.
         return squares.clamp_(min=0).mul_(-0.5 / sigma**2).exp_()
 
     return polynomial if name == "polynomial" else rbf
 
 
-def _sums(kernel: _Kernel, x: Tensor, in_x: Tensor, y: Tensor, in_y: Tensor) -> Tensor:
+def _sums(kernel: _Kernel, x: _Rows, in_x: Tensor, y: _Rows, in_y: Tensor) -> Tensor:
     """Of every subset the sum of ``k(x_i, y_j)`` over its samples. ``in_x [n, subsets]`` and ``in_y`` are 0 or 1."""
-    sums = torch.zeros(in_x.shape[1], dtype=torch.float64, device=x.device)
+    sums = torch.zeros(in_x.shape[1], dtype=torch.float64, device=in_x.device)
     for j in range(0, len(y), _COLUMNS):
         columns, members = y[j : j + _COLUMNS], in_y[j : j + _COLUMNS]
         for i in range(0, len(x), _ROWS):
@@ -70,7 +124,7 @@ def _sums(kernel: _Kernel, x: Tensor, in_x: Tensor, y: Tensor, in_y: Tensor) -> 
     return sums
 
 
-def _sums_within(kernel: _Kernel, x: Tensor, in_x: Tensor) -> Tensor:
+def _sums_within(kernel: _Kernel, x: _Rows, in_x: Tensor) -> Tensor:
     """Of every subset the sum of ``k(x_i, x_j)`` over its pairs of two samples, in both orders."""
     if len(x) <= _SQUARE:
         block = kernel(x, x).fill_diagonal_(0)
@@ -81,7 +135,7 @@ def _sums_within(kernel: _Kernel, x: Tensor, in_x: Tensor) -> Tensor:
     return sums + 2 * _sums(kernel, x[:half], in_x[:half], x[half:], in_x[half:])
 
 
-def _estimates(kernel: _Kernel, x: Tensor, in_x: Tensor, y: Tensor, in_y: Tensor) -> Tensor:
+def _estimates(kernel: _Kernel, x: _Rows, in_x: Tensor, y: _Rows, in_y: Tensor) -> Tensor:
     """Of every subset the squared discrepancy, ``[subsets]``."""
     m, n = in_x.sum(0), in_y.sum(0)
     within = _sums_within(kernel, x, in_x) / (m * (m - 1)) + _sums_within(kernel, y, in_y) / (n * (n - 1))
@@ -117,7 +171,9 @@ def kernel_distance(
     """The squared maximum mean discrepancy of two sets of features, the "KID", without bias.
 
     Args:
-        real: ``[n1, d]``, float64, float32 or a half type, computed in float64; NumPy array or tensor, like ``fake``.
+        real: ``[n1, d]``, float64, float32 or a half type; NumPy array or tensor, like ``fake``. Computed in float64,
+            except that the polynomial kernel takes products of features in float32 where both sides are narrow, on a
+            CPU, for subsets of 256 samples and more. See docs/numerics/kernel_distance.md for what that adds.
         fake: ``[n2, d]``.
         subsets: number of random subsets that are averaged.
         subset_size: samples of each side in a subset, all different; None for all samples, once, whatever ``subsets``.
@@ -166,12 +222,14 @@ def kernel_distance(
                 f"{name} must have at least {subset_size} samples for subset_size={subset_size}, got {len(rows)}; "
                 + advice
             )
-    x, y = _about_one_offset(kernel, x.double(), y.double())
+    samples = min(len(x), len(y)) if subset_size is None else subset_size
+    first, second = _prepared(x, y, kernel, samples)
     if subset_size is None:
-        estimates = _estimates(apply, x, torch.ones_like(x[:, :1]), y, torch.ones_like(y[:, :1]))
+        ones_x, ones_y = (torch.ones(len(side), 1, dtype=torch.float64, device=x.device) for side in (x, y))
+        estimates = _estimates(apply, first, ones_x, second, ones_y)
     else:
         in_x, in_y = (_subsets(len(rows), subsets, subset_size, generator) for rows in (x, y))
-        estimates = _estimates_of_subsets(apply, x, in_x, y, in_y)
+        estimates = _estimates_of_subsets(apply, first, in_x, second, in_y)
     return _mean_and_deviation(estimates)
 
 
@@ -190,29 +248,34 @@ def distance_of_subsets(
     """:func:`kernel_distance` with subsets that are given: ``in_real [subsets, size]``, rows of ``real``."""
     x, y = as_pair("real", real, "fake", fake)
     apply = _kernel(kernel, x.shape[1], degree, gamma, coef, sigma)
-    x, y = _about_one_offset(kernel, x.double(), y.double())
-    return _mean_and_deviation(_estimates_of_subsets(apply, x, in_real, y, in_fake))
+    first, second = _prepared(x, y, kernel, in_real.shape[1])
+    return _mean_and_deviation(_estimates_of_subsets(apply, first, in_real, second, in_fake))
 
 
-def _about_one_offset(kernel: str, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def _prepared(x: Tensor, y: Tensor, kernel: str, samples: int) -> tuple[_Rows, _Rows]:
+    """Both sides as the kernel takes them, ``samples`` of each in a subset."""
+    if _takes_float32(x, y, kernel, samples):
+        return _centred(x, y)
+    x, y = x.double(), y.double()
     if kernel != "rbf":
-        return x, y
+        return _Rows(x), _Rows(y)
     # Distances do not depend on a common offset, but their accuracy does.
     offset = x.mean(0)
-    return x - offset, y - offset
+    return _Rows(x - offset), _Rows(y - offset)
 
 
-def _estimates_of_subsets(kernel: _Kernel, x: Tensor, in_x: Tensor, y: Tensor, in_y: Tensor) -> Tensor:
+def _estimates_of_subsets(kernel: _Kernel, x: _Rows, in_x: Tensor, y: _Rows, in_y: Tensor) -> Tensor:
     """Of every subset the squared discrepancy, ``[subsets]``. ``in_x [subsets, size]`` holds rows of ``x``."""
     subsets, size = in_x.shape
+    dim, device = x.rows.shape[1], x.rows.device
     # Entries of the kernel matrices, halved by symmetry. One pass over all adds its product with the memberships.
-    together = 0.5 * (len(x) + len(y)) ** 2 * (x.shape[1] + subsets)
+    together = 0.5 * (len(x) + len(y)) ** 2 * (dim + _SUBSET_COLUMNS[x.rows.dtype] * subsets)
     # One by one, rows are gathered and products are small, which costs a quarter more.
-    apart = 1.25 * subsets * 0.5 * (2 * size) ** 2 * x.shape[1]
+    apart = 1.25 * subsets * 0.5 * (2 * size) ** 2 * dim
     if together < apart:
-        return _estimates(kernel, x, _membership(in_x, len(x), x.device), y, _membership(in_y, len(y), y.device))
-    ones = torch.ones(size, 1, dtype=torch.float64, device=x.device)
-    pairs = zip(in_x.to(x.device), in_y.to(y.device), strict=True)
+        return _estimates(kernel, x, _membership(in_x, len(x), device), y, _membership(in_y, len(y), device))
+    ones = torch.ones(size, 1, dtype=torch.float64, device=device)
+    pairs = zip(in_x.to(device), in_y.to(device), strict=True)
     return torch.cat([_estimates(kernel, x[i], ones, y[j], ones) for i, j in pairs])
 
 

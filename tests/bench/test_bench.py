@@ -129,7 +129,9 @@ def test_frechet_tables_and_picture(tmp_path: Path, capsys: pytest.CaptureFixtur
     )
     bench.main(args)
     assert "Frechet distance from statistics" in capsys.readouterr().out
-    distances, _, updates, roots, memory = json.loads(path.read_text())["results"]["frechet"]
+    distances, spectra, _, updates, roots, memory = json.loads(path.read_text())["results"]["frechet"]
+    assert [row["spectrum"] for row in spectra["rows"]] == frechet.SPECTRA
+    assert all(row["off by"] <= max(row["bound"], 1e-12) < 1e-6 for row in spectra["rows"])
     assert [row["d"] for row in distances["rows"]] == [4, 8]
     assert [row["variant"] for row in updates["rows"]][-2:] == ["FeatureStats.update", "FeatureStats.update, float32"]
     assert [row["dtype"] for row in roots["rows"]] == ["float32", "float64"]
@@ -144,6 +146,9 @@ def test_a_wrong_distance_is_not_timed(name: str, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(frechet, name, lambda *args, **kwargs: right(*args, **kwargs) * 1.01)
     with pytest.raises(AssertionError, match=r"the distance is off by (1\.0e-02|9\.9e-03), relative"):
         frechet._times(8, seed=0, seconds=0)
+    if name == "_by_eigvals":
+        with pytest.raises(AssertionError, match=r"the distance is off by (1\.0e-02|9\.9e-03), relative"):
+            frechet._spectral_times("1/k", 8, seed=0, seconds=0)
 
 
 @pytest.mark.usefixtures("small_frechet")

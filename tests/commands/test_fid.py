@@ -16,7 +16,8 @@ from PIL import Image
 
 from lipgan import data
 from lipgan.__main__ import main
-from lipgan.commands.sources import Reader, Source
+from lipgan.commands.names import Source
+from lipgan.commands.sources import Reader
 from lipgan.metrics import FeatureStats, features, frechet_distance
 
 

@@ -4,8 +4,10 @@ The bounds are derived in docs/numerics/matrix_sqrt.md.
 """
 
 import math
+import sys
 from collections.abc import Callable
 
+import mpmath
 import numpy as np
 import pytest
 import scipy.linalg
@@ -18,6 +20,9 @@ from lipgan.linalg import nuclear_norm, polar, trace_sqrt_product
 from lipgan.linalg.trace_sqrt_product import METHODS, Factor, factorize, trace_sqrt_product_info
 from lipgan.ops import use_backend
 from lipgan.reference import matrix_sqrt as reference
+
+# `lipgan.linalg` has a function of this name.
+module = sys.modules["lipgan.linalg.trace_sqrt_product"]
 
 EPS = torch.finfo(torch.float64).eps
 SHAPES = [(1, 1), (5, 5), (7, 4), (4, 7), (1, 6), (6, 1)]
@@ -174,19 +179,19 @@ def test_trace_of_exact_constructions(method: str, ranks: tuple[int, int]) -> No
 
 
 def truth_by_many_digits(first: Tensor, second: Tensor) -> float:
-    import mpmath
-
-    with mpmath.workdps(60):
-        a, b = mpmath.matrix(first.tolist()), mpmath.matrix(second.tolist())
-        values, vectors = mpmath.eigsy(a)
-        root = vectors * mpmath.diag([mpmath.sqrt(max(0, value)) for value in values]) * vectors.T
-        inner = root * b * root
-        return float(sum(mpmath.sqrt(max(0, x)) for x in mpmath.eigsy((inner + inner.T) / 2, eigvals_only=True)))
+    """Of the matrices as they are, their negative eigenvalues set to 0."""
+    with mpmath.workdps(50):
+        factors = []
+        for s in (first, second):
+            values, vectors = mpmath.eigsy(mpmath.matrix(s.tolist()))
+            factors.append(vectors * mpmath.diag([mpmath.sqrt(max(0, value)) for value in values]))
+        product = factors[0].T * factors[1]
+        gram = product * product.T
+        return float(sum(mpmath.sqrt(max(0, x)) for x in mpmath.eigsy((gram + gram.T) / 2, eigvals_only=True)))
 
 
 @pytest.mark.parametrize("kinds", [("flat", "clustered"), ("one huge", "flat"), ("decaying", "decaying")])
 def test_trace_against_many_digits(kinds: tuple[str, str]) -> None:
-    pytest.importorskip("mpmath")
     first, second = covariance(6, kinds[0], 1), covariance(6, kinds[1], 2)
     truth = truth_by_many_digits(first, second)
     for method in METHODS:
@@ -217,6 +222,147 @@ def test_trace_of_any_two_spectra(n: int, kinds: tuple[str, str], exponents: tup
     assert float(value) <= math.sqrt(float(first.trace() * second.trace())) * (1 + 1e-12) + info.error_bound
     same, same_info = trace_sqrt_product_info(first, first)
     assert abs(float(same - first.trace())) <= 1e-9 * float(first.trace()) + same_info.clipped
+
+
+# Falling, with gaps, with zeros; of exponents too, which hypothesis draws.
+HARD = {
+    "1/k^2": lambda k: (1 + k) ** -2,
+    "1/k^8": lambda k: (1 + k) ** -8,
+    "condition 1e6": lambda k: 10 ** (-6 * k / k.amax().clamp_min(1)),
+    "one small": lambda k: torch.where(k == k.amax(), 1e-9, 1.0),
+    "half tiny": lambda k: torch.where(k > k.amax() / 2, 1e-12, 1.0),
+    "one huge": lambda k: torch.where(k == 0, 1e8, 1.0),
+    "half zero": lambda k: torch.where(k > k.amax() / 2, 0.0, 1.0),
+    "rank 1": lambda k: torch.where(k == 0, 1.0, 0.0),
+}
+BASES = ["any", "unit", "nearly unit", "reflected", "in blocks"]
+
+
+def basis_of_kind(kind: str, n: int, seed: int) -> Tensor:
+    eye = torch.eye(n, dtype=torch.float64)
+    if kind == "nearly unit":
+        return torch.linalg.qr(eye + 1e-4 * basis(n, seed))[0]
+    if kind == "reflected":
+        return eye - 2 / n
+    if kind == "in blocks":
+        eye[: (n + 1) // 2, : (n + 1) // 2] = basis((n + 1) // 2, seed)
+    return basis(n, seed) if kind == "any" else eye
+
+
+@st.composite
+def hard_covariances(draw: st.DrawFn, n: int) -> Tensor:
+    exponents = st.lists(st.floats(-14, 2), min_size=n, max_size=n)
+    values = draw(
+        st.one_of(
+            st.sampled_from(sorted(HARD)).map(lambda name: HARD[name](torch.arange(n, dtype=torch.float64)).double()),
+            exponents.map(lambda exponents: 10 ** torch.tensor(exponents, dtype=torch.float64)),
+        )
+    )
+    if draw(st.booleans()):
+        values = values.flip(0)
+    q = basis_of_kind(draw(st.sampled_from(BASES)), n, draw(st.integers(0, 3)))
+    return reference.symmetric_part((q * values) @ q.mT)
+
+
+@given(data=st.data(), n=st.integers(1, 7), method=st.sampled_from(["auto", "cholesky", "svd", "eigh", "polar"]))
+@settings(max_examples=250, deadline=None)
+def test_the_bound_holds_for_any_matrices(data: st.DataObject, n: int, method: str) -> None:
+    first, second = data.draw(hard_covariances(n)), data.draw(hard_covariances(n))
+    trace, info = trace_sqrt_product_info(first, second, method=method)
+    truth = truth_by_many_digits(first, second)
+    assert abs(float(trace) - truth) <= info.error_bound
+    assert 0 <= info.undetermined <= info.error_bound
+
+
+@pytest.mark.parametrize("kind", ["flat", "1/k^2", "1/k^4", "condition 1e3", "condition 1e6"])
+@pytest.mark.parametrize("same", [True, False])
+def test_the_bound_is_sharp(kind: str, same: bool) -> None:
+    # Single errors may be 0 by chance, so bounds are compared with the root mean square over several pairs.
+    n, errors, bounds = 10, [], []
+    k = torch.arange(n, dtype=torch.float64)
+    values = {
+        "flat": torch.ones(n, dtype=torch.float64),
+        "1/k^2": (1 + k) ** -2,
+        "1/k^4": (1 + k) ** -4,
+        "condition 1e3": 10 ** (-3 * k / (n - 1)),
+        "condition 1e6": 10 ** (-6 * k / (n - 1)),
+    }[kind]
+    for seed in range(8):
+        factors = [
+            basis(n, 2 * seed + j) * (values if same or j == 0 else torch.ones_like(values)).sqrt() for j in (0, 1)
+        ]
+        noise = torch.randn(n, 3 * n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        first, second = (x @ x.mT for x in (factors[0] @ noise, factors[1] @ noise.flip(1)))
+        trace, info = trace_sqrt_product_info(first, second)
+        assert info.route == "cholesky"
+        truth = truth_by_many_digits(first, second)
+        errors.append((float(trace) - truth) / truth)
+        bounds.append(info.error_bound / truth)
+    rms = math.sqrt(sum(error**2 for error in errors) / len(errors))
+    assert max(bounds) <= 200 * max(rms, EPS / 2)
+    assert max(map(abs, errors)) <= min(bounds)
+
+
+@pytest.mark.parametrize("kind", ["1/k^2", "condition 1e6", "few samples"])
+def test_auto_takes_the_eigenvalues_of_large_falling_spectra(kind: str) -> None:
+    d, generator = 600, torch.Generator().manual_seed(0)
+    k = torch.arange(d, dtype=torch.float64)
+    roots = {"1/k^2": 1 / (1 + k), "condition 1e6": 10 ** (-3 * k / d), "few samples": torch.ones_like(k)}[kind]
+    covs = []
+    for seed in (0, 1):
+        x = torch.randn(300 if kind == "few samples" else 2 * d, d, generator=generator, dtype=torch.float64)
+        x = (x - x.mean(0)) * roots @ basis(d, seed).mT
+        covs.append(reference.symmetric_part(x.mT @ x))
+    trace, info = trace_sqrt_product_info(*covs)
+    truth, slow = trace_sqrt_product_info(*covs, method="svd")
+    assert info.route == "cholesky"
+    assert abs(float(trace - truth)) <= 1e-13 * float(truth)
+    assert info.error_bound - info.undetermined <= 1e-10 * float(truth)
+    assert abs(float(trace - truth)) <= info.error_bound - info.undetermined + slow.error_bound - slow.undetermined
+    assert (info.undetermined > 0) == (kind == "few samples")
+    assert (info.rank[0] == 299) == (kind == "few samples")
+    # The number is the same whether or not its bound is asked for.
+    quick, unbounded = trace_sqrt_product_info(*covs, bounded=False)
+    assert float(quick) == float(trace)
+    assert unbounded.error_bound == math.inf
+
+
+def falling(q: Tensor, values: Tensor) -> Tensor:
+    return reference.symmetric_part((q * values) @ q.mT)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_bound_sees_what_structure_hides(seed: int) -> None:
+    k = torch.arange(6, dtype=torch.float64)
+    # All eigenvalues but one are equal, and the reduction mixes the small row with the others: rounding of their size.
+    small = torch.eye(6, dtype=torch.float64), falling(basis_of_kind("nearly unit", 6, seed), HARD["one small"](k))
+    # A rank-1 matrix of which a pivoted factor may seem to leave nothing.
+    rank_1 = torch.where(k % 2 == 0, 1e-3, 1.0).double().diag(), falling(basis(6, seed), HARD["rank 1"](k).double())
+    for first, second in (small, rank_1):
+        trace, info = trace_sqrt_product_info(first, second)
+        assert abs(float(trace) - truth_by_many_digits(first, second)) <= info.error_bound
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_small_rows_of_the_gram_matrix_come_last(seed: int) -> None:
+    # Without that, the first step of LAPACK's reduction spreads the rounding of the largest eigenvalue: 1e-11.
+    values = (1 + torch.arange(12, dtype=torch.float64)) ** -6
+    first, second = values.flip(0).diag(), falling(basis(12, seed), values)
+    trace, _ = trace_sqrt_product_info(first, second, method="cholesky", bounded=False)
+    truth = truth_by_many_digits(first, second)
+    assert abs(float(trace) - truth) <= 1e-13 * truth
+    x, y = first.clone().requires_grad_(), second.clone().requires_grad_()
+    ours = torch.autograd.grad(trace_sqrt_product(x, y, method="cholesky"), (x, y))
+    for gradient, s in zip(ours, (first, second), strict=True):
+        # The trace is homogeneous of degree 1/2 in either side.
+        assert abs(float((gradient * s).sum()) - truth / 2) <= 1e-9 * truth
+
+
+@pytest.mark.parametrize("n", [1, 5, 256, 257, 700])
+def test_diagonal_of_an_inverse(n: int) -> None:
+    factor = torch.randn(n, n, dtype=torch.float64).tril() / n + torch.eye(n, dtype=torch.float64)
+    expected = torch.linalg.inv(factor @ factor.mT).diagonal()
+    torch.testing.assert_close(module._diagonal_of_inverse(factor), expected, rtol=1e-10, atol=0)
 
 
 def test_auto_takes_singular_values_where_eigenvalues_do_not_resolve() -> None:

@@ -113,6 +113,67 @@ def test_narrow_dtypes_are_computed_in_float64(dtype: torch.dtype) -> None:
     assert kernel_distance(x.T.contiguous().T, y, subset_size=None)[0] == pytest.approx(definition(x, y), rel=1e-11)
 
 
+def bound_of_float32(x: Tensor, y: Tensor, independent: bool = True) -> float:
+    """Equation (2), or (1), of docs/numerics/kernel_distance.md, for all samples at once."""
+    both = torch.cat([x, y]).double()
+    n, d = min(len(x), len(y)), x.shape[1]
+    largest = float((both - both.mean(0)).square().sum(1).max()) / d
+    steepest = 3 * (float((both @ both.T).abs().max()) / d + 1) ** 2
+    alone = 4 * 2.0**-24 * (d**0.5 + 2) * largest * steepest
+    return 6 * alone / n if independent else alone
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("kind", ["rectified", "far from 0", "falling", "few rows"])
+def test_products_in_float32_stay_within_their_bound(
+    dtype: torch.dtype, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, y = randn(300, 512), 1.1 * randn(320, 512, seed=1) + 0.05
+    if kind == "rectified":
+        x, y = x.clamp_min(0), y.clamp_min(0)
+    elif kind == "far from 0":
+        x, y = x + 30, y + 30
+    elif kind == "falling":
+        falls = (1 + torch.arange(512, dtype=torch.float64)) ** -1
+        x, y = 20 * x * falls, 20 * y * falls
+    else:  # the rounding of equal rows is equal, too
+        x, y = x[:3].repeat(100, 1), y[:2].repeat(160, 1)
+    x, y = x.to(dtype), y.to(dtype)
+    used: list[torch.dtype] = []
+    rows = module._Rows
+    monkeypatch.setattr(module, "_Rows", lambda a, b=None: used.append(a.dtype) or rows(a, b))
+    value, _ = kernel_distance(x, y, subset_size=None)
+    assert used[0] == (torch.float32 if x.device.type == "cpu" else torch.float64)
+    # The definition sums the kernel in float64, in another order.
+    both = torch.cat([x, y]).double()
+    exact = 16 * 2.0**-52 * (float((both @ both.T).abs().max()) / 512 + 1) ** 3
+    error = abs(value - definition(x, y))
+    assert error <= bound_of_float32(x, y, independent=kind != "few rows") + exact
+    wide = kernel_distance(x.double(), y.double(), subset_size=None)[0]
+    assert abs(wide - definition(x, y)) <= exact
+
+
+def test_products_are_in_float64_where_float32_would_not_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = randn(300, 4).float(), randn(300, 4, seed=1).float()
+    used: list[torch.dtype] = []
+    rows = module._Rows
+    monkeypatch.setattr(module, "_Rows", lambda a, b=None: used.append(a.dtype) or rows(a, b))
+    large = x.clone()
+    large[0, 0] = 2.0**41
+    for a, b, options in (
+        (x.double(), y.double(), {}),
+        (large, y, {}),
+        (x, y, {"kernel": "rbf"}),
+        (x[:255], y, {}),
+        (x, y, {"subset_size": 255, "subsets": 1}),
+    ):
+        kernel_distance(a, b, **{"subset_size": None, **options})
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "get_float32_matmul_precision", lambda: "medium")
+        kernel_distance(x, y, subset_size=None)
+    assert set(used) == {torch.float64}
+
+
 def test_it_grows_as_the_distributions_part() -> None:
     x, y = randn(300, 5), randn(300, 5, seed=1)
     values = [kernel_distance(x, y + shift, subset_size=None)[0] for shift in (0.0, 0.3, 0.6, 1.2)]
