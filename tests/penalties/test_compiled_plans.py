@@ -264,13 +264,9 @@ def test_bad_input(options: dict[str, Any], error: type[Exception], words: str) 
 
 @pytest.mark.slow
 def test_by_inductor() -> None:
-    def penalty(critic: nn.Module, seed: int, **options: Any) -> Tensor:
-        return lipgan.gradient_penalty(critic, REAL, FAKE, generator=draws(seed), **options)
-
     def loss(critic: nn.Module, seed: int, **options: Any) -> Tensor:
         return lipgan.critic_loss(critic, REAL, FAKE, "non-saturating", kind="r1", **options).total
 
     torch._dynamo.reset()
-    agree(curved(), penalty)
-    agree(independent(), loss)
+    agree(curved(), loss)
     torch._dynamo.reset()
