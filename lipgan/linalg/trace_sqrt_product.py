@@ -11,11 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lipgan._checks import check_choice, check_square, check_symmetric, refuse_indefinite
+from lipgan._checks import check_choice, check_square
+from lipgan.linalg.covariance_factor import (
+    BLOCK,
+    EPS,
+    LOW_RANK,
+    Factor,
+    Rounding,
+    as_covariance,
+    factorize_covariance,
+)
 from lipgan.ops.matrix_sqrt import polar_trace
 from lipgan.reference.matrix_sqrt import resolution
 
-EPS = torch.finfo(torch.float64).eps
 METHODS = ("auto", "cholesky", "eigh", "svd", "polar")
 
 # "auto" takes the eigenvalues where a bound on their error is below this share of the trace. The bound that the
@@ -25,42 +33,9 @@ _ACCEPTED, _ACCEPTED_RESOLVED = 1e-9, 1e-6
 _CLEAR = 16  # times the bound on the error of an eigenvalue
 _SHARE = 0.5  # of the smallest eigenvalue, that rounding may take for its effect to be one of first order
 _GRADED = 16  # times an entry of the diagonal, that a later one may be before the matrix is put in order
-_BLOCK = 512  # columns of a triangular factor, whose zeros above the block a product leaves out
 _SMALL = 256  # rows of a matrix up to which its singular values take no time that counts
 _SAFETY = 8  # times the noise that two computations of the same eigenvalues show
 _INVERSE_BLOCK = 256  # rows of a triangular matrix that is inverted by substitution
-_LOW_RANK = 0.9  # share of d from which on a factor of that rank is no cheaper than one of full rank
-
-
-@dataclass(frozen=True)
-class Rounding:
-    """What negative eigenvalues of a covariance in float64 may come from."""
-
-    dtype: torch.dtype  # that its entries had, or were summed in
-    subtracted: float = 0.0  # size of what may have been subtracted for them, such as squares of means
-
-
-@dataclass(frozen=True)
-class Factor:
-    """``S = L L^T`` up to rounding; made by :func:`factorize`, or of a known L by :meth:`of`."""
-
-    matrix: Tensor  # L [d, r], float64
-    triangular: bool  # a Cholesky factor, r = d
-    clipped: float = 0.0  # trace of what was set to 0: negative and unresolved eigenvalues, by magnitude
-    error: float = 0.0  # bound on the spectral norm of S - L L^T
-    inverse: float = math.inf  # trace of S^-1; inf where r < d, or where it has not been computed
-    cholesky: bool = False  # the plain Cholesky factor of a rounded S, whose error is that of S's entries
-
-    @property
-    def rank(self) -> int:
-        """The number of columns."""
-        return self.matrix.shape[1]
-
-    @classmethod
-    def of(cls, matrix: Tensor) -> "Factor":
-        """The factor ``L [d, r]``, such as one saved before, or centred features divided by ``(n - 1)^(1/2)``."""
-        matrix = matrix.detach().double()
-        return cls(matrix, matrix.shape[0] == matrix.shape[1] and _is_lower_triangular(matrix))
 
 
 @dataclass(frozen=True)
@@ -73,78 +48,6 @@ class TraceInfo:
     rank: tuple[int, int]  # of the two covariances; full for one that no factor was needed of
     clipped: float  # as in Factor, of both
     undetermined: float = 0.0  # part of the bound: what eigenvalues may add that are lost in a covariance's rounding
-
-
-def _is_lower_triangular(matrix: Tensor) -> bool:
-    d = matrix.shape[0]
-    return not any(bool(matrix[begin : begin + _BLOCK, begin:].triu(1).any()) for begin in range(0, d, _BLOCK))
-
-
-def factorize(s: Tensor, *, name: str = "s", method: str = "cholesky", rounding: Rounding | None = None) -> Factor:
-    """A factor of a covariance ``s [d, d]``, in float64.
-
-    Args:
-        s: finite, symmetric and positive semi-definite up to rounding.
-        name: what the errors call it.
-        method: "cholesky": Cholesky's; where a pivot is not resolved, one with pivoting, or eigenvalues. "eigh":
-            eigenvalues at once.
-        rounding: what passes for rounding, if it does not follow from the dtype of s.
-
-    Raises:
-        TypeError: not a real floating-point tensor.
-        ValueError: not square, not finite, not symmetric, or clearly indefinite.
-    """
-    check_square(name, s)
-    return _factorize(_covariance(name, s), name, method, rounding or Rounding(s.dtype))
-
-
-def _covariance(name: str, s: Tensor) -> Tensor:
-    # Asymmetry is judged in the dtype that was given.
-    exact = check_symmetric(name, s.detach())
-    s = s.detach().double()
-    return s if exact else 0.5 * (s + s.mT)
-
-
-def _factorize(s: Tensor, name: str, method: str, rounding: Rounding) -> Factor:
-    d = s.shape[0]
-    if d == 0:
-        return Factor(s, True)
-    unit = resolution(d, s.dtype)
-    # The largest eigenvalue of a definite matrix lies between the largest entry and the Frobenius norm.
-    largest, norm = float(s.diagonal().max()), float(torch.linalg.matrix_norm(s))
-    if method == "cholesky" and largest > 0:
-        factor, info = torch.linalg.cholesky_ex(s)
-        if int(info) == 0 and float(factor.diagonal().square().min()) > unit * largest:
-            return Factor(factor, True, 0.0, unit * norm, cholesky=True)
-        pivoted = _pivoted_cholesky(s, 4 * unit * largest)
-        if pivoted is not None:
-            return pivoted
-    values, vectors = torch.linalg.eigh(s)
-    refuse_indefinite(name, values[0], values[-1], rounding.dtype, rounding.subtracted)
-    keep = values > unit * float(values[-1].clamp_min(0))
-    matrix, clipped = vectors[:, keep] * values[keep].sqrt(), float(values[~keep].abs().sum())
-    return Factor(matrix, False, clipped, unit * norm, float((1 / values).sum()) if bool(keep.all()) else math.inf)
-
-
-def _pivoted_cholesky(s: Tensor, smallest: float) -> Factor | None:
-    """A factor of low rank, or None where eigenvalues serve better: on a GPU, of large rank, or not definite."""
-    if s.device.type != "cpu":
-        return None
-    from scipy.linalg.lapack import dpstrf
-
-    d = s.shape[0]
-    c, pivots, rank, _ = dpstrf(s.numpy().T, tol=smallest, lower=1)  # the transpose is in LAPACK's order, and is s
-    if rank == 0 or rank > _LOW_RANK * d:
-        return None
-    factor = torch.zeros(d, rank, dtype=s.dtype)
-    factor[torch.from_numpy(pivots).long() - 1] = torch.from_numpy(c[:, :rank]).tril()
-    rest = s - factor @ factor.mT
-    # What is left of a definite matrix is definite: no entry is larger than the largest one on the diagonal.
-    if float(rest.abs().max()) > 2 * smallest:
-        return None
-    # Where nothing is left to be seen, something may be in the rounding of the entries.
-    error = float(torch.linalg.matrix_norm(rest)) + EPS * float(s.diagonal().sum())
-    return Factor(factor, False, float(rest.diagonal().abs().sum()), error)
 
 
 # ---- one pair ----
@@ -163,13 +66,15 @@ class _Pair:
         self.names, self.roundings = names, roundings
         self.how = "eigh" if method == "eigh" else "cholesky"
         self.factors = [side if isinstance(side, Factor) else None for side in sides]
-        self.given = [None if isinstance(s, Factor) else _covariance(n, s) for n, s in zip(names, sides, strict=True)]
+        self.given = [None if isinstance(s, Factor) else as_covariance(n, s) for n, s in zip(names, sides, strict=True)]
         self.wanted = [isinstance(side, Tensor) and side.requires_grad for side in sides]
 
     def factor(self, k: int) -> Factor:
         factor = self.factors[k]
         if factor is None:
-            factor = self.factors[k] = _factorize(self.covariance(k), self.names[k], self.how, self.roundings[k])
+            factor = self.factors[k] = factorize_covariance(
+                self.covariance(k), self.names[k], self.how, self.roundings[k]
+            )
         return factor
 
     def covariance(self, k: int) -> Tensor:
@@ -302,11 +207,11 @@ def _noise(n: int) -> float:
 def _gram_of_triangular(factor: Tensor) -> Tensor:
     """The lower triangle of ``L^T L``."""
     d = factor.shape[0]
-    if d <= _BLOCK:
+    if d <= BLOCK:
         return factor.mT @ factor
     result = factor.new_zeros(d, d)
-    for begin in range(0, d, _BLOCK):
-        end = min(d, begin + _BLOCK)
+    for begin in range(0, d, BLOCK):
+        end = min(d, begin + BLOCK)
         torch.mm(factor[begin:, begin:end].mT, factor[begin:, :end], out=result[begin:end, :end])
     return result
 
@@ -346,14 +251,14 @@ def _congruence(factor: Factor, s: Tensor) -> tuple[Tensor, Tensor]:
     left = factor.matrix
     d = left.shape[0]
     diagonal = s.diagonal()
-    if not factor.triangular or d <= _BLOCK:
+    if not factor.triangular or d <= BLOCK:
         return left.mT @ (s @ left), diagonal @ left.square()
     product, result, sizes = left.new_empty(d, d), left.new_zeros(d, d), left.new_empty(d)
-    for begin in range(0, d, _BLOCK):
-        block = slice(begin, begin + _BLOCK)
+    for begin in range(0, d, BLOCK):
+        block = slice(begin, begin + BLOCK)
         columns = left[begin:, block]
         torch.mm(s[:, begin:], columns, out=product[:, block])
-        end = min(d, begin + _BLOCK)
+        end = min(d, begin + BLOCK)
         torch.mm(columns.mT, product[begin:, :end], out=result[block, :end])
         sizes[block] = diagonal[begin:] @ columns.square()
     return result, sizes
@@ -421,7 +326,7 @@ def _auto(pair: _Pair, sharp: bool) -> _TraceResult:
     outcome = _by_eigenvalues(pair, k, "cholesky", sharp)
     if outcome.accepted:
         return outcome
-    if pair.factor(1 - k).rank <= _LOW_RANK * pair.factor(k).rank:
+    if pair.factor(1 - k).rank <= LOW_RANK * pair.factor(k).rank:
         # What the eigenvalues do not resolve are zeros, which the factor of the smaller rank leaves out.
         outcome = _by_eigenvalues(pair, 1 - k, "cholesky", sharp)
         if outcome.accepted:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lipgan._arrays import STATISTICS_KEYS, Archive, archive, check_memory
 from lipgan._checks import check_count, check_finite
-from lipgan.linalg.trace_sqrt_product import Rounding, factorize
+from lipgan.linalg.covariance_factor import Rounding, factorize
 from lipgan.metrics._inputs import Array, as_covariance, as_factor, as_mean, as_real_tensor
 
 __all__ = ["FeatureStats"]

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from lipgan._checks import check_choice, check_finite
 from lipgan.linalg import nuclear_norm
-from lipgan.linalg.trace_sqrt_product import Factor, Rounding, trace_sqrt_product_info
+from lipgan.linalg.covariance_factor import Factor, Rounding
+from lipgan.linalg.trace_sqrt_product import trace_sqrt_product_info
 from lipgan.metrics._inputs import Array, as_covariance, as_factor, as_mean, as_real_tensor
 from lipgan.metrics.feature_stats import FeatureStats
 from lipgan.metrics.metric import Metric

@@ -10,6 +10,7 @@ On a GPU this is a chain of ordinary matrix products, which PyTorch's libraries 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,51 +33,19 @@ _library.define(  # type: ignore[no-untyped-call]
 )
 
 
-# ---- reference: PyTorch, everywhere ----
+# ---- reference: PyTorch, everywhere; both forms take the arguments of the schema but for the backend ----
 
 
-def _reference_fwd(
-    x: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor | None],
-    slopes: Sequence[float],
-    scales: Sequence[Tensor | None],
-    kind: str,
-    weight: float,
-    target: float,
-    score_grads: Tensor | None,
-    activations: Sequence[Tensor],
-    first: int,
-    last: int,
-) -> Outcome:
+def _reference_fwd(*arguments: Any) -> Outcome:
     with torch.no_grad():  # called without the dispatcher, whose autograd is left out
-        return reference.mlp_gradient_penalty_fwd(
-            x, weights, biases, slopes, scales, kind, weight, target, score_grads, activations, first, last
-        )
+        return reference.mlp_gradient_penalty_fwd(*arguments)
 
 
 # ---- native: C++ on CPU tensors ----
 
 
-def _native_fwd(
-    x: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor | None],
-    slopes: Sequence[float],
-    scales: Sequence[Tensor | None],
-    kind: str,
-    weight: float,
-    target: float,
-    score_grads: Tensor | None,
-    activations: Sequence[Tensor],
-    first: int,
-    last: int,
-) -> Outcome:
-    module = _backend.serving_native()
-    result: Outcome = module.mlp_gradient_penalty_fwd(
-        *(x, weights, biases, slopes, scales, kind, weight, target, score_grads, activations, first, last),
-        torch.get_num_threads(),
-    )
+def _native_fwd(*arguments: Any) -> Outcome:
+    result: Outcome = _backend.serving_native().mlp_gradient_penalty_fwd(*arguments, torch.get_num_threads())
     return result
 
 
@@ -86,25 +55,11 @@ _FORWARD: dict[str, Callable[..., Outcome]] = {
 }
 
 
-def _fwd(
-    x: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor | None],
-    slopes: Sequence[float],
-    scales: Sequence[Tensor | None],
-    kind: str,
-    weight: float,
-    target: float,
-    score_grads: Tensor | None,
-    activations: Sequence[Tensor],
-    first: int,
-    last: int,
-    backend: str | None,
-) -> Outcome:
+def _fwd(x: Tensor, *others: Any) -> Outcome:
+    *arguments, backend = others
     if x.dtype not in DTYPES:
         raise TypeError(f"x must be float32 or float64, got {x.dtype}")
-    serving = _FORWARD[_backend.resolve("mlp_gradient_penalty", backend, x.device.type)]
-    return serving(x, weights, biases, slopes, scales, kind, weight, target, score_grads, activations, first, last)
+    return _FORWARD[_backend.resolve("mlp_gradient_penalty", backend, x.device.type)](x, *arguments)
 
 
 for _key in ("CPU", "CUDA"):
@@ -221,22 +176,9 @@ def penalize_with_loss(
     )
 
 
-def _call(
-    x: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor | None],
-    slopes: Sequence[float],
-    scales: Sequence[Tensor | None],
-    kind: str,
-    weight: float,
-    target: float,
-    score_grads: Tensor | None,
-    activations: Sequence[Tensor],
-    first: int,
-    last: int,
-    backend: str | None,
-) -> Outcome:
-    arguments = x, weights, biases, slopes, scales, kind, weight, target, score_grads, activations, first, last, backend
+def _call(*arguments: Any) -> Outcome:
+    """The op with the arguments of its schema."""
+    x, weights, biases, _, scales, *_, score_grads, activations, _, _, _ = arguments
     if _backend.is_plain([t for t in (x, score_grads, *activations, *weights, *biases, *scales) if t is not None]):
         return _fwd(*arguments)
     with torch.no_grad():

@@ -177,7 +177,7 @@ def _recorded(task: _Task, case: plans.Case) -> plans.Outcome | None:
         return run()
     # Uncompiled, or there would have to be a plan.
     by_tape = functools.partial(_by_tape, replace(task, execution=replace(task.execution, compile=False)), None)
-    return plans.checked(run, by_tape, task.call, task.x, compiled=bool(task.execution.compile))
+    return plans.checked(run, by_tape, task.call, task.x, reordered=bool(task.execution.compile))
 
 
 def _by_tape(task: _Task, case: plans.Case | None) -> plans.Outcome:
@@ -197,7 +197,7 @@ def _by_tape(task: _Task, case: plans.Case | None) -> plans.Outcome:
         raise
     if case is not None and recorder is not None and before is not None:
         plan = plans.plan(recorder, outcome, compiled)
-        if plan is not None and plans.tried(plan, recorder, before, outcome, task.call, leaf, compiled=bool(compiled)):
+        if plan is not None and plans.tried(plan, recorder, before, outcome, task.call, leaf, reordered=bool(compiled)):
             case.keep(recorder, plan)
     if case is not None and compiled and (reason := case.refusal(recorder)) is not None:
         tape.undo.restore()
@@ -246,9 +246,7 @@ def may_be_in_closed_form(call: CriticCall, x: Tensor, form: PenaltyForm, engine
 
 def in_closed_form(call: CriticCall, x: Tensor, form: PenaltyForm, engine: str) -> Perceptron | None:
     """The critic as a perceptron, if `penalty` takes its closed form and one forward pass scores as another does."""
-    if engine == "autograd" or form.norm != "sample":
-        return None
-    recognized = recognize(call, x)
+    recognized = recognize(call, x) if may_be_in_closed_form(call, x, form, engine) else None
     return None if recognized is None or recognized.is_random else recognized
 
 
@@ -287,7 +285,7 @@ def loss_and_penalty_in_closed_form(
             grads = torch.autograd.grad(value + result, parameters, allow_unused=True)
         return value, result, parameters, [*grads]
 
-    outcome = plans.checked(run, by_autograd, call, x, compiled=False) if plans.checking() else run()
+    outcome = plans.checked(run, by_autograd, call, x, reordered=True) if plans.checking() else run()
     value, result, parameters, grads = outcome
     assert value is not None
     return value, with_gradients(result, parameters, grads) if execution.differentiable else result

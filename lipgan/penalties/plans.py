@@ -200,7 +200,7 @@ def plan(recorder: Recorder, outcome: Outcome, compile: bool | str = False) -> P
 
 
 def tried(
-    plan: Plan, recorder: Recorder, before: State, outcome: Outcome, call: CriticCall, x: Tensor, *, compiled: bool
+    plan: Plan, recorder: Recorder, before: State, outcome: Outcome, call: CriticCall, x: Tensor, *, reordered: bool
 ) -> bool:
     """Whether a plan runs, and computes from the same state what was recorded; else ``recorder.refusal`` says why."""
     after = State(call, x)
@@ -209,7 +209,7 @@ def tried(
     try:
         # Later samples are no leaf that requires a gradient, for which what is compiled is compiled anew.
         inputs = [recorder.inputs[0].detach(), *recorder.inputs[1:]]
-        compare((outcome[0], *plan.penalize(inputs, by_score)), outcome, call, reordered=compiled)
+        compare((outcome[0], *plan.penalize(inputs, by_score)), outcome, call, reordered=reordered)
     except Exception as error:
         # Such as an operation that needs autograd around it, or more memory: the tape's outcome stands.
         if checking():
@@ -298,17 +298,17 @@ class State:
 
 
 def checked(
-    run: Callable[[], Outcome], tape: Callable[[], Outcome], call: CriticCall, x: Tensor, *, compiled: bool
+    run: Callable[[], Outcome], tape: Callable[[], Outcome], call: CriticCall, x: Tensor, *, reordered: bool
 ) -> Outcome:
     """The outcome of ``run``, compared with that of the tape, which runs from the same state.
 
     Args:
-        compiled: whether ``run`` is.
+        reordered: as for `compare`.
     """
     before = State(call, x)
     outcome = run()
     before.restore()
-    compare(outcome, tape(), call, reordered=compiled)
+    compare(outcome, tape(), call, reordered=reordered)
     return outcome
 
 

@@ -36,7 +36,7 @@ Make = Callable[..., tuple[Run, Score | None]]
 
 
 @dataclass(frozen=True)
-class _Task:
+class _Operation:
     """What an operation of a graph is to do, but for its tensors.
 
     Attributes:
@@ -61,7 +61,7 @@ class _Task:
 
 
 _TENSOR, _NUMBER = object(), object()
-_tasks: dict[int, _Task] = {}
+_operations: dict[int, _Operation] = {}
 _keys = itertools.count()
 
 _library = torch.library.Library("lipgan", "FRAGMENT")  # type: ignore[no-untyped-call]
@@ -156,8 +156,8 @@ def _key(
     args = tuple((item, _TENSOR, _NUMBER)[place] for item, place in zip(constants, places, strict=True))
     run, score = make(*settings)
     trained = tuple(p.requires_grad for p in critic.parameters())
-    _tasks[key] = _Task(weakref.ref(critic), run, score, args, trained, autocast)
-    weakref.finalize(critic, _tasks.pop, key, None)
+    _operations[key] = _Operation(weakref.ref(critic), run, score, args, trained, autocast)
+    weakref.finalize(critic, _operations.pop, key, None)
     return key
 
 
@@ -214,7 +214,7 @@ def _eager(
     differentiable: bool,
 ) -> list[Tensor]:
     """Values, a gradient for each parameter (of no elements for those that require none), and the buffers."""
-    task = _tasks.get(key)
+    task = _operations.get(key)
     critic = None if task is None else task.critic()
     if task is None or critic is None:
         raise RuntimeError("the critic of this compiled function does not exist any more")
@@ -326,7 +326,7 @@ def _fake(
     target: float,
     differentiable: bool,
 ) -> list[Tensor]:
-    task = _tasks[key]
+    task = _operations[key]
     dtype = real.dtype if fake is None else torch.promote_types(real.dtype, fake.dtype)
     value = real.new_empty((), dtype=accumulation_dtype(dtype))
     values = [value]

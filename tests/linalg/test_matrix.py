@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lipgan.linalg import nuclear_norm, polar, trace_sqrt_product
-from lipgan.linalg.trace_sqrt_product import METHODS, Factor, factorize, trace_sqrt_product_info
+from lipgan.linalg.covariance_factor import Factor, factorize
+from lipgan.linalg.trace_sqrt_product import METHODS, trace_sqrt_product_info
 from lipgan.ops import use_backend
 from lipgan.reference import matrix_sqrt as reference
 

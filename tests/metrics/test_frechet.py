@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 
 import lipgan
-from lipgan.linalg.trace_sqrt_product import factorize
+from lipgan.linalg.covariance_factor import factorize
 from lipgan.metrics import (
     FeatureStats,
     FrechetDistance,

@@ -118,18 +118,23 @@ def penalty_of(norms: Tensor, kind: str) -> Tensor:
     return WEIGHT * excess.square().mean()
 
 
+def scores_of(critic: Critic, x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> Tensor:
+    """``[B, 1]``, by PyTorch."""
+    a = x
+    for layer, weight in enumerate(weights):
+        a = F.linear(a, weight, biases[layer])
+        if layer < len(weights) - 1:
+            scale = critic.scales[layer]
+            a = F.leaky_relu(a, critic.slopes[layer]) * (1.0 if scale is None else scale)
+    return a
+
+
 def double_backward(critic: Critic, kind: str) -> tuple[Tensor, Tensor, list[Tensor]]:
     """The textbook: differentiate the critic, then the penalty, in the dtype of the critic."""
     x = critic.x.clone().requires_grad_()
     weights = [weight.clone().requires_grad_() for weight in critic.weights]
     biases = [None if bias is None else bias.clone().requires_grad_() for bias in critic.biases]
-    a = x
-    for layer, weight in enumerate(weights):
-        a = F.linear(a, weight, biases[layer])
-        if layer < len(weights) - 1:
-            a = F.leaky_relu(a, critic.slopes[layer])
-            if critic.scales[layer] is not None:
-                a = a * critic.scales[layer]
+    a = scores_of(critic, x, weights, biases)
     (g,) = torch.autograd.grad(a.sum(), x, create_graph=True)
     norms = g.norm(dim=1)
     penalty = penalty_of(norms, kind)
@@ -305,13 +310,7 @@ def textbook_with_loss(
         (torch.zeros(len(w), dtype=x.dtype) if b is None else b.clone()).requires_grad_()
         for w, b in zip(weights, critic.biases, strict=True)
     ]
-    a = x
-    for layer, weight in enumerate(weights):
-        a = F.linear(a, weight, biases[layer])
-        if layer < len(weights) - 1:
-            a = F.leaky_relu(a, critic.slopes[layer])
-            if critic.scales[layer] is not None:
-                a = a * critic.scales[layer]
+    a = scores_of(critic, x, weights, biases)
     (g,) = torch.autograd.grad(a.sum(), x, create_graph=True)
     penalty = penalty_of(g[penalized.start : penalized.stop].norm(dim=1), kind)
     grads = torch.autograd.grad(penalty + (score_grads * a[:, 0]).sum(), [*weights, *biases])

@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 import lipgan
 from lipgan.objectives import losses
 from lipgan.penalties import CriticLoss, UnsupportedCriticError, critic_loss
+from lipgan.penalties.perceptron import Perceptron
 from lipgan.penalties.tape import ScoreGradients
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -551,3 +552,20 @@ def test_bad_losses(loss: Any, error: type[Exception], sentence: str, kind: str 
 def test_bad_input(arguments: Any, options: dict[str, Any], error: type[Exception], sentence: str) -> None:
     with pytest.raises(error, match=sentence):
         critic_loss(*arguments, softplus, **options)
+
+
+@pytest.mark.usefixtures("checked_plans")
+@pytest.mark.parametrize("kind", ["r1", "r2", "r1+r2"])
+def test_the_closed_form_with_a_loss_is_compared_with_autograd(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where checks are on, also where a gradient is zero but for rounding, as that of the last bias here."""
+    critic, real, fake = fresh(perceptron), samples(VECTORS, 1), samples(VECTORS, 2)
+    critic_loss(critic, real, fake, relativistic, kind=kind).total.backward()
+    right = Perceptron.solve_with_loss
+
+    def wrong(self: Perceptron, *arguments: Any) -> Any:
+        penalty, parameters, grads = right(self, *arguments)
+        return penalty, parameters, [None if grad is None else 1.001 * grad for grad in grads]
+
+    monkeypatch.setattr(Perceptron, "solve_with_loss", wrong)
+    with pytest.raises(RuntimeError, match="the gradient of the parameter of shape"):
+        critic_loss(critic, real, fake, relativistic, kind=kind)

@@ -239,14 +239,14 @@ def test_errors_reach_the_caller() -> None:
 def test_a_critic_is_forgotten_with_its_graph(dynamo: Any) -> None:
     critic = plain()
     gc.collect()
-    before = len(traced._tasks)
+    before = len(traced._operations)
     compiled = torch.compile(penalized, backend="eager", fullgraph=True)
     compiled(critic, REAL, FAKE).backward()
-    assert len(traced._tasks) == before + 1
+    assert len(traced._operations) == before + 1
     del critic
     dynamo.reset()
     gc.collect()
-    assert len(traced._tasks) == before
+    assert len(traced._operations) == before
 
 
 def test_other_parameters_than_those_that_were_traced_are_refused() -> None:

@@ -1,0 +1,122 @@
+"""A covariance as ``S = L L^T``, with what its rounding may hide.
+
+Derivations and bounds: docs/numerics/matrix_sqrt.md.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lipgan._checks import check_square, check_symmetric, refuse_indefinite
+from lipgan.reference.matrix_sqrt import resolution
+
+EPS = torch.finfo(torch.float64).eps
+BLOCK = 512  # columns of a triangular factor, whose zeros above the block a product leaves out
+LOW_RANK = 0.9  # share of d from which on a factor of that rank is no cheaper than one of full rank
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """What negative eigenvalues of a covariance in float64 may come from."""
+
+    dtype: torch.dtype  # that its entries had, or were summed in
+    subtracted: float = 0.0  # size of what may have been subtracted for them, such as squares of means
+
+
+@dataclass(frozen=True)
+class Factor:
+    """``S = L L^T`` up to rounding; made by :func:`factorize`, or of a known L by :meth:`of`."""
+
+    matrix: Tensor  # L [d, r], float64
+    triangular: bool  # a Cholesky factor, r = d
+    clipped: float = 0.0  # trace of what was set to 0: negative and unresolved eigenvalues, by magnitude
+    error: float = 0.0  # bound on the spectral norm of S - L L^T
+    inverse: float = math.inf  # trace of S^-1; inf where r < d, or where it has not been computed
+    cholesky: bool = False  # the plain Cholesky factor of a rounded S, whose error is that of S's entries
+
+    @property
+    def rank(self) -> int:
+        """The number of columns."""
+        return self.matrix.shape[1]
+
+    @classmethod
+    def of(cls, matrix: Tensor) -> "Factor":
+        """The factor ``L [d, r]``, such as one saved before, or centred features divided by ``(n - 1)^(1/2)``."""
+        matrix = matrix.detach().double()
+        return cls(matrix, matrix.shape[0] == matrix.shape[1] and _is_lower_triangular(matrix))
+
+
+def _is_lower_triangular(matrix: Tensor) -> bool:
+    d = matrix.shape[0]
+    return not any(bool(matrix[begin : begin + BLOCK, begin:].triu(1).any()) for begin in range(0, d, BLOCK))
+
+
+def factorize(s: Tensor, *, name: str = "s", method: str = "cholesky", rounding: Rounding | None = None) -> Factor:
+    """A factor of a covariance ``s [d, d]``, in float64.
+
+    Args:
+        s: finite, symmetric and positive semi-definite up to rounding.
+        name: what the errors call it.
+        method: "cholesky": Cholesky's; where a pivot is not resolved, one with pivoting, or eigenvalues. "eigh":
+            eigenvalues at once.
+        rounding: what passes for rounding, if it does not follow from the dtype of s.
+
+    Raises:
+        TypeError: not a real floating-point tensor.
+        ValueError: not square, not finite, not symmetric, or clearly indefinite.
+    """
+    check_square(name, s)
+    return factorize_covariance(as_covariance(name, s), name, method, rounding or Rounding(s.dtype))
+
+
+def as_covariance(name: str, s: Tensor) -> Tensor:
+    """``s`` in float64, symmetric; the errors of :func:`factorize`."""
+    # Asymmetry is judged in the dtype that was given.
+    exact = check_symmetric(name, s.detach())
+    s = s.detach().double()
+    return s if exact else 0.5 * (s + s.mT)
+
+
+def factorize_covariance(s: Tensor, name: str, method: str, rounding: Rounding) -> Factor:
+    """:func:`factorize` of what `as_covariance` made."""
+    d = s.shape[0]
+    if d == 0:
+        return Factor(s, True)
+    unit = resolution(d, s.dtype)
+    # The largest eigenvalue of a definite matrix lies between the largest entry and the Frobenius norm.
+    largest, norm = float(s.diagonal().max()), float(torch.linalg.matrix_norm(s))
+    if method == "cholesky" and largest > 0:
+        factor, info = torch.linalg.cholesky_ex(s)
+        if int(info) == 0 and float(factor.diagonal().square().min()) > unit * largest:
+            return Factor(factor, True, 0.0, unit * norm, cholesky=True)
+        pivoted = _pivoted_cholesky(s, 4 * unit * largest)
+        if pivoted is not None:
+            return pivoted
+    values, vectors = torch.linalg.eigh(s)
+    refuse_indefinite(name, values[0], values[-1], rounding.dtype, rounding.subtracted)
+    keep = values > unit * float(values[-1].clamp_min(0))
+    matrix, clipped = vectors[:, keep] * values[keep].sqrt(), float(values[~keep].abs().sum())
+    return Factor(matrix, False, clipped, unit * norm, float((1 / values).sum()) if bool(keep.all()) else math.inf)
+
+
+def _pivoted_cholesky(s: Tensor, smallest: float) -> Factor | None:
+    """A factor of low rank, or None where eigenvalues serve better: on a GPU, of large rank, or not definite."""
+    if s.device.type != "cpu":
+        return None
+    from scipy.linalg.lapack import dpstrf
+
+    d = s.shape[0]
+    c, pivots, rank, _ = dpstrf(s.numpy().T, tol=smallest, lower=1)  # the transpose is in LAPACK's order, and is s
+    if rank == 0 or rank > LOW_RANK * d:
+        return None
+    factor = torch.zeros(d, rank, dtype=s.dtype)
+    factor[torch.from_numpy(pivots).long() - 1] = torch.from_numpy(c[:, :rank]).tril()
+    rest = s - factor @ factor.mT
+    # What is left of a definite matrix is definite: no entry is larger than the largest one on the diagonal.
+    if float(rest.abs().max()) > 2 * smallest:
+        return None
+    # Where nothing is left to be seen, something may be in the rounding of the entries.
+    error = float(torch.linalg.matrix_norm(rest)) + EPS * float(s.diagonal().sum())
+    return Factor(factor, False, float(rest.diagonal().abs().sum()), error)
