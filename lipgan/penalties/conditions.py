@@ -127,6 +127,36 @@ class Float32InPlaceOfFloat16:
         )
 
 
+class WithoutAutocast:
+    """Within it autocast is off: operations run in the dtypes of their operands, as they were recorded."""
+
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
+
+    def __enter__(self) -> None:
+        self._was_on = torch.is_autocast_enabled(self._kind)
+        if self._was_on:
+            torch.set_autocast_enabled(self._kind, False)
+
+    def __exit__(self, *error: Any) -> None:
+        if self._was_on:
+            torch.set_autocast_enabled(self._kind, True)
+
+
+class FreshCasts:
+    """Within it autocast casts a weight at each use, and takes no cast that an earlier forward pass has left.
+
+    What is recorded then begins at the weights themselves, and has the same bits whatever ran before.
+    """
+
+    def __enter__(self) -> None:
+        self._was_on = torch.is_autocast_cache_enabled()
+        torch.set_autocast_cache_enabled(False)
+
+    def __exit__(self, *error: Any) -> None:
+        torch.set_autocast_cache_enabled(self._was_on)
+
+
 class EagerMathAttention:
     """Within it critics that were compiled run as they were written, and attention by operations with derivatives.
 

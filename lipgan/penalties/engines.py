@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lipgan.ops.gradient_penalty import gradient_penalty, penalize
 from lipgan.penalties import plans
 from lipgan.penalties import rules as _rules  # noqa: F401  (fills the table of the tape)
-from lipgan.penalties.conditions import EagerMathAttention
+from lipgan.penalties.conditions import EagerMathAttention, FreshCasts
 from lipgan.penalties.coupling import CoupledSamples, SampleTracker, Watched
 from lipgan.penalties.critic_call import Critic, CriticCall
 from lipgan.penalties.memory import CriticMemory
@@ -128,9 +128,9 @@ def _by_engine(task: _Task) -> tuple[Tensor | None, Tensor]:
     call, x, apart = task.call, task.x, task.apart
     engine, compiled = task.execution.engine, bool(task.execution.compile)
     asked = task.form, task.execution, apart, task.loss is not None
-    case = None if engine == "autograd" else plans.case(call, x, *asked)
+    case = None if engine == "autograd" else plans.case(call, x, *asked, autocast=True)
     if case is None and compiled:
-        raise _uncompilable("it must be a module, its arguments plain tensors and constants, and autocast be off")
+        raise _uncompilable("it must be a module, and its arguments plain tensors and constants")
     outcome = None if case is None else _recorded(task, case)
     if outcome is None and apart and _coupled.get(call, x) is not None:
         raise CoupledSamples
@@ -165,8 +165,10 @@ def _recorded(task: _Task, case: plans.Case) -> plans.Outcome | None:
     """By a plan or in closed form; None where there is neither."""
     form = task.form
     found = case.find()
+    coarsest = task.x.dtype
     if found is not None:
         plan, inputs = found
+        coarsest = plan.coarsest
         run: Callable[[], plans.Outcome] = functools.partial(plan.run, inputs, task.loss, task.differentiable)
     else:
         perceptron = None if task.loss is not None or form.norm != "sample" else recognize(task.call, task.x)
@@ -177,7 +179,7 @@ def _recorded(task: _Task, case: plans.Case) -> plans.Outcome | None:
         return run()
     # Uncompiled, or there would have to be a plan.
     by_tape = functools.partial(_by_tape, replace(task, execution=replace(task.execution, compile=False)), None)
-    return plans.checked(run, by_tape, task.call, task.x, reordered=bool(task.execution.compile))
+    return plans.checked(run, by_tape, task.call, task.x, reordered=coarsest if task.execution.compile else None)
 
 
 def _by_tape(task: _Task, case: plans.Case | None) -> plans.Outcome:
@@ -285,7 +287,7 @@ def loss_and_penalty_in_closed_form(
             grads = torch.autograd.grad(value + result, parameters, allow_unused=True)
         return value, result, parameters, [*grads]
 
-    outcome = plans.checked(run, by_autograd, call, x, reordered=True) if plans.checking() else run()
+    outcome = plans.checked(run, by_autograd, call, x, reordered=x.dtype) if plans.checking() else run()
     value, result, parameters, grads = outcome
     assert value is not None
     return value, with_gradients(result, parameters, grads) if execution.differentiable else result
@@ -336,7 +338,7 @@ def _fused(task: _Task, tape: Tape, recorder: Recorder | None = None) -> plans.O
     """The tape's: see `lipgan.penalties.tape`. The points are a leaf that requires a gradient."""
     form, differentiable = task.form, task.differentiable
     recording = recorder or nullcontext()
-    with torch.enable_grad(), EagerMathAttention(), recording, tape:
+    with torch.enable_grad(), EagerMathAttention(), FreshCasts(), recording, tape:
         scores = task.call.scores(task.x)
         output = tape.score(scores)
     if output is None:

@@ -71,6 +71,7 @@ class Recorder(Mode):  # type: ignore[no-untyped-call]
     Attributes:
         inputs: the first.
         received: what `stage` was given in the place of what a run waits for.
+        coarsest: floating-point dtype of a result.
         refusal: why there can be no plan, None while there can.
     """
 
@@ -86,6 +87,7 @@ class Recorder(Mode):  # type: ignore[no-untyped-call]
         self._constants: dict[Slot, Tensor] = {}
         self.steps: list[Step | Stage] = []
         self.received: Tensor | None = None
+        self.coarsest = inputs[0].dtype
         self.refusal: str | None = None
 
     def __torch_dispatch__(
@@ -133,6 +135,8 @@ class Recorder(Mode):  # type: ignore[no-untyped-call]
     def _new(self, tensor: Tensor) -> Slot:
         slot = Slot(self._n)
         self._n += 1
+        if tensor.dtype is not self.coarsest and tensor.is_floating_point():
+            self.coarsest = max(self.coarsest, tensor.dtype, key=_eps)
         tensor._lipgan_slot = self._owner, slot  # type: ignore[attr-defined]
         return slot
 
@@ -207,6 +211,10 @@ class Recorder(Mode):  # type: ignore[no-untyped-call]
         """Which of the inputs a tensor is, None if it is none."""
         slot = self._slots.get(id(tensor))
         return None if slot is None else int(slot)
+
+
+def _eps(dtype: torch.dtype) -> float:
+    return torch.finfo(dtype).eps
 
 
 def _is_transpose(func: Any, args: tuple[Any, ...]) -> bool:
@@ -328,8 +336,8 @@ class _Code:
         Args:
             captured: whether in CUDA graphs, whose results are overwritten by the next run.
         """
-        # The same random numbers as those of the operations that were recorded.
-        options: dict[str, Any] = {"fallback_random": True}
+        # The same random numbers as those of the operations that were recorded, and the same half-precision numbers.
+        options: dict[str, Any] = {"fallback_random": True, "emulate_precision_casts": True}
         if captured:
             options["triton.cudagraphs"] = True
 

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from lipgan.ops._backend import is_plain
+from lipgan.penalties.conditions import WithoutAutocast
 from lipgan.penalties.critic_call import CriticCall
 from lipgan.penalties.plan import Program, Recorder
 from lipgan.penalties.repeatable import Conditions, NotRepeatable
@@ -45,10 +46,12 @@ class Plan:
         program: of the samples, the tensors among the critic's arguments, and the critic's tensors; it hands out the
             scores, where there is a loss, and results in the penalty and the gradients.
         places: for each gradient that of its parameter among the inputs.
+        coarsest: dtype that anything in it is rounded to.
     """
 
-    def __init__(self, program: Program, places: Sequence[int]) -> None:
+    def __init__(self, program: Program, places: Sequence[int], coarsest: torch.dtype) -> None:
         self._program, self._places = program, places
+        self.coarsest = coarsest
 
     def run(self, inputs: Sequence[Tensor], loss: Loss | None, differentiable: bool) -> Outcome:
         """The loss, if there is one, the penalty, the parameters, and the gradient for each, None for zeros."""
@@ -68,14 +71,15 @@ class Plan:
     ) -> tuple[Tensor, list[Tensor], list[Tensor | None]]:
         """`run`, given the derivative of a loss with respect to the scores as a function of them."""
         running = self._program(*inputs)
+        kind = inputs[0].device.type
         received: Any = None
         if by_score is not None:
-            with torch.no_grad():
+            with torch.no_grad(), WithoutAutocast(kind):
                 (scores,) = next(running)
             derivative = by_score(scores)
             received = None if derivative is None else (derivative,)
         try:
-            with torch.no_grad():
+            with torch.no_grad(), WithoutAutocast(kind):
                 running.send(received)
         except StopIteration as stop:
             penalty, *grads = stop.value
@@ -189,27 +193,34 @@ def plan(recorder: Recorder, outcome: Outcome, compile: bool | str = False) -> P
         compile: as for `Recorder.program`.
     """
     _, penalty, parameters, grads = outcome
-    with torch.no_grad(), recorder:
+    with torch.no_grad(), WithoutAutocast(penalty.device.type), recorder:
         by_leaf = _by_leaf(parameters, grads, [tensor for tensor in recorder.inputs if tensor.requires_grad])
     places = [recorder.input(leaf) for leaf, _ in by_leaf]
     if None in places:
         recorder.refusal = "a gradient belongs to none of the critic's parameters"
         return None
     program = recorder.program([penalty, *(grad for _, grad in by_leaf)], compile)
-    return None if program is None else Plan(program, [place for place in places if place is not None])
+    if program is None:
+        return None
+    return Plan(program, [place for place in places if place is not None], recorder.coarsest)
 
 
 def tried(
     plan: Plan, recorder: Recorder, before: State, outcome: Outcome, call: CriticCall, x: Tensor, *, reordered: bool
 ) -> bool:
-    """Whether a plan runs, and computes from the same state what was recorded; else ``recorder.refusal`` says why."""
+    """Whether a plan runs, and computes from the same state what was recorded; else ``recorder.refusal`` says why.
+
+    Args:
+        reordered: whether it may add in another order.
+    """
     after = State(call, x)
     before.restore()
     by_score = None if not recorder.has_stage else lambda scores: recorder.received
     try:
         # Later samples are no leaf that requires a gradient, for which what is compiled is compiled anew.
         inputs = [recorder.inputs[0].detach(), *recorder.inputs[1:]]
-        compare((outcome[0], *plan.penalize(inputs, by_score)), outcome, call, reordered=reordered)
+        ours = outcome[0], *plan.penalize(inputs, by_score)
+        compare(ours, outcome, call, reordered=plan.coarsest if reordered else None)
     except Exception as error:
         # Such as an operation that needs autograd around it, or more memory: the tape's outcome stands.
         if checking():
@@ -242,17 +253,21 @@ def _by_leaf(
     return [*found.values()]
 
 
-def case(call: CriticCall, x: Tensor, *asked: Hashable) -> Case | None:
+def case(call: CriticCall, x: Tensor, *asked: Hashable, autocast: bool = False) -> Case | None:
     """What is asked for, or None where no plan could serve it.
 
     Args:
         call: of the critic.
         x: ``[B, ...]``, the points.
         asked: what else decides what is computed.
+        autocast: whether it can be served under autocast.
     """
     if not isinstance(call.critic, nn.Module) or callable(call.output) or not is_plain((x,)):
         return None
-    if torch.is_autocast_enabled(x.device.type) or torch._C._len_torch_function_stack():
+    narrow = _autocast_dtype(x.device.type)
+    if (narrow is not None and not autocast) or torch._C._len_torch_function_stack():
+        return None
+    if _autocast_dtype("cuda" if x.device.type == "cpu" else "cpu") is not None:
         return None
     if torch._C._functorch.peek_interpreter_stack() is not None:
         return None
@@ -267,8 +282,13 @@ def case(call: CriticCall, x: Tensor, *asked: Hashable) -> Case | None:
             kinds.append((type(argument), argument))
         else:
             return None
-    around = torch.get_default_dtype(), torch.are_deterministic_algorithms_enabled(), call.output, call.parts
+    around = torch.get_default_dtype(), torch.are_deterministic_algorithms_enabled(), call.output, call.parts, narrow
     return Case(call.critic, tensors, (asked, around, *kinds))
+
+
+def _autocast_dtype(kind: str) -> torch.dtype | None:
+    """That of autocast on a kind of device, None where it is off."""
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
 
 
 def _kind(tensor: Tensor) -> Hashable:
@@ -298,7 +318,12 @@ class State:
 
 
 def checked(
-    run: Callable[[], Outcome], tape: Callable[[], Outcome], call: CriticCall, x: Tensor, *, reordered: bool
+    run: Callable[[], Outcome],
+    tape: Callable[[], Outcome],
+    call: CriticCall,
+    x: Tensor,
+    *,
+    reordered: torch.dtype | None,
 ) -> Outcome:
     """The outcome of ``run``, compared with that of the tape, which runs from the same state.
 
@@ -312,11 +337,12 @@ def checked(
     return outcome
 
 
-def compare(ours: Outcome, tapes: Outcome, call: CriticCall, *, reordered: bool = False) -> None:
+def compare(ours: Outcome, tapes: Outcome, call: CriticCall, *, reordered: torch.dtype | None = None) -> None:
     """RuntimeError where two computations of the same differ by more than rounding.
 
     Args:
-        reordered: whether one may add in another order: gradients that are zero but for rounding differ then.
+        reordered: where one may add in another order, the coarsest dtype that it rounds to: gradients that are zero
+            but for rounding differ then.
     """
     leaves = [p for p in call.critic.parameters() if p.requires_grad]  # type: ignore[attr-defined]
     by_leaf = {id(leaf): grad for leaf, grad in _by_leaf(*ours[2:], leaves)}
@@ -325,10 +351,10 @@ def compare(ours: Outcome, tapes: Outcome, call: CriticCall, *, reordered: bool 
         what = f"the gradient of the parameter of shape {tuple(leaf.shape)}"
         pairs.append((what, by_leaf.pop(id(leaf), None), grad))
     pairs += [("a gradient that the tape does not know", grad, None) for grad in by_leaf.values()]
-    largest = max(_size(grad) for _, _, grad in pairs) if reordered else 0.0
+    largest = max(_size(grad) for _, _, grad in pairs) if reordered is not None else 0.0
     for what, one, other in pairs:
         like = one if other is None else other
-        if like is not None and not _agree(one, other, like, largest):
+        if like is not None and not _agree(one, other, like, reordered, largest):
             by = f"a plan's up to {_size(one):.3g}, the tape's up to {_size(other):.3g}"
             raise RuntimeError(f"{what} of {type(call.critic).__name__} differs: {by}")
 
@@ -339,14 +365,17 @@ def _size(tensor: Tensor | None) -> float:
     return 0.0 if finite is None or not finite.numel() else float(finite.abs().max())
 
 
-def _agree(one: Tensor | None, other: Tensor | None, like: Tensor, largest: float) -> bool:
+def _agree(
+    one: Tensor | None, other: Tensor | None, like: Tensor, coarsest: torch.dtype | None, largest: float
+) -> bool:
     """Whether two tensors, None for zeros, are equal up to the half of the digits.
 
     Args:
         like: one of them.
+        coarsest: dtype that was rounded to, None for theirs.
         largest: number that rounding may come from, in three quarters of the digits.
     """
     one, other = (torch.zeros_like(like) if t is None else t.detach() for t in (one, other))
-    digits = torch.finfo(like.dtype)
+    digits = torch.finfo(coarsest or like.dtype)
     bound = digits.eps**0.5 * max(_size(other), digits.eps**0.25 * largest, digits.tiny**0.5)
     return torch.allclose(one, other, rtol=0.0, atol=bound, equal_nan=True)

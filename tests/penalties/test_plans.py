@@ -316,6 +316,62 @@ def test_autocast_and_the_default_dtype(tapes: list[Tape]) -> None:
     assert torch.equal(step(critic, x, "fused")[0], plain)
 
 
+@pytest.mark.cpu
+@pytest.mark.parametrize("name", CRITICS)
+def test_under_autocast_a_plan_has_the_bits_of_the_tape(name: str, tapes: list[Tape]) -> None:
+    build, x = CRITICS[name]
+    torch.manual_seed(3)
+    critic = build().float().eval()
+    plain = step(critic, x.float(), "fused")
+    for k in range(4):
+        with torch.autocast("cpu", torch.bfloat16):
+            critic(x.float())  # which leaves its casts of the weights behind
+            tapes.clear()
+            ours = step(critic, x.float(), "fused")
+            assert len(tapes) == (k < 2)
+            tapes_own = step(copy.deepcopy(critic), x.float(), "fused")
+        for one, other in zip(ours, tapes_own, strict=True):
+            assert torch.equal(one, other)
+        if k == 0:
+            assert not torch.equal(ours[0], plain[0])
+        with torch.no_grad():
+            for p in critic.parameters():
+                p.mul_(2.0)
+
+
+@pytest.mark.parametrize("kind", ["r1", "r1+r2", "wgan-gp"])
+def test_a_loss_under_autocast(kind: str, tapes: list[Tape]) -> None:
+    critic, x = smooth().float(), FLAT.float()
+
+    def run(critic: nn.Module) -> list[Tensor]:
+        seen = []
+
+        def loss(real: Tensor, fake: Tensor) -> Tensor:
+            seen.append(torch.is_autocast_enabled("cpu"))
+            return F.softplus(-real).mean() + F.softplus(fake).mean()
+
+        with torch.autocast("cpu", torch.bfloat16):
+            result = lipgan.critic_loss(critic, x, x.flip(1), loss, kind=kind, engine="fused", generator=draws())
+        assert seen == [True] * len(seen), "the loss runs where the program has put it"
+        return [*map(Tensor.detach, result), *grads_of(result.total, critic)]
+
+    runs = [run(critic) for _ in range(4)]
+    assert len(tapes) == 2
+    for ours, tapes_own in zip(runs[3], runs[0], strict=True):
+        assert torch.equal(ours, tapes_own)
+
+
+def test_autocast_of_another_dtype_has_another_plan(tapes: list[Tape]) -> None:
+    critic, x = smooth().float(), FLAT.float()
+    for _ in range(3):
+        with torch.autocast("cpu", torch.bfloat16):
+            step(critic, x, "fused")
+    assert len(tapes) == 2
+    with torch.autocast("cpu", torch.float16):  # runs in float32
+        torch.testing.assert_close(step(critic, x, "fused")[0], step(critic, x, "autograd")[0])
+    assert len(tapes) == 3
+
+
 # ---- critics whose code may do otherwise at another call ----
 
 COUNT = 0
