@@ -94,7 +94,8 @@ class SpectralNormGroup:
     def __init__(self, model: nn.Module, members: list[_Member]) -> None:
         self._members = members
         self.names = [member.name for member in members]
-        self._sigmas: list[tuple[list[str], Tensor]] = []  # of the last call: names, and sigma of each
+        # Of the last call: names, and sigma of each. A plan of a penalty, which calls no hook, writes it as well.
+        self.last_sigmas: list[tuple[list[str], Tensor]] = []
         self._handles = (
             model.register_forward_pre_hook(self._before),
             model.register_forward_hook(self._after, always_call=True),
@@ -132,11 +133,11 @@ class SpectralNormGroup:
 
         Copies one small tensor from the device. Before the first forward it is ``u^T W v`` of the present state.
         """
-        if not self._sigmas:
+        if not self.last_sigmas:
             with torch.no_grad():
                 self._normalize(lambda _: (0, False))
         values: dict[str, float] = {}
-        for names, sigma in list(self._sigmas):
+        for names, sigma in list(self.last_sigmas):
             values.update(zip(names, (sigma.abs() if sigma.is_complex() else sigma).tolist(), strict=True))
         return {name: values[name] for name in self.names}
 
@@ -185,7 +186,7 @@ class SpectralNormGroup:
             for index, y in zip(indices, ys, strict=True):
                 normalized[index] = members[index].shaped(y)
             sigmas.append(([members[index].name for index in indices], sigma.detach()))
-        self._sigmas = sigmas  # at once: another thread may be reading them
+        self.last_sigmas = sigmas  # at once: another thread may be reading them
         return normalized
 
 

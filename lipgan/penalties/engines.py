@@ -343,6 +343,8 @@ def _fused(task: _Task, tape: Tape, recorder: Recorder | None = None) -> plans.O
         output = tape.score(scores)
     if output is None:
         raise _independent()
+    if recorder is not None:
+        recorder.note_norms()
     if task.apart and not (tape.samples is not None and tape.samples.apart(scores)):
         raise CoupledSamples
     value: Tensor | None = None

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lipgan.nn.spectral_norm_group import SpectralNormGroup
 from lipgan.ops.gradient_penalty import undispatched as _penalty
 from lipgan.penalties.mode import Mode
 from lipgan.penalties.undo import changed, changed_arguments, is_random, mutates, tensors_of
@@ -66,16 +67,25 @@ class Recorder(Mode):  # type: ignore[no-untyped-call]
     Args:
         inputs: tensors that a later run is given anew.
         changing: those among them that may be changed in place, as buffers are.
+        groups: of spectral norms, whose hooks run with the critic.
         rehearsal: whether to stop with `Unrepeatable` before anything is changed that would have to be undone.
 
     Attributes:
         inputs: the first.
         received: what `stage` was given in the place of what a run waits for.
         coarsest: floating-point dtype of a result.
+        norms: of weights, as each group tells of them.
         refusal: why there can be no plan, None while there can.
     """
 
-    def __init__(self, inputs: Sequence[Tensor], changing: Sequence[Tensor] = (), *, rehearsal: bool = False) -> None:
+    def __init__(
+        self,
+        inputs: Sequence[Tensor],
+        changing: Sequence[Tensor] = (),
+        groups: Sequence[SpectralNormGroup] = (),
+        *,
+        rehearsal: bool = False,
+    ) -> None:
         super().__init__()
         self._rehearsal = rehearsal
         self._owner = object()
@@ -88,6 +98,7 @@ class Recorder(Mode):  # type: ignore[no-untyped-call]
         self.steps: list[Step | Stage] = []
         self.received: Tensor | None = None
         self.coarsest = inputs[0].dtype
+        self.norms = [(group, group.last_sigmas) for group in groups]
         self.refusal: str | None = None
 
     def __torch_dispatch__(
@@ -165,14 +176,19 @@ class Recorder(Mode):  # type: ignore[no-untyped-call]
         kept = mutates(func) or is_random(func) or bool(changed(func, args, kwargs))
         self.steps.append(Step(func, inputs, named, noted(result), kept, _is_transpose(func, args)))
 
+    def note_norms(self) -> None:
+        """The critic has run: its groups know the norms of its weights."""
+        self.norms = [(group, group.last_sigmas) for group, _ in self.norms]
+
     def stage(self, scores: Tensor, by_score: Tensor | None) -> None:
-        """A place at which a run hands out ``scores`` and waits for what stands for ``by_score``."""
-        slot = self.slot(scores)
-        if slot is None:
+        """A place at which a run hands out ``scores`` and `norms`, and waits for what stands for ``by_score``."""
+        slots = [self.slot(tensor) for tensor in (scores, *(sigma for _, calls in self.norms for _, sigma in calls))]
+        out = [slot for slot in slots if slot is not None]
+        if len(out) < len(slots):
             self.refusal = self.refusal or "the scores are no result of an operation"
             return
         self.received = by_score
-        self.steps.append(Stage([slot], [] if by_score is None else [self._new(by_score)]))
+        self.steps.append(Stage(out, [] if by_score is None else [self._new(by_score)]))
 
     @property
     def has_stage(self) -> bool:

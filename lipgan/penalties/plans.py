@@ -22,6 +22,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from lipgan.nn.spectral_norm_group import SpectralNormGroup
 from lipgan.ops._backend import is_plain
 from lipgan.penalties.conditions import WithoutAutocast
 from lipgan.penalties.critic_call import CriticCall
@@ -47,10 +48,18 @@ class Plan:
             scores, where there is a loss, and results in the penalty and the gradients.
         places: for each gradient that of its parameter among the inputs.
         coarsest: dtype that anything in it is rounded to.
+        norms: groups of spectral norms, and the names of the weights of each call that one of them has made. They are
+            told the norms, which follow the scores, or, where there is no loss, the gradients.
     """
 
-    def __init__(self, program: Program, places: Sequence[int], coarsest: torch.dtype) -> None:
-        self._program, self._places = program, places
+    def __init__(
+        self,
+        program: Program,
+        places: Sequence[int],
+        coarsest: torch.dtype,
+        norms: Sequence[tuple[SpectralNormGroup, list[list[str]]]] = (),
+    ) -> None:
+        self._program, self._places, self._norms = program, places, norms
         self.coarsest = coarsest
 
     def run(self, inputs: Sequence[Tensor], loss: Loss | None, differentiable: bool) -> Outcome:
@@ -75,7 +84,8 @@ class Plan:
         received: Any = None
         if by_score is not None:
             with torch.no_grad(), WithoutAutocast(kind):
-                (scores,) = next(running)
+                scores, *norms = next(running)
+            self._tell(norms)
             derivative = by_score(scores)
             received = None if derivative is None else (derivative,)
         try:
@@ -84,7 +94,15 @@ class Plan:
         except StopIteration as stop:
             penalty, *grads = stop.value
         assert isinstance(penalty, Tensor)
+        if by_score is None:
+            self._tell(grads[len(self._places) :])
+            del grads[len(self._places) :]
         return penalty, [inputs[place] for place in self._places], grads
+
+    def _tell(self, norms: Sequence[Any]) -> None:
+        left = iter(norms)
+        for group, calls in self._norms:
+            group.last_sigmas = [(names, next(left)) for names in calls]
 
 
 def loss_by_scores(loss: Loss, scores: Tensor, differentiable: bool) -> tuple[Tensor, Tensor | None]:
@@ -168,7 +186,8 @@ class Case:
         if held is None:
             self._reason = "there are hooks on all modules"
             return None
-        return Recorder([leaf, *self._tensors[1:], *held], [*self._critic.buffers()], rehearsal=rehearsal)
+        inputs, changing = [leaf, *self._tensors[1:], *held], [*self._critic.buffers()]
+        return Recorder(inputs, changing, self._conditions.groups, rehearsal=rehearsal)
 
     def keep(self, recorder: Recorder, found: Any) -> None:
         """Remember what was found by a recording, unless the critic has changed meanwhile."""
@@ -199,10 +218,12 @@ def plan(recorder: Recorder, outcome: Outcome, compile: bool | str = False) -> P
     if None in places:
         recorder.refusal = "a gradient belongs to none of the critic's parameters"
         return None
-    program = recorder.program([penalty, *(grad for _, grad in by_leaf)], compile)
+    norms = [] if recorder.has_stage else [sigma for _, calls in recorder.norms for _, sigma in calls]
+    program = recorder.program([penalty, *(grad for _, grad in by_leaf), *norms], compile)
     if program is None:
         return None
-    return Plan(program, [place for place in places if place is not None], recorder.coarsest)
+    told = [(group, [names for names, _ in calls]) for group, calls in recorder.norms]
+    return Plan(program, [place for place in places if place is not None], recorder.coarsest, told)
 
 
 def tried(
@@ -214,6 +235,7 @@ def tried(
         reordered: whether it may add in another order.
     """
     after = State(call, x)
+    told = [(group, group.last_sigmas) for group, _ in recorder.norms]
     before.restore()
     by_score = None if not recorder.has_stage else lambda scores: recorder.received
     try:
@@ -229,6 +251,8 @@ def tried(
         return False
     finally:
         after.restore()
+        for group, sigmas in told:
+            group.last_sigmas = sigmas
     return True
 
 

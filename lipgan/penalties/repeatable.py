@@ -5,9 +5,10 @@ changed, and if the code leaves nothing behind but tensors. `Conditions` reads t
 module, and of what it calls, and notes what has to stay the same; it compares that in about a microsecond for each
 module. What the reader does not know is refused: the answer costs time then, and no digit.
 
-Known are PyTorch's own layers and functions, methods of tensors, and code that reads constants and calls those.
-Refused are changes of attributes, closures and globals, values that leave a tensor (``item``, ``numpy``), random
-numbers of Python, hooks, parametrizations, attributes that hold lists or objects, functions of other packages.
+Known are PyTorch's own layers and functions, methods of tensors, and code that reads constants and calls those; the
+parametrizations of spectral and weight normalization, and the hooks of a `SpectralNormGroup`. Refused are changes of
+attributes, closures and globals, values that leave a tensor (``item``, ``numpy``), random numbers of Python, other
+hooks and parametrizations, attributes that hold lists or objects, functions of other packages.
 """
 
 from __future__ import annotations
@@ -17,12 +18,16 @@ import copy
 import dis
 import math
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.utils import parametrizations, parametrize
+
+from lipgan.nn.spectral_norm import Parametrizations, SpectralNorm
+from lipgan.nn.spectral_norm_group import SpectralNormGroup
 
 # Whose values never change, and compare by their values.
 _CONSTANTS = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device, torch.memory_format, type(...))
@@ -61,10 +66,17 @@ _CONTEXTS = {torch.no_grad, torch.enable_grad, torch.Tensor, torch.Size}
 # Layers of PyTorch whose code does more than compute: parts of other processes, parameters that come late.
 _REFUSED_CLASSES = (nn.SyncBatchNorm, nn.modules.lazy.LazyModuleMixin)
 
+# What makes a weight of others: as read, they compute from their attributes and tensors alone.
+_PARAMETRIZATIONS = {
+    *(SpectralNorm, Parametrizations, parametrize.ParametrizationList),
+    *(parametrizations._SpectralNorm, parametrizations._WeightNorm),
+}
+
 _LEAVING = {"STORE_GLOBAL", "DELETE_GLOBAL", "STORE_NAME", "STORE_ATTR", "DELETE_ATTR", "IMPORT_NAME", "IMPORT_STAR"}
 _LEAVING |= {"LOAD_BUILD_CLASS", "LOAD_LOCALS", "LOAD_FROM_DICT_OR_GLOBALS", "GET_AWAITABLE", "SETUP_ANNOTATIONS"}
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_HOOKS_OF_GROUPS = {SpectralNormGroup._before, SpectralNormGroup._after}
 _CONTAINERS = {*_HOOKS, "_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "_is_full_backward_hook"}
 _CONTAINERS |= {"_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks"}
 _CONTAINERS |= {"_load_state_dict_post_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"}
@@ -83,10 +95,14 @@ class Conditions:
 
     Raises:
         NotRepeatable: with the reason.
+
+    Attributes:
+        groups: those whose hooks run before and after the critic.
     """
 
     def __init__(self, critic: nn.Module) -> None:
-        self._check = _comparison(critic, _read_everything(critic))
+        self.groups = _groups(critic)
+        self._check = _comparison(critic, _read_everything(critic), self.groups)
 
     def holds(self, critic: nn.Module) -> list[Tensor] | None:
         """The parameters and buffers of the critic, each once, in one order; None if a condition fails."""
@@ -121,14 +137,22 @@ class _Reader:
         cls = type(module)
         if not all(function.__module__.startswith("torch.nn.") for function in (cls.__call__, cls.__getattr__)):
             raise NotRepeatable(f"{cls.__name__} changes how modules are called or read")
-        if cls.__getattribute__ is not object.__getattribute__ or hasattr(module, "parametrizations"):
+        if cls.__getattribute__ is not object.__getattribute__:
             raise NotRepeatable(f"{cls.__name__} computes its attributes")
-        if any(getattr(module, name) for name in _HOOKS) or module._compiled_call_impl is not None:
+        if (
+            any(map(_foreign_hooks, (getattr(module, name) for name in _HOOKS)))
+            or module._compiled_call_impl is not None
+        ):
             raise NotRepeatable(f"{cls.__name__} has hooks")
         if "forward" in module.__dict__:
             raise NotRepeatable(f"{cls.__name__} has a forward of its own in an instance")
         if isinstance(module, _REFUSED_CLASSES):
             raise NotRepeatable(f"{cls.__name__} does more than compute")
+        if cls in _PARAMETRIZATIONS:
+            return
+        if _is_parametrized(cls):
+            self._read_parametrized(module)
+            cls = cls.__bases__[0]
         if _is_layer(cls):  # whose code may read any attribute
             for name, value in module.__dict__.items():
                 if isinstance(value, types.FunctionType):
@@ -142,6 +166,18 @@ class _Reader:
             for name, value in {} if _is_of_torch(base) else base.__dict__.items():
                 if name.startswith("__") and isinstance(value, types.FunctionType) and name not in _UNCALLED:
                     self._read_function(value)
+
+    def _read_parametrized(self, module: nn.Module) -> None:
+        """A module whose class computes some of its tensors."""
+        self.globals.append((vars(parametrize), "_cache_enabled", 0))
+        if parametrize._cache_enabled:
+            raise NotRepeatable(f"{type(module).__name__} keeps what it computes")
+        for name, value in type(module).__dict__.items():
+            if isinstance(value, property):
+                self.globals.append((type(module).__dict__, name, value))
+                for parametrization in module.parametrizations[name]:  # type: ignore[index]
+                    if type(parametrization) not in _PARAMETRIZATIONS:
+                        raise NotRepeatable(f"{name} is made by {type(parametrization).__name__}")
 
     def _read_function(self, function: Any) -> None:
         if isinstance(function, (staticmethod, classmethod)):
@@ -243,7 +279,8 @@ class _Reader:
                 elif _is_of_torch(cls):
                     pass
                 elif isinstance(value, property):
-                    self._read_function(value.fget)
+                    if not _is_parametrized(cls):
+                        self._read_function(value.fget)
                 elif isinstance(value, (staticmethod, classmethod, types.FunctionType)):
                     self._read_function(value)
                 else:
@@ -257,6 +294,22 @@ def _is_record(cls: type) -> bool:
         return False
     made = {"__new__", "__repr__", "_replace", "__replace__", "_asdict", "__getnewargs__"}
     return all(name in made or not isinstance(value, types.FunctionType) for name, value in cls.__dict__.items())
+
+
+def _is_parametrized(cls: type) -> bool:
+    """Whether `torch.nn.utils.parametrize` has made the class for one module."""
+    return cls.__module__ == parametrize.__name__ and cls not in _PARAMETRIZATIONS
+
+
+def _foreign_hooks(hooks: Mapping[int, Any]) -> bool:
+    """Whether there are hooks but those of groups of spectral norms."""
+    return any(getattr(hook, "__func__", None) not in _HOOKS_OF_GROUPS for hook in hooks.values())
+
+
+def _groups(critic: nn.Module) -> list[SpectralNormGroup]:
+    """Those whose hooks are on the critic."""
+    owners = [getattr(hook, "__self__", None) for hook in critic._forward_pre_hooks.values()]
+    return [owner for owner in owners if isinstance(owner, SpectralNormGroup)]
 
 
 def _is_of_torch(cls: type) -> bool:
@@ -295,8 +348,14 @@ def _is_trusted(value: Any) -> bool:
 # ---- the comparison, as code: a loop over descriptions would take several times as long ----
 
 
-def _comparison(critic: nn.Module, reader: _Reader) -> Callable[[nn.Module], list[Tensor] | None]:
+def _comparison(
+    critic: nn.Module, reader: _Reader, groups: Sequence[SpectralNormGroup]
+) -> Callable[[nn.Module], list[Tensor] | None]:
     """A function that compares a critic with what it is now, and returns its tensors."""
+    served = {id(member.list): member.served for group in groups for member in group._members}
+    grouped = {
+        id(part) for group in groups for member in group._members for part in (member.list, member.parametrization)
+    }
     constants: dict[str, Any] = {}
 
     def named(value: Any) -> str:
@@ -334,13 +393,20 @@ def _comparison(critic: nn.Module, reader: _Reader) -> Callable[[nn.Module], lis
         attributes = module.__dict__
         lines.append(f"d = {place}.__dict__")
         conditions = [f"type({place}) is not {named(type(module))}", f"len(d) != {len(attributes)}"]
-        conditions += [f"d[{name!r}]" for name in _HOOKS]
+        for name in _HOOKS:
+            hooks = [*attributes[name].values()]
+            conditions.append(f"[*d[{name!r}].values()] != {named(hooks)}" if hooks else f"d[{name!r}]")
+        if id(module) in grouped:
+            conditions.append(f"{place} is not {named(module)}")
         if type(module) not in classes:
             classes.add(type(module))
             conditions.append(f"type({place}).forward is not {named(type(module).forward)}")
-        is_layer = _is_layer(type(module))
+        is_layer = _is_layer(type(module)) or type(module) in _PARAMETRIZATIONS
         for name, value in attributes.items():
             if name in _CONTAINERS or not (is_layer or name in reader.names):
+                continue
+            if name == "served" and value is served.get(id(module), ()):
+                conditions.append(f"d[{name!r}] is not {named(value)}")
                 continue
             if is_layer and type(value) is list and _is_constant(_as_tuples(value)):
                 conditions.append(f"d[{name!r}] != {named(copy.deepcopy(value))}")
