@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from lipgan.nn.spectral_norm_group import SpectralNormGroup, group_spectral_norm
     from lipgan.objectives import divergences, losses, regularizers
     from lipgan.ops import use_backend
-    from lipgan.penalties import critic_loss, gradient_penalty, interpolate
+    from lipgan.penalties import critic_loss, gradient_penalty, graphed_critic_step, interpolate
     from lipgan.training import Trainer
 
     __version__: str
@@ -25,6 +25,7 @@ __all__ = [
     "divergences",
     "frechet_distance",
     "gradient_penalty",
+    "graphed_critic_step",
     "group_spectral_norm",
     "interpolate",
     "linalg",
@@ -53,6 +54,7 @@ _FROM = {
     "divergences": "lipgan.objectives",
     "frechet_distance": "lipgan.metrics",
     "gradient_penalty": "lipgan.penalties",
+    "graphed_critic_step": "lipgan.penalties",
     "group_spectral_norm": "lipgan.nn",
     "interpolate": "lipgan.penalties",
     "losses": "lipgan.objectives",

@@ -55,6 +55,9 @@ _OF_MODULES |= {"to", "type", "float", "double", "half", "bfloat16"}
 _UNCALLED = {"__init__", "__repr__", "__str__", "__setstate__", "__getstate__", "__reduce__", "__del__", "__dir__"}
 _UNCALLED |= {"__deepcopy__", "__copy__", "__new__", "__setattr__", "__delattr__"}
 
+# Classes of tensors whose operations are PyTorch's.
+_TENSORS = {Tensor, nn.Parameter}
+
 _NAMESPACES = {torch, torch.nn, torch.nn.functional, torch.fft, torch.linalg, torch.special, torch.compiler, math}
 # Modules of functions that are written in Python, and of those that are not.
 _TRUSTED = {"torch.functional", "torch.nn.functional", "torch._jit_internal"}
@@ -97,7 +100,7 @@ class Conditions:
         NotRepeatable: with the reason.
 
     Attributes:
-        groups: those whose hooks run before and after the critic.
+        groups: those whose hooks run before and after the critic, or a part of it.
     """
 
     def __init__(self, critic: nn.Module) -> None:
@@ -307,8 +310,9 @@ def _foreign_hooks(hooks: Mapping[int, Any]) -> bool:
 
 
 def _groups(critic: nn.Module) -> list[SpectralNormGroup]:
-    """Those whose hooks are on the critic."""
-    owners = [getattr(hook, "__self__", None) for hook in critic._forward_pre_hooks.values()]
+    """Those whose hooks are on the critic, or on a part of it."""
+    hooks = [hook for module in critic.modules() for hook in module._forward_pre_hooks.values()]
+    owners = [getattr(hook, "__self__", None) for hook in hooks]
     return [owner for owner in owners if isinstance(owner, SpectralNormGroup)]
 
 
@@ -431,7 +435,7 @@ def _comparison(
                 if id(tensor) in tensors:
                     refuse_if(f"p[{name!r}] is not {tensors[id(tensor)]}")
                     continue
-                if type(tensor) not in (Tensor, nn.Parameter) or tensor.layout != torch.strided:
+                if type(tensor) not in _TENSORS or tensor.layout != torch.strided:
                     raise NotRepeatable(f"{name} of {type(module).__name__} is a {type(tensor).__name__}")
                 if not tensor.is_leaf or tensor._backward_hooks:
                     raise NotRepeatable(f"{name} of {type(module).__name__} has a history or hooks")
