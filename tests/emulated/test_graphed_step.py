@@ -276,7 +276,7 @@ class Asking(nn.Module):
 
 class Copying(Asking):
     def forward(self, x: Tensor) -> Tensor:
-        return self.layer((x + x.detach().cpu().to(x.device)).flatten(1))
+        return self.layer((x + x.detach().to("cpu").to(x.device)).flatten(1))
 
 
 def test_critics_and_losses_that_may_do_otherwise() -> None:
