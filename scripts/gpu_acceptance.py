@@ -172,6 +172,7 @@ STAGES = [
     Stage("ceilings", 30, check("ceilings")),
     Stage("parity", 120, check("parity"), environment=interpreted),
     *(Stage(f"graph of {name}", 30, check(f"graph-{name}"), graphs_missing) for name in GRAPHS),
+    Stage("graphed step", 40, check("graphed-step")),
     Stage("streams", 30, check("streams"), graphs_missing),
     Stage("two devices", 30, check("two-devices")),
     Stage("compile", 90, check("compile")),

@@ -6,13 +6,14 @@ python scripts/gpu_checks.py parity --device cuda
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
 import json
 import math
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -354,6 +355,49 @@ def _captured(name: str, device: torch.device) -> tuple[list[Tensor], Callable[[
     return [real, fake], step
 
 
+def graphed_step(device: torch.device) -> list[Table]:
+    """Steps of lipgan.graphed_critic_step take a critic where the steps take it that they stand for."""
+    table = Table("lipgan.graphed_critic_step", ["critic", "kind", "as it is us", "graphed us"])
+    image = nn.Sequential(
+        *(nn.Conv2d(3, 16, 3, 2, 1), nn.LeakyReLU(0.2), nn.Conv2d(16, 32, 3, 2, 1), nn.SiLU(), nn.Flatten()),
+        nn.Linear(32 * 64, 1),
+    ).to(device)
+    lipgan.group_spectral_norm(image)
+    shapes = {"perceptron": (_critic(device), (64,)), "images, spectral norm": (image, (3, 32, 32))}
+    for name, (critic, shape) in shapes.items():
+        for kind in ("r1", "wgan-gp"):
+            real, fake = torch.randn(64, *shape, device=device), torch.randn(64, *shape, device=device)
+            critics = [critic, copy.deepcopy(critic)]
+            on_gpu = device.type == "cuda"
+            optimizers = [torch.optim.Adam(c.parameters(), 1e-4, capturable=on_gpu) for c in critics]
+            graphed = lipgan.graphed_critic_step(critics[0], optimizers[0], "hinge", kind=kind)
+
+            def plain(
+                critic: nn.Module = critics[1],
+                optimizer: torch.optim.Optimizer = optimizers[1],
+                kind: str = kind,
+                samples: Sequence[Tensor] = (real, fake),
+            ) -> lipgan.penalties.CriticLoss:
+                optimizer.zero_grad()
+                result = lipgan.critic_loss(critic, *samples, "hinge", kind=kind)
+                result.total.backward()
+                optimizer.step()
+                return result
+
+            for k in range(8):
+                for tensor in (real, fake):
+                    tensor.normal_()
+                torch.manual_seed(k)
+                ours = graphed(real, fake)
+                if kind == "r1":  # the same random numbers, where there are none
+                    torch.testing.assert_close(ours.total, plain().total.detach(), rtol=1e-3, atol=1e-4)
+                assert ours.total.isfinite()
+            once = times(plain, device)[0]
+            table.add(critic=name, kind=kind, as_it_is_us=round(once, 1), graphed_us=round(times(
+                lambda step=graphed, x=real, y=fake: step(x, y), device)[0], 1))  # fmt: skip
+    return [table]
+
+
 def streams(device: torch.device) -> list[Table]:
     """On a stream beside the current one an op gives the same."""
     if device.type != "cuda":
@@ -475,6 +519,7 @@ CHECKS: dict[str, Callable[[torch.device], list[Table]]] = {
     "small": lambda device: parity(device, small=True),
     **{f"graph-{name}": _graphed(name)
        for name in ("spectral-norm-forward", "spectral-norm-backward", "penalty", "critic-step")},
+    "graphed-step": graphed_step,
     "streams": streams,
     "two-devices": two_devices,
     "compile": compiled,
