@@ -81,7 +81,17 @@ RECIPES = (
 DATA_SETS = ("digits", "grid", "patches", "ring", "segments", "swiss-roll", "two-gaussians")
 
 #: The modules of `lipgan.bench`.
-BENCHMARKS = ("spectral-norm", "gradient-penalty", "compiled-penalty", "frechet", "prdc", "fid", "kid", "step")
+BENCHMARKS = (
+    "spectral-norm",
+    "gradient-penalty",
+    "compiled-penalty",
+    "frechet",
+    "prdc",
+    "fid",
+    "kid",
+    "step",
+    "sweep",
+)
 
 #: The modules of `lipgan.studies`, in the order of the lectures, and what each shows.
 STUDIES: Mapping[str, str] = MappingProxyType(

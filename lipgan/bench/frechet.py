@@ -43,7 +43,7 @@ def _by_sqrtm(mu1: Any, sigma1: Any, mu2: Any, sigma2: Any) -> float:
     return float(difference.dot(difference) + np.trace(sigma1) + np.trace(sigma2) - 2 * np.trace(root.real))
 
 
-def _by_eigvals(mu1: Tensor, sigma1: Tensor, mu2: Tensor, sigma2: Tensor) -> Tensor:
+def by_eigvals(mu1: Tensor, sigma1: Tensor, mu2: Tensor, sigma2: Tensor) -> Tensor:
     """As torchmetrics: the eigenvalues of the product, which is not symmetric, so they come out complex."""
     roots: Tensor = torch.linalg.eigvals(sigma1 @ sigma2).sqrt().real.sum()
     return (mu1 - mu2).square().sum() + sigma1.trace() + sigma2.trace() - 2 * roots
@@ -92,7 +92,7 @@ def _spectral_times(name: str, d: int, seed: int, seconds: float) -> tuple[dict[
     distance, info = frechet_distance(*statistics, return_info=True)
     slow = frechet_distance(*statistics, method="svd")
     variants: dict[str, Callable[[], Any]] = {
-        EIGVALS: functools.partial(_by_eigvals, *statistics),
+        EIGVALS: functools.partial(by_eigvals, *statistics),
         OURS: functools.partial(frechet_distance, *statistics),
     }
     # Where the rank is deficient, what is left of its zeros has roots of half of the digits.
@@ -115,7 +115,7 @@ def _variants(d: int, seed: int) -> dict[str, Callable[[], Any]]:
     arrays = [x.numpy() for x in statistics]
     return {
         SQRTM: functools.partial(_by_sqrtm, *arrays),
-        EIGVALS: functools.partial(_by_eigvals, *statistics),
+        EIGVALS: functools.partial(by_eigvals, *statistics),
         OURS: functools.partial(frechet_distance, *statistics),
         PREPARED: functools.partial(frechet_distance, *statistics, factor1=real.factor),
     }
