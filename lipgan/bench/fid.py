@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from lipgan.bench.frechet import _by_eigvals, _features
+from lipgan.bench.frechet import by_eigvals, _features
 from lipgan.bench.harness import Table, in_fresh_process, interleave
 from lipgan.commands import fid, parser
 from lipgan.metrics import FrechetDistance
@@ -58,7 +58,7 @@ def _sums(batches: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
 
 
 def _by_sums(real: tuple[Tensor, ...], fake: tuple[Tensor, ...]) -> float:
-    return float(_by_eigvals(*_sums(real), *_sums(fake)))
+    return float(by_eigvals(*_sums(real), *_sums(fake)))
 
 
 # ---- what is measured ----
