@@ -79,7 +79,9 @@ def _triangle_place(index):
 @triton.jit
 def _matrix_sqrt_gram_kernel(
     x,  # T [batch, m, n], any strides
-    coefficients,  # T [3]: a, b, c; only if POLYNOMIAL
+    a: tl.float64,  # a, b and c only if POLYNOMIAL
+    b: tl.float64,
+    c: tl.float64,
     out,  # T [batch, n, n], contiguous
     m,
     n,
@@ -114,8 +116,9 @@ def _matrix_sqrt_gram_kernel(
     if POLYNOMIAL:
         corner = x + row.to(tl.int64) * row_stride + col.to(tl.int64) * col_stride
         x_tile = tl.load(corner + (index[:, None] * row_stride + index[None, :] * col_stride), mask=inside, other=0.0)
-        value = tl.load(coefficients + 1) * x_tile + tl.load(coefficients + 2) * value
-        value += tl.where(rows == cols, tl.load(coefficients), 0.0)
+        T: tl.constexpr = x.dtype.element_ty
+        value = tl.full([], b, T) * x_tile + tl.full([], c, T) * value
+        value += tl.where(rows == cols, tl.full([], a, T), 0.0)
     corner = out + row.to(tl.int64) * n + col
     offsets = index[:, None] * n + index[None, :]
     image = out + col.to(tl.int64) * n + row
@@ -177,24 +180,12 @@ def _as_batch(x: Tensor) -> Tensor:
     return materialized(x).reshape(x.shape[:-2].numel(), *x.shape[-2:])
 
 
-def _coefficient_table(coefficients: Sequence[tuple[float, float, float]], like: Tensor) -> Tensor:
-    """[steps, 4] on the device of `like`: a row is a, b, c and padding, so that every row is aligned alike.
-
-    The kernel reads them from memory, because a float argument of a kernel is a float32 and a compile-time
-    constant would be a compilation per step.
-    """
-    rows = [(a, b, c, 0.0) for a, b, c in coefficients]
-    # From pinned memory the copy is queued on the stream like a kernel; otherwise it would wait for the GPU.
-    table = torch.tensor(rows, dtype=like.dtype, pin_memory=like.is_cuda)
-    return table.to(like.device, non_blocking=True)
-
-
 def _check_strides(x: Tensor, tile: config.ProductTile) -> None:
     if max(x.stride()[1:]) * tile.block >= 1 << 31:
         raise ValueError(f"a matrix has strides {x.stride()}, which are too large: offsets within a tile are 32-bit")
 
 
-def _launch_gram(x: Tensor, coefficients: Tensor | None, out: Tensor, precision: str) -> None:
+def _launch_gram(x: Tensor, coefficients: tuple[float, float, float] | None, out: Tensor, precision: str) -> None:
     batch, m, n = x.shape
     tile = config.product_tile(n, n, batch, x.element_size(), symmetric=True)
     _check_strides(x, tile)
@@ -202,9 +193,11 @@ def _launch_gram(x: Tensor, coefficients: Tensor | None, out: Tensor, precision:
     tiles = side * (side + 1) // 2
     if batch * tiles == 0:
         return
+    # Float arguments that are annotated as float64 arrive as such, and are not compile-time constants.
+    a, b, c = (0.0, 0.0, 0.0) if coefficients is None else map(float, coefficients)
     with torch.cuda.device_of(x):
         _matrix_sqrt_gram_kernel[(batch * tiles,)](
-            x, coefficients, out, m, n, tiles, *x.stride(),
+            x, a, b, c, out, m, n, tiles, *x.stride(),
             POLYNOMIAL=coefficients is not None, PRECISION=precision, **tile.blocks, **tile.options,
         )  # fmt: skip
 
@@ -268,8 +261,7 @@ def polynomial(x: Tensor, gram: Tensor, a: float, b: float, c: float, *, precisi
             f"got {gram.dtype} {list(gram.shape)} on {gram.device}"
         )
     q, out = gram.new_empty(gram.shape), x.new_empty(x.shape)
-    (row,) = _coefficient_table([(a, b, c)], x)
-    _launch_gram(_as_batch(gram), row, _as_batch(q), precision)
+    _launch_gram(_as_batch(gram), (a, b, c), _as_batch(q), precision)
     _launch_product(_as_batch(x), _as_batch(q), _as_batch(out), precision)
     return out
 
@@ -303,7 +295,7 @@ def polar_iteration(
     gram, q = x.new_empty(2, batch, n, n)
     # Two results take turns, so that M itself stays as it is.
     results = x.new_empty(min(len(coefficients), 2), *x.shape)
-    for step, row in enumerate(_coefficient_table(coefficients, x)):
+    for step, row in enumerate(coefficients):
         _launch_gram(x, None, gram, precision)
         _launch_gram(gram, row, q, precision)
         _launch_product(x, q, results[step % 2], precision)

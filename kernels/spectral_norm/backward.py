@@ -1,8 +1,9 @@
 """Backward: the gradients of a group of weights, with u and v constant."""
 
-import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 import triton
@@ -13,14 +14,15 @@ from .. import config
 from ..common import accumulation_dtype, matrix_tile
 from .tables import (
     TRITON_DTYPES,
+    Plans,
+    address,
     address_table,
     as_pointer,
-    check_shapes,
     check_width,
     inverse_scale,
     is_aligned,
     load_sum,
-    shapes,
+    matrix_shapes,
     width,
     work_table,
 )
@@ -32,15 +34,14 @@ _BWD_COLUMN_TILES = tl.constexpr(2)
 _BWD_PER_PART = tl.constexpr(3)  # elements of one partial <dY, Y>
 _BWD_PARTS = tl.constexpr(4)
 _BWD_OFFSET = tl.constexpr(5)  # of the layer's first partial
-_BWD_FIELDS = tl.constexpr(6)
+_BWD_UV = tl.constexpr(6)  # the offset of u, and of v behind it, in `uv`
+_BWD_FIELDS = tl.constexpr(7)
 
 # Columns of the backward addresses.
 _BWD_GRAD_Y = tl.constexpr(0)
 _BWD_Y = tl.constexpr(1)
-_BWD_U = tl.constexpr(2)
-_BWD_V = tl.constexpr(3)
-_BWD_GRAD_WEIGHT = tl.constexpr(4)
-_BWD_ADDRESSES = tl.constexpr(5)
+_BWD_GRAD_WEIGHT = tl.constexpr(2)
+_BWD_ADDRESSES = tl.constexpr(3)
 
 
 @triton.jit
@@ -117,6 +118,7 @@ def _spectral_norm_grad_weight_kernel(
     partials,  # A [...]
     sigma_ptr,  # A [num_layers]
     grad_sigma_ptr,  # A [num_layers]
+    uv,  # T [...]: u and v of each layer
     HAS_GRAD_SIGMA: tl.constexpr,
     TINY: tl.constexpr,
     DTYPE: tl.constexpr,
@@ -135,8 +137,6 @@ def _spectral_norm_grad_weight_kernel(
     tile = tl.load(work + tl.program_id(0) * 2 + 1).to(tl.int64)
     addresses += layer * _BWD_ADDRESSES
     grad_y_address = tl.load(addresses + _BWD_GRAD_Y)
-    u = tl.load(addresses + _BWD_U).to(tl.pointer_type(DTYPE))
-    v = tl.load(addresses + _BWD_V).to(tl.pointer_type(DTYPE))
     grad_weight_address = tl.load(addresses + _BWD_GRAD_WEIGHT)
     geometry += layer * _BWD_FIELDS
     h = tl.load(geometry + _BWD_H)
@@ -144,6 +144,8 @@ def _spectral_norm_grad_weight_kernel(
     column_tiles = tl.load(geometry + _BWD_COLUMN_TILES)
     parts = tl.load(geometry + _BWD_PARTS)
     offset = tl.load(geometry + _BWD_OFFSET)
+    u = uv + tl.load(geometry + _BWD_UV)
+    v = u + h
 
     sigma = tl.load(sigma_ptr + layer)
     inverse = inverse_scale(sigma, TINY)
@@ -171,31 +173,56 @@ def _spectral_norm_grad_weight_kernel(
 
 @dataclass(frozen=True)
 class _BackwardPlan:
-    """What a backward call needs to know of its shapes; the tensors lie on the device."""
+    """What a backward call needs to know of its shapes: tables on the device, and launches that lack their arrays."""
 
     geometry: Tensor
     partials: Tensor
     tiles: Tensor
-    tile: config.Tile
+    partials_size: int
+    vectors_size: int
+    itemsize: int
+    acc_dtype: torch.dtype
+    grad_dot: Callable[..., Any]
+    grad_weight: Callable[..., Any]
+    grad_weight_and_sigma: Callable[..., Any]
 
 
-@functools.lru_cache(maxsize=64)
-def _backward_plan(shapes: tuple[config.Shape, ...], itemsize: int, device: torch.device) -> _BackwardPlan:
-    tile = config.matrix_tile(shapes, itemsize)
-    check_width(shapes, tile)
-    geometry, partials, tiles = [], [], []
-    for h, w in shapes:
+def _backward_plan(shapes: tuple[torch.Size, ...], dtype: torch.dtype, device: torch.device) -> _BackwardPlan:
+    itemsize, acc_dtype, matrices = dtype.itemsize, accumulation_dtype(dtype), matrix_shapes(shapes)
+    tile = config.matrix_tile(matrices, itemsize)
+    check_width(matrices, tile)
+    geometry, partials, tiles, vectors = [], [], [], 0
+    for h, w in matrices:
         column_tiles = config.ceil_div(w, tile.block_w)
         per_part = config.elements_per_partial(h * w, itemsize)
-        geometry.append([h, w, column_tiles, per_part, config.ceil_div(h * w, per_part), sum(partials)])
+        geometry.append([h, w, column_tiles, per_part, config.ceil_div(h * w, per_part), sum(partials), vectors])
         partials.append(config.ceil_div(h * w, per_part))
         tiles.append(config.ceil_div(h, tile.block_h) * column_tiles)
+        vectors += h + w
+    assert all(len(row) == _BWD_FIELDS.value for row in geometry)
+    grad_weight = partial(
+        _spectral_norm_grad_weight_kernel[(sum(tiles),)], TINY=torch.finfo(acc_dtype).tiny,
+        DTYPE=TRITON_DTYPES[dtype], STEP=config.PARTIALS_PER_STEP, **tile.blocks,
+        **config.launch_options(tile.num_warps),
+    )  # fmt: skip
     return _BackwardPlan(
         geometry=torch.tensor(geometry, dtype=torch.int64, device=device),
         partials=work_table(partials, device),
         tiles=work_table(tiles, device),
-        tile=tile,
-    )
+        partials_size=sum(partials),
+        vectors_size=vectors,
+        itemsize=itemsize,
+        acc_dtype=acc_dtype,
+        grad_dot=partial(
+            _spectral_norm_grad_dot_kernel[(sum(partials),)],
+            DTYPE=TRITON_DTYPES[dtype], BLOCK=config.flat_block(itemsize), **config.launch_options(config.FLAT_WARPS),
+        ),
+        grad_weight=partial(grad_weight, HAS_GRAD_SIGMA=False),
+        grad_weight_and_sigma=partial(grad_weight, HAS_GRAD_SIGMA=True),
+    )  # fmt: skip
+
+
+backward_plans = Plans(_backward_plan)
 
 
 def spectral_norm_bwd(
@@ -203,47 +230,54 @@ def spectral_norm_bwd(
     grad_sigma: Tensor | None,
     ys: Sequence[Tensor],
     sigma: Tensor,
-    us: Sequence[Tensor],
-    vs: Sequence[Tensor],
+    uv: Tensor,
 ) -> list[Tensor]:
     """Gradients of the weights, with u and v constant.
 
     Args:
-        grad_ys: [h, w] each, contiguous.
+        grad_ys: like Y each, contiguous.
         grad_sigma: [num_layers] in the accumulation dtype, or None for zeros.
-        ys, sigma, us, vs: what spectral_norm_fwd returned.
+        ys, sigma, uv: what spectral_norm_fwd returned.
 
     Returns:
-        dW [h, w] each, in the dtype of Y.
+        dW like Y each.
 
     Raises:
         ValueError: as spectral_norm_fwd.
     """
-    check_shapes(ys, us, vs)
     like = ys[0]
-    if shapes(grad_ys) != shapes(ys):
-        raise ValueError(f"shapes of the gradients {shapes(grad_ys)} differ from those of Y {shapes(ys)}")
+    dtype, device = like.dtype, like.device
+    shapes = tuple([y.shape for y in ys])
+    plan = backward_plans.of((shapes, dtype, device), like)
+    itemsize, acc_dtype = plan.itemsize, plan.acc_dtype
     for values in (sigma,) if grad_sigma is None else (sigma, grad_sigma):
-        if values.shape != (len(ys),) or values.dtype != accumulation_dtype(like.dtype):
+        if values.shape != (len(ys),) or values.dtype != acc_dtype or values.device != device:
             raise ValueError(
-                f"expected {accumulation_dtype(like.dtype)} [{len(ys)}] for sigma and its gradient, "
-                f"got {values.dtype} {list(values.shape)}"
+                f"expected {acc_dtype} [{len(ys)}] on {device} for sigma and its gradient, "
+                f"got {values.dtype} {list(values.shape)} on {values.device}"
             )
-    itemsize, dtype = like.element_size(), TRITON_DTYPES[like.dtype]
-    plan = _backward_plan(shapes(ys), itemsize, like.device)
-    grad_weights = [torch.empty_like(y) for y in ys]
-    partials = torch.empty(len(plan.partials), dtype=sigma.dtype, device=like.device)
-    addresses = address_table([grad_ys, ys, us, vs, grad_weights], like)
-    tile = plan.tile
+    address(uv, dtype, device, itemsize)
+    if uv.numel() != plan.vectors_size:
+        raise ValueError(f"expected u and v of all layers, {plan.vectors_size} numbers, got {uv.numel()}")
+    grad_weights, addresses = [], []
+    for grad_y, y, shape in zip(grad_ys, ys, shapes, strict=True):
+        if grad_y.shape != shape:
+            raise ValueError(
+                f"shapes of the gradients {[tuple(x.shape) for x in grad_ys]} differ from those of Y "
+                f"{[tuple(x) for x in shapes]}"
+            )
+        grad_weight = torch.empty_like(y)
+        grad_weights.append(grad_weight)
+        addresses += (
+            address(grad_y, dtype, device, itemsize), address(y, dtype, device, itemsize), grad_weight.data_ptr(),
+        )  # fmt: skip
+    partials = torch.empty(plan.partials_size, dtype=acc_dtype, device=device)
+    sigma = sigma.contiguous()
     with torch.cuda.device_of(like):
-        _spectral_norm_grad_dot_kernel[(len(plan.partials),)](
-            addresses, plan.geometry, plan.partials, partials,
-            DTYPE=dtype, BLOCK=config.flat_block(itemsize), **config.launch_options(config.FLAT_WARPS),
-        )  # fmt: skip
-        _spectral_norm_grad_weight_kernel[(len(plan.tiles),)](
-            addresses, plan.geometry, plan.tiles, partials, sigma.contiguous(),
-            sigma if grad_sigma is None else grad_sigma.contiguous(),
-            HAS_GRAD_SIGMA=grad_sigma is not None, TINY=torch.finfo(sigma.dtype).tiny, DTYPE=dtype,
-            STEP=config.PARTIALS_PER_STEP, **tile.blocks, **config.launch_options(tile.num_warps),
-        )  # fmt: skip
+        table = address_table(addresses, like)
+        plan.grad_dot(table, plan.geometry, plan.partials, partials)
+        if grad_sigma is None:
+            plan.grad_weight(table, plan.geometry, plan.tiles, partials, sigma, sigma, uv)
+        else:
+            plan.grad_weight_and_sigma(table, plan.geometry, plan.tiles, partials, sigma, grad_sigma.contiguous(), uv)
     return grad_weights

@@ -1,8 +1,9 @@
 """Forward: power iteration, sigma and ``W / sigma`` of a group of weights, in launches of `forward_kernels`."""
 
-import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,33 +19,43 @@ from .forward_kernels import (
 )
 from .tables import (
     TRITON_DTYPES,
+    Plans,
+    address,
     address_table,
-    check_shapes,
     check_width,
-    shapes,
+    matrix_shapes,
     work_table,
 )
 
 
 @dataclass(frozen=True)
 class _ForwardPlan:
-    """What a forward call needs to know of its shapes; the tensors lie on the device."""
+    """What a forward call needs to know of its shapes: tables on the device, and launches that lack their arrays."""
 
     geometry: Tensor
     blocks_of_rows: Tensor
     column_tiles: Tensor
     chunks: Tensor
     scratch_size: int
-    tile: config.Tile
-    columns: config.Tile
+    vectors_size: int
+    us: list[torch.Size]
+    vs: list[torch.Size]
+    itemsize: int
+    acc_dtype: torch.dtype
+    first: Callable[..., Any]
+    further: Callable[..., Any]
+    reduce: Callable[..., Any]
+    sigma: Callable[..., Any]
+    scale: Callable[..., Any]
+    scale_as_given: Callable[..., Any]
 
 
-@functools.lru_cache(maxsize=64)
-def _forward_plan(shapes: tuple[config.Shape, ...], itemsize: int, device: torch.device) -> _ForwardPlan:
-    tile, columns = config.matrix_tile(shapes, itemsize), config.column_tile(shapes)
-    check_width(shapes, tile)
-    geometry, blocks, column_tiles, chunks, end = [], [], [], [], 0
-    for h, w in shapes:
+def _forward_plan(shapes: tuple[torch.Size, ...], dtype: torch.dtype, device: torch.device, eps: float) -> _ForwardPlan:
+    itemsize, acc_dtype, matrices = dtype.itemsize, accumulation_dtype(dtype), matrix_shapes(shapes)
+    tile, columns = config.matrix_tile(matrices, itemsize), config.column_tile(matrices)
+    check_width(matrices, tile)
+    geometry, blocks, column_tiles, chunks, end, vectors = [], [], [], [], 0, 0
+    for h, w in matrices:
         padded_w = config.ceil_div(w, 16) * 16
         blocks.append(config.ceil_div(h, tile.block_h))
         column_tiles.append(config.ceil_div(w, columns.block_w))
@@ -56,52 +67,12 @@ def _forward_plan(shapes: tuple[config.Shape, ...], itemsize: int, device: torch
         for size in (h, padded_w, *stats, blocks[-1] * padded_w):
             row.append(end)
             end += config.ceil_div(size, 16) * 16
+        row.append(vectors)
+        vectors += h + w
         geometry.append(row)
     assert all(len(row) == FWD_FIELDS.value for row in geometry)
-    return _ForwardPlan(
-        geometry=torch.tensor(geometry, dtype=torch.int64, device=device),
-        blocks_of_rows=work_table(blocks, device),
-        column_tiles=work_table(column_tiles, device),
-        chunks=work_table(chunks, device),
-        scratch_size=end,
-        tile=tile,
-        columns=columns,
-    )
 
-
-def spectral_norm_fwd(
-    weights: Sequence[Tensor],
-    us: Sequence[Tensor],
-    vs: Sequence[Tensor],
-    n_power_iterations: int,
-    eps: float,
-) -> tuple[list[Tensor], Tensor, list[Tensor], list[Tensor]]:
-    """Normalize a group of weights by their largest singular values.
-
-    Args:
-        weights: matrices [h, w], contiguous, at least one, all of one dtype and on one device.
-        us: [h] each, same dtype; not changed.
-        vs: [w] each, same dtype; not changed.
-        n_power_iterations: 0 takes u and v as they are.
-        eps: lower bound of the norms that u and v are divided by.
-
-    Returns:
-        (ys, sigma, us, vs): Y = W / sigma [h, w] each, sigma [num_layers] in the accumulation dtype, and the
-        new u and v. All of them are fresh tensors.
-
-    Raises:
-        ValueError: for shapes that do not fit, mixed dtypes or devices, or tensors that are not contiguous.
-    """
-    check_shapes(weights, us, vs)
-    like = weights[0]
-    acc_dtype = accumulation_dtype(like.dtype)
     tiny = torch.finfo(acc_dtype).tiny
-    plan = _forward_plan(shapes(weights), like.element_size(), like.device)
-    ys, us_out, vs_out = ([torch.empty_like(x) for x in xs] for xs in (weights, us, vs))
-    sigma = torch.empty(len(weights), dtype=acc_dtype, device=like.device)
-    scratch = torch.empty(plan.scratch_size, dtype=acc_dtype, device=like.device)
-    addresses = address_table([weights, us, vs, ys, us_out, vs_out], like)
-    tile, columns, launch = plan.tile, plan.columns, config.launch_options
     numbers = {
         # A compile-time constant, because a float argument of a kernel is a float32.
         "EPS": max(float(eps), tiny),
@@ -111,27 +82,96 @@ def spectral_norm_fwd(
     # Below LARGE the sum of 2^31 squares is in the range; any sum of 2^31 numbers of the range is, times UNIT.
     narrow = acc_dtype == torch.float32
     limits = {"LARGE": 2.0 ** (64 if narrow else 450), "UNIT": 2.0 ** (-40 if narrow else -700)}
-    dtype = TRITON_DTYPES[like.dtype]
-    with torch.cuda.device_of(like):
-        for iteration in range(n_power_iterations):
-            spectral_norm_iterate_kernel[(len(plan.blocks_of_rows),)](
-                addresses, plan.geometry, plan.blocks_of_rows, scratch,
-                FIRST=iteration == 0, DTYPE=dtype, **numbers, **limits, **tile.blocks,
-                # Two programs of 8 warps on a multiprocessor; on sm_80 ptxas would make it four, and spill 32 bytes.
-                **launch(tile.num_warps, registers=128 if tile.num_warps == 8 else None),
-            )  # fmt: skip
-            spectral_norm_reduce_kernel[(len(plan.column_tiles),)](
-                plan.geometry, plan.column_tiles, scratch,
-                **numbers, **columns.blocks, **launch(columns.num_warps),
-            )  # fmt: skip
-        if n_power_iterations == 0:
-            spectral_norm_sigma_kernel[(len(plan.blocks_of_rows),)](
-                addresses, plan.geometry, plan.blocks_of_rows, scratch,
-                DTYPE=dtype, **limits, **tile.blocks, **launch(tile.num_warps),
-            )  # fmt: skip
-        spectral_norm_scale_kernel[(len(plan.chunks),)](
-            addresses, plan.geometry, plan.chunks, scratch, sigma,
-            ITERATED=n_power_iterations > 0, DTYPE=dtype, BLOCK=config.flat_block(like.element_size()),
-            BLOCK_H=tile.block_h, **numbers, **launch(config.FLAT_WARPS),
+    common, launch = {"DTYPE": TRITON_DTYPES[dtype]}, config.launch_options
+    iterate = partial(
+        spectral_norm_iterate_kernel[(sum(blocks),)], **common, **numbers, **limits, **tile.blocks,
+        # Two programs of 8 warps on a multiprocessor; on sm_80 ptxas would make it four, and spill 32 bytes.
+        **launch(tile.num_warps, registers=128 if tile.num_warps == 8 else None),
+    )  # fmt: skip
+    scale = partial(
+        spectral_norm_scale_kernel[(sum(chunks),)], **common, BLOCK=config.flat_block(itemsize),
+        BLOCK_H=tile.block_h, **numbers, **launch(config.FLAT_WARPS),
+    )  # fmt: skip
+    return _ForwardPlan(
+        geometry=torch.tensor(geometry, dtype=torch.int64, device=device),
+        blocks_of_rows=work_table(blocks, device),
+        column_tiles=work_table(column_tiles, device),
+        chunks=work_table(chunks, device),
+        scratch_size=end,
+        vectors_size=vectors,
+        us=[torch.Size([h]) for h, _ in matrices],
+        vs=[torch.Size([w]) for _, w in matrices],
+        itemsize=itemsize,
+        acc_dtype=acc_dtype,
+        first=partial(iterate, FIRST=True),
+        further=partial(iterate, FIRST=False),
+        reduce=partial(
+            spectral_norm_reduce_kernel[(sum(column_tiles),)],
+            **numbers, **columns.blocks, **launch(columns.num_warps),
+        ),
+        sigma=partial(
+            spectral_norm_sigma_kernel[(sum(blocks),)], **common, **limits, **tile.blocks, **launch(tile.num_warps)
+        ),
+        scale=partial(scale, ITERATED=True),
+        scale_as_given=partial(scale, ITERATED=False),
+    )  # fmt: skip
+
+
+forward_plans = Plans(_forward_plan)
+
+
+def spectral_norm_fwd(
+    weights: Sequence[Tensor],
+    us: Sequence[Tensor],
+    vs: Sequence[Tensor],
+    n_power_iterations: int,
+    eps: float,
+) -> tuple[list[Tensor], Tensor, Tensor]:
+    """Normalize a group of weights by their largest singular values.
+
+    Args:
+        weights: [h, ...] each, a matrix [h, w] in memory: contiguous, at least one, all of one dtype and on one device.
+        us: [h] each, same dtype; not changed.
+        vs: [w] each, same dtype; not changed.
+        n_power_iterations: 0 takes u and v as they are.
+        eps: lower bound of the norms that u and v are divided by.
+
+    Returns:
+        (ys, sigma, uv): Y = W / sigma like W, sigma [num_layers] in the accumulation dtype, and the new u and v of each
+        layer, one behind the other in one tensor. All of them are fresh tensors.
+
+    Raises:
+        ValueError: for shapes that do not fit, mixed dtypes or devices, or tensors that are not contiguous.
+    """
+    like = weights[0]
+    dtype, device = like.dtype, like.device
+    plan = forward_plans.of((tuple([weight.shape for weight in weights]), dtype, device, eps), like)
+    itemsize = plan.itemsize
+    ys, addresses = [], []
+    for weight, u, v, h, w in zip(weights, us, vs, plan.us, plan.vs, strict=True):
+        if u.shape != h or v.shape != w:
+            raise ValueError(
+                f"expected a matrix [h, w] with u [h] and v [w], got {(*h, *w)}, {tuple(u.shape)} and {tuple(v.shape)}"
+            )
+        y = torch.empty_like(weight)
+        ys.append(y)
+        addresses += (
+            address(weight, dtype, device, itemsize), address(u, dtype, device, itemsize),
+            address(v, dtype, device, itemsize), y.data_ptr(),
         )  # fmt: skip
-    return ys, sigma, us_out, vs_out
+    uv = torch.empty(plan.vectors_size, dtype=dtype, device=device)
+    sigma = torch.empty(len(ys), dtype=plan.acc_dtype, device=device)
+    scratch = torch.empty(plan.scratch_size, dtype=plan.acc_dtype, device=device)
+    geometry = plan.geometry
+    with torch.cuda.device_of(like):
+        table = address_table(addresses, like)
+        iterate = plan.first
+        for _ in range(n_power_iterations):
+            iterate(table, geometry, plan.blocks_of_rows, scratch)
+            plan.reduce(geometry, plan.column_tiles, scratch)
+            iterate = plan.further
+        if n_power_iterations == 0:
+            plan.sigma(table, geometry, plan.blocks_of_rows, scratch)
+        scale = plan.scale if n_power_iterations else plan.scale_as_given
+        scale(table, geometry, plan.chunks, scratch, sigma, uv)
+    return ys, sigma, uv

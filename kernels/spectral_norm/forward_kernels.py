@@ -23,16 +23,15 @@ _BLOCK_UNIT = tl.constexpr(11)  # [blocks]
 _PARTIAL_UNIT = tl.constexpr(12)  # [blocks]
 _TILE_UNIT = tl.constexpr(13)  # [column tiles]
 _PARTIAL = tl.constexpr(14)  # [blocks, padded_w]
-FWD_FIELDS = tl.constexpr(15)
+_UV = tl.constexpr(15)  # the offset of u, and of v behind it, in `uv`
+FWD_FIELDS = tl.constexpr(16)
 
 # Columns of the forward addresses.
 _WEIGHT = tl.constexpr(0)
 _U_IN = tl.constexpr(1)
 _V_IN = tl.constexpr(2)
 _Y = tl.constexpr(3)
-_U_OUT = tl.constexpr(4)
-_V_OUT = tl.constexpr(5)
-FWD_ADDRESSES = tl.constexpr(6)
+FWD_ADDRESSES = tl.constexpr(4)
 
 
 @triton.jit
@@ -344,6 +343,7 @@ def spectral_norm_scale_kernel(
     work,  # int32 [chunks, 2]
     scratch,  # A [...]
     sigma_ptr,  # A [num_layers]
+    uv,  # T [...]: u and v of each layer
     ITERATED: tl.constexpr,
     EPS: tl.constexpr,
     TINY: tl.constexpr,
@@ -404,8 +404,8 @@ def spectral_norm_scale_kernel(
     end = first + BLOCK
     if chunk == 0:
         tl.store(sigma_ptr + layer, sigma_out)
+    uv += tl.load(geometry + _UV)
     if first < h:
-        u = tl.load(addresses + _U_OUT).to(tl.pointer_type(DTYPE))
         if ITERATED:
             blocks = tl.load(geometry + _BLOCKS)
             block_max = scratch + tl.load(geometry + _BLOCK_MAX)
@@ -418,12 +418,12 @@ def spectral_norm_scale_kernel(
                 inside = rows < tl.minimum(end, h)
                 value = tl.load(t + rows, mask=inside, other=0.0) * u_scale
                 value *= divide(t_unit, tl.load(block_unit + rows // BLOCK_H, mask=inside, other=1.0))
-                tl.store(u + rows, value.to(DTYPE), mask=inside)
+                tl.store(uv + rows, value.to(DTYPE), mask=inside)
         else:
             u_in = tl.load(addresses + _U_IN).to(tl.pointer_type(DTYPE))
-            _store_vector(u_in, u, 1.0, first, tl.minimum(end, h), False, STEP)
+            _store_vector(u_in, uv, 1.0, first, tl.minimum(end, h), False, STEP)
     if first < w:
-        v = tl.load(addresses + _V_OUT).to(tl.pointer_type(DTYPE))
+        v = uv + h
         if ITERATED:
             s = scratch + tl.load(geometry + _S)
             _store_vector(s, v, v_scale, first, tl.minimum(end, w), True, STEP)

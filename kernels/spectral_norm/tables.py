@@ -1,6 +1,15 @@
-"""What forward and backward share: tables of addresses and of work, and arrays reached by their addresses."""
+"""What forward and backward share: tables of addresses and of work, and arrays reached by their addresses.
 
-from collections.abc import Sequence
+A steady call copies nothing from the host to the device. Tables that follow from the shapes are made once (`Plans`).
+A table of addresses is written by a kernel that gets them as its arguments (`fill_kernel`): no host memory has to
+outlive the call, and a CUDA graph that captures the call holds the addresses that it was captured with. Outside of a
+graph the tables of the latest calls are kept under the addresses that stand in them, since parameters stay where they
+are and allocators come back to the same places; what stands in a table is its key, so that none can be stale.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, TypeVar
 
 import torch
 import triton
@@ -9,6 +18,8 @@ from torch import Tensor
 
 from .. import config
 from ..common import divide
+
+Plan = TypeVar("Plan")
 
 TRITON_DTYPES = {
     torch.float32: tl.float32,
@@ -57,6 +68,137 @@ def inverse_scale(sigma, TINY: tl.constexpr):
     return divide(1.0, tl.where(tl.abs(sigma) < TINY, 1.0, sigma))
 
 
+# Addresses that one launch of fill_kernel writes.
+FILLED = 24
+
+
+@triton.jit(do_not_specialize=[f"a{i}" for i in range(FILLED)])
+def fill_kernel(
+    table,  # int64 [FILLED]
+    a0: tl.int64, a1: tl.int64, a2: tl.int64, a3: tl.int64, a4: tl.int64, a5: tl.int64,
+    a6: tl.int64, a7: tl.int64, a8: tl.int64, a9: tl.int64, a10: tl.int64, a11: tl.int64,
+    a12: tl.int64, a13: tl.int64, a14: tl.int64, a15: tl.int64, a16: tl.int64, a17: tl.int64,
+    a18: tl.int64, a19: tl.int64, a20: tl.int64, a21: tl.int64, a22: tl.int64, a23: tl.int64,
+):  # fmt: skip
+    """table = the arguments."""
+    values = (
+        a0, a1, a2, a3, a4, a5, a6, a7, a8, a9, a10, a11, a12, a13, a14, a15, a16, a17, a18, a19, a20, a21, a22, a23,
+    )  # fmt: skip
+    for i in tl.static_range(24):
+        tl.store(table + i, tl.cast(values[i], tl.int64))
+
+
+def is_capturing(like: Tensor) -> bool:
+    """Whether what is launched now goes into a CUDA graph."""
+    return like.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
+class Plans(Generic[Plan]):
+    """Plans by what they were made for, the latest `size` of them, and for good those that went into a CUDA graph.
+
+    A plan has tensors on the device. It is dropped only after the device has done all that it was asked, because
+    launches on other streams may read it; a graph may read its plans as long as it lives, and nothing says how long.
+
+    Args:
+        make: a plan, of the arguments of a call.
+        size: plans beyond which the oldest half is dropped.
+    """
+
+    def __init__(self, make: Callable[..., Plan], size: int = 64) -> None:
+        self.make, self.size = make, size
+        self.plans: dict[Any, Plan] = {}
+        self.captured: dict[Any, Plan] = {}
+
+    def of(self, key: tuple[Any, ...], like: Tensor) -> Plan:
+        """The plan for `key`, on the device of `like`."""
+        plan = self.plans.get(key)
+        if plan is None:
+            plan = self.captured.get(key)
+            if plan is None:
+                plan = self.make(*key)
+            if len(self.plans) >= self.size and not is_capturing(like):
+                self._drop(self.size // 2)
+            self.plans[key] = plan
+        if is_capturing(like):
+            self.captured[key] = plan
+        return plan
+
+    def _drop(self, count: int) -> None:
+        if torch.cuda.is_initialized():
+            for index in range(torch.cuda.device_count()):
+                torch.cuda.synchronize(index)
+        for key in list(self.plans)[:count]:
+            del self.plans[key]
+
+    def clear(self) -> None:
+        self.plans.clear()
+        self.captured.clear()
+
+
+# Tables of addresses by (device, stream, addresses), the latest of them. A table is read on its own stream only, so
+# that the memory of one that is dropped is handed on in the order of that stream.
+_KEPT_TABLES = 256
+_tables: dict[Any, Tensor] = {}
+
+
+def forget_addresses() -> None:
+    """For those who keep launches from running: a table that was not written is not kept."""
+    _tables.clear()
+
+
+def _stream(like: Tensor) -> int:
+    return torch.cuda.current_stream(like.device).cuda_stream if like.is_cuda else 0
+
+
+def _filled(addresses: Sequence[int], device: torch.device) -> Tensor:
+    count = config.ceil_div(len(addresses), FILLED) * FILLED
+    table = torch.empty(count, dtype=torch.int64, device=device)
+    padded = [*addresses, *[0] * (count - len(addresses))]
+    for first in range(0, count, FILLED):
+        part = table if count == FILLED else table[first : first + FILLED]
+        fill_kernel[(1,)](part, *padded[first : first + FILLED], num_warps=1)
+    return table
+
+
+def address_table(addresses: list[int], like: Tensor) -> Tensor:
+    """int64 of these addresses, on the device of `like`, for launches on the current stream of that device.
+
+    Call it with that device as the current one.
+    """
+    if is_capturing(like):
+        # Its memory is the graph's, and so is the launch that writes it.
+        return _filled(addresses, like.device)
+    key = (like.device, _stream(like), *addresses)
+    table = _tables.get(key)
+    if table is None:
+        table = _filled(addresses, like.device)
+        if len(_tables) >= _KEPT_TABLES:
+            del _tables[next(iter(_tables))]
+        _tables[key] = table
+    return table
+
+
+def address(tensor: Tensor, dtype: torch.dtype, device: torch.device, itemsize: int) -> int:
+    """The address of a contiguous tensor of that dtype, on that device.
+
+    Raises:
+        ValueError: for another tensor, or one whose memory does not hold its values.
+    """
+    where = tensor.data_ptr()
+    if (
+        tensor.dtype != dtype
+        or tensor.device != device
+        or not tensor.is_contiguous()
+        or tensor.is_neg()
+        or where % itemsize
+        or (where == 0 and tensor.numel() != 0)
+    ):
+        raise ValueError(
+            f"expected contiguous {dtype} on {device}, got strides {tensor.stride()}, {tensor.dtype} on {tensor.device}"
+        )
+    return where
+
+
 def check_width(shapes: Sequence[config.Shape], tile: config.Tile) -> None:
     widest = max(w for _, w in shapes)
     if widest * tile.block_h >= 1 << 31:
@@ -72,29 +214,8 @@ def work_table(counts: Sequence[int], device: torch.device) -> Tensor:
     return torch.stack([layers, places], dim=1).to(torch.int32).to(device)
 
 
-def address_table(columns: Sequence[Sequence[Tensor]], like: Tensor) -> Tensor:
-    """int64 [num_layers, len(columns)] of contiguous tensors of the dtype and device of `like`."""
-    for tensor in (tensor for column in columns for tensor in column):
-        fits = tensor.dtype == like.dtype and tensor.device == like.device and tensor.is_contiguous()
-        if not fits or tensor.is_neg() or tensor.data_ptr() % tensor.element_size():
-            raise ValueError(
-                f"expected contiguous {like.dtype} on {like.device}, "
-                f"got strides {tensor.stride()}, {tensor.dtype} on {tensor.device}"
-            )
-    rows = [[tensor.data_ptr() for tensor in layer] for layer in zip(*columns, strict=True)]
-    # From pinned memory the copy is queued on the stream like a kernel; otherwise it would wait for the GPU.
-    table = torch.tensor(rows, dtype=torch.int64, pin_memory=like.is_cuda)
-    return table.to(like.device, non_blocking=True)
-
-
-def check_shapes(matrices: Sequence[Tensor], us: Sequence[Tensor], vs: Sequence[Tensor]) -> None:
-    for matrix, u, v in zip(matrices, us, vs, strict=True):
-        if matrix.dim() != 2 or (u.shape + v.shape) != matrix.shape:
-            raise ValueError(
-                f"expected a matrix [h, w] with u [h] and v [w], "
-                f"got {tuple(matrix.shape)}, {tuple(u.shape)} and {tuple(v.shape)}"
-            )
-
-
-def shapes(matrices: Sequence[Tensor]) -> tuple[config.Shape, ...]:
-    return tuple((matrix.shape[0], matrix.shape[1]) for matrix in matrices)
+def matrix_shapes(shapes: Sequence[torch.Size]) -> list[config.Shape]:
+    """(h, w) of the matrix of each weight [h, ...]."""
+    if any(len(shape) < 2 for shape in shapes):
+        raise ValueError(f"expected weights of two or more dimensions, got shapes {[tuple(s) for s in shapes]}")
+    return [(shape[0], math.prod(shape[1:])) for shape in shapes]

@@ -1,10 +1,10 @@
 """The Triton kernels of spectral_norm, in Triton's interpreter, against float64 and against PyTorch."""
 
+import grouped as kernels
 import numpy as np
 import pytest
 import torch
 from lipgan.kernels import config
-from lipgan.kernels import spectral_norm as kernels
 from lipgan.kernels.common import accumulation_dtype
 from lipgan.kernels.spectral_norm import backward as backward_kernels
 from lipgan.kernels.spectral_norm import forward as forward_kernels
@@ -272,20 +272,22 @@ def test_addresses_that_are_not_aligned() -> None:
 
 def test_more_partial_results_than_a_step_combines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(config, "PARTIALS_PER_STEP", 4)
+    forward_kernels.forward_plans.clear()
     for shape in [(9 * 256, 1), (1, 9 * 128)]:
         inputs = make_group([shape], torch.float32)
         outputs = kernels.spectral_norm_fwd(*inputs, 1, EPS)
         check_forward(outputs, inputs, 1)
+    forward_kernels.forward_plans.clear()
 
 
 def test_partial_dot_products_of_several_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(config, "elements_per_partial", lambda numel, itemsize: 2 * config.flat_block(itemsize))
-    backward_kernels._backward_plan.cache_clear()
+    backward_kernels.backward_plans.clear()
     # Two steps, then one whole step and a partial one, then an unaligned gradient, all of it masked.
     ys, sigma, us, vs = kernels.spectral_norm_fwd(*make_group([(128, 100), (128, 100)], torch.float32), 1, EPS)
     grad_ys = [torch.randn(128, 100), torch.randn(128 * 100 + 1)[1:].view(128, 100)]
     grads = kernels.spectral_norm_bwd(grad_ys, None, ys, sigma, us, vs)
-    backward_kernels._backward_plan.cache_clear()
+    backward_kernels.backward_plans.clear()
     for i, grad in enumerate(grads):
         layer = grad_ys[i], None, ys[i], sigma[i], us[i], vs[i]
         (truth, size), (peer, _) = (backward(*layer, dtype) for dtype in (torch.float64, torch.float32))
@@ -303,10 +305,14 @@ def test_arguments_that_do_not_fit() -> None:
     ys, sigma, us, vs = kernels.spectral_norm_fwd(weights, us, vs, 1, EPS)
     with pytest.raises(ValueError, match="gradients"):
         kernels.spectral_norm_bwd([ys[0].T], None, ys, sigma, us, vs)
+    with pytest.raises(ValueError, match="u and v of all layers, 10 numbers, got 9"):
+        kernels.spectral_norm_bwd(ys, None, ys, sigma, us, [vs[0][1:]])
+    with pytest.raises(ValueError, match="two or more dimensions"):
+        kernels.spectral_norm_fwd(us, us, vs, 1, EPS)
     with pytest.raises(ValueError, match="sigma"):
         kernels.spectral_norm_bwd(ys, sigma.double(), ys, sigma, us, vs)
     with pytest.raises(ValueError, match="too wide"):
-        forward_kernels._forward_plan(((4, 1 << 30),), 4, torch.device("cpu"))
+        forward_kernels._forward_plan((torch.Size([4, 1 << 30]),), torch.float32, torch.device("cpu"), EPS)
 
 
 @pytest.mark.parametrize("itemsize", [2, 4, 8])

@@ -3,10 +3,11 @@
 import itertools
 from collections.abc import Callable
 
+import grouped
 import numpy as np
 import pytest
 import torch
-from lipgan.kernels import config, gradient_penalty, spectral_norm
+from lipgan.kernels import config, gradient_penalty
 from ptx import kit
 from ptx.compile import Session
 from ptx.execute import Counters
@@ -72,7 +73,7 @@ def test_kernels_read_what_their_formulas_need(dtype: torch.dtype, target: str) 
 
     vectors = torch.randn(h, dtype=torch.float64).to(dtype), torch.randn(w, dtype=torch.float64).to(dtype)
     counters = count(
-        target, lambda s: spectral_norm.spectral_norm_fwd([s.copy(x)], *([s.copy(v)] for v in vectors), 1, 1e-12)
+        target, lambda s: grouped.spectral_norm_fwd([s.copy(x)], *([s.copy(v)] for v in vectors), 1, 1e-12)
     )
     # W twice, the second time from the cache; v once a block of rows.
     iterate = of(counters, "iterate")

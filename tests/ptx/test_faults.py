@@ -9,9 +9,10 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import grouped
 import pytest
 import torch
-from lipgan.kernels import gradient_penalty, matrix_sqrt, nearest_neighbours, spectral_norm
+from lipgan.kernels import gradient_penalty, matrix_sqrt, nearest_neighbours
 from ptx.compile import Session, compiler
 from ptx.memory import Finding
 from ptx.selection import FULL, selected
@@ -41,8 +42,8 @@ def spectral(h: int, w: int, n: int, backward: bool = False) -> Driver:
         weight, u, v = map(s.copy, layer)
         if backward:
             sigma = s.copy(torch.ones(1))
-            return spectral_norm.spectral_norm_bwd([s.copy(layer[0] + 1)], None, [weight], sigma, [u], [v])
-        return spectral_norm.spectral_norm_fwd([weight], [u], [v], n, 1e-12)
+            return grouped.spectral_norm_bwd([s.copy(layer[0] + 1)], None, [weight], sigma, [u], [v])
+        return grouped.spectral_norm_fwd([weight], [u], [v], n, 1e-12)
 
     return run
 

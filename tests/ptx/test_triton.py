@@ -7,9 +7,10 @@ import itertools
 import re
 from collections.abc import Iterator
 
+import grouped
 import pytest
 import torch
-from lipgan.kernels import config, gradient_penalty, matrix_sqrt, nearest_neighbours, spectral_norm
+from lipgan.kernels import config, gradient_penalty, matrix_sqrt, nearest_neighbours
 from ptx import compile
 from ptx.compile import Session
 from ptx.execute import Program
@@ -76,7 +77,7 @@ def test_spectral_norm(shapes: list[tuple[int, int]], dtype: torch.dtype, target
     accumulate = wide(dtype)
     for n in (0, 2):
         with session.running():
-            ys, sigma, new_us, new_vs = spectral_norm.spectral_norm_fwd(weights, us, vs, n, EPS)
+            ys, sigma, new_us, new_vs = grouped.spectral_norm_fwd(weights, us, vs, n, EPS)
         for result in (*ys, sigma, *new_us, *new_vs):
             session.assert_written(result)
         truth = spectral_norm_reference.spectral_norm_fwd(*([x.double() for x in xs] for xs in inputs), n, EPS, dims)
@@ -100,7 +101,7 @@ def test_spectral_norm(shapes: list[tuple[int, int]], dtype: torch.dtype, target
     grad_ys = [session.copy(torch.randn_like(y)) for y in ys]
     for grad_sigma in (torch.randn_like(sigma), None) if dtype == torch.float32 else (torch.randn_like(sigma),):
         with session.running():
-            grads = spectral_norm.spectral_norm_bwd(grad_ys, grad_sigma, ys, sigma, new_us, new_vs)
+            grads = grouped.spectral_norm_bwd(grad_ys, grad_sigma, ys, sigma, new_us, new_vs)
         for i, grad in enumerate(grads):
             session.assert_written(grad)
             exact, size = _spectral_backward(i, grad_ys, grad_sigma, ys, sigma, new_us, new_vs, torch.float64)

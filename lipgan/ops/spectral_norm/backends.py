@@ -122,7 +122,23 @@ def _weights(matrices: Sequence[Tensor], like: Sequence[Tensor], dims: Sequence[
     ]
 
 
-# ---- triton: GPU tensors, or CPU tensors in Triton's interpreter; matrices [h, w] ----
+# ---- triton: GPU tensors, or CPU tensors in Triton's interpreter; [h, ...], a matrix [h, w] in memory ----
+
+
+def _lying_as_matrices(tensors: Sequence[Tensor], dims: Sequence[int]) -> list[Tensor]:
+    """Each tensor as it is where its memory is that of its matrix already; otherwise its matrix."""
+    return [
+        materialized(tensor if dim == 0 and tensor.is_contiguous() else reference.to_matrix(tensor, dim).contiguous())
+        for tensor, dim in zip(tensors, dims, strict=True)
+    ]
+
+
+def _in_place_of(results: Sequence[Tensor], like: Sequence[Tensor], dims: Sequence[int]) -> list[Tensor]:
+    """What the kernels made of `_lying_as_matrices`, in the shapes of ``like``."""
+    return [
+        result if dim == 0 and result.shape == tensor.shape else reference.from_matrix(result, tensor, dim).contiguous()
+        for result, tensor, dim in zip(results, like, dims, strict=True)
+    ]
 
 
 def _triton_fwd(
@@ -135,10 +151,10 @@ def _triton_fwd(
 ) -> Forward:
     from lipgan.kernels import spectral_norm as kernels
 
-    ys, sigma, us, vs = kernels.spectral_norm_fwd(
-        _matrices(weights, dims), _vectors(us), _vectors(vs), n_power_iterations, eps
+    ys, sigma, uv = kernels.spectral_norm_fwd(
+        _lying_as_matrices(weights, dims), _vectors(us), _vectors(vs), n_power_iterations, eps
     )
-    return _weights(ys, weights, dims), sigma, join_vectors(us, vs)
+    return _in_place_of(ys, weights, dims), sigma, uv
 
 
 def _triton_bwd(
@@ -151,16 +167,14 @@ def _triton_bwd(
 ) -> list[Tensor]:
     from lipgan.kernels import spectral_norm as kernels
 
-    us, vs = split_vectors(materialized(uv.contiguous()), ys, dims)
     grads = kernels.spectral_norm_bwd(
-        _matrices(grad_ys, dims),
+        _lying_as_matrices(grad_ys, dims),
         None if grad_sigma is None else materialized(grad_sigma.contiguous()),
-        _matrices(ys, dims),
+        _lying_as_matrices(ys, dims),
         materialized(sigma.contiguous()),
-        us,
-        vs,
+        materialized(uv.contiguous()),
     )
-    return _weights(grads, ys, dims)
+    return _in_place_of(grads, ys, dims)
 
 
 # ---- cuda: the grouped forward as one cooperative launch; its backward is Triton's ----
