@@ -21,6 +21,12 @@ equal bits. All arithmetic is in the accumulation dtype A (float64 for float64, 
 right after a load and rounded once on a store.
 """
 
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -434,41 +440,31 @@ def gradient_penalty_interpolate(real: Tensor, fake: Tensor, mix: Tensor) -> Ten
     return x_hat
 
 
-def gradient_penalty_fwd(grads: Tensor, kind: str, weight: float, target: float) -> tuple[Tensor, Tensor, Tensor]:
-    """The penalty on the norms of the columns of gradients, and its gradient.
+@dataclass(frozen=True)
+class _Plan:
+    """What a penalty needs to know of its sizes; the launches lack their arrays, scale and target."""
 
-    Args:
-        grads: [B, C, S], contiguous, at least one column.
-        kind: "two-sided", "one-sided", "squared" or "max".
-        weight: factor of the penalty.
-        target: what the norms are compared with.
+    count: int  # of norms, or of partial results of them
+    parts: int
+    scaled: int  # what the weight is divided by
+    partials_size: int  # 0: the only partial result is the penalty
+    measure: Callable[..., Any]
+    sizes: tuple[int, int]
+    finalize: Callable[..., Any] | None
+    scale: Callable[..., Any] | None
+    scale_sizes: tuple[int, int]
+    is_max: bool
+    is_long: bool
+    acc: torch.dtype
 
-    Returns:
-        (penalty, norms, cotangent): 0-dim and [B, S] in the accumulation dtype, and d penalty / d grads, like grads.
-        All of them are fresh tensors.
 
-    Raises:
-        ValueError: for an unknown kind, or gradients that are not contiguous or have no columns.
-    """
-    if kind not in KINDS:
-        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
-    if grads.dim() != 3 or not grads.is_contiguous() or grads.shape[0] * grads.shape[2] == 0:
-        raise ValueError(
-            f"expected contiguous gradients [B, C, S] with B and S at least 1, "
-            f"got shape {tuple(grads.shape)} and strides {grads.stride()}"
-        )
-    grads = materialized(grads)
-    b, c, s = grads.shape
-    itemsize, acc = grads.element_size(), accumulation_dtype(grads.dtype)
-    norms = torch.empty((b, s), dtype=acc, device=grads.device)
+@functools.lru_cache(maxsize=1024)
+def _plan(b: int, c: int, s: int, dtype: torch.dtype, kind: str) -> _Plan:
+    itemsize, acc = dtype.itemsize, accumulation_dtype(dtype)
     if c == 1:  # columns of one element: side by side
         b, s = 1, b * s
     is_max, by_rows = kind == "max", s == 1
     is_long = by_rows and c > config.longest_row(itemsize)
-    penalty, top = (torch.empty(shape, dtype=acc, device=grads.device) for shape in ((), 2))
-    cotangent = torch.empty_like(grads)
-    # A float argument annotated as float64 arrives as such, and is not a compile-time constant: weights may change.
-    numbers = {"scale": float(weight) if is_max else weight / (b * s), "target": float(target), "KIND": kind}
     tiny = torch.finfo(acc).tiny
 
     if is_long:
@@ -482,34 +478,98 @@ def gradient_penalty_fwd(grads: Tensor, kind: str, weight: float, target: float)
         count, parts = programs, 1
     # The sum over the norms of a single program is the penalty.
     is_done = programs == 1 and not is_max and not is_long
-    partials = (
-        penalty if is_done else torch.empty(programs * (2 if is_max or is_long else 1), dtype=acc, device=grads.device)
+    options = config.launch_options(tile.num_warps)
+    if is_long:
+        measure = partial(_gradient_penalty_parts_kernel[(programs,)], BLOCK=tile.block_w, **options)
+    elif by_rows:
+        measure = partial(_gradient_penalty_rows_kernel[(programs,)], KIND=kind, TINY=tiny, **tile.blocks, **options)
+    else:
+        measure = partial(
+            _gradient_penalty_columns_kernel[(programs,)],
+            KIND=kind, WHOLE=c <= tile.block_h, TINY=tiny, **tile.blocks, **options,
+        )  # fmt: skip
+    finalize = scale = None
+    if not is_done:
+        tile = config.partials_tile(parts, acc.itemsize)
+        finalize = partial(
+            _gradient_penalty_finalize_kernel[(1,)],
+            KIND=kind, LONG=is_long, **tile.blocks, **config.launch_options(tile.num_warps),
+        )  # fmt: skip
+    samples, h, w = (1, b, c) if by_rows else (b, c, s)
+    if (is_max or is_long) and c:
+        tile = config.flat_tile(h, w, itemsize)
+        scale = partial(
+            _gradient_penalty_scale_kernel[(samples * _programs(h, w, tile),)],
+            KIND=kind, PER_COLUMN=not by_rows, TINY=tiny, **tile.blocks, **config.launch_options(tile.num_warps),
+        )  # fmt: skip
+    return _Plan(
+        count=count,
+        parts=parts,
+        scaled=1 if is_max else b * s,
+        partials_size=0 if is_done else programs * (2 if is_max or is_long else 1),
+        measure=measure,
+        sizes=(b, c) if by_rows else (c, s),
+        finalize=finalize,
+        scale=scale,
+        scale_sizes=(h, w),
+        is_max=is_max,
+        is_long=is_long,
+        acc=acc,
     )
 
+
+def gradient_penalty_fwd(
+    grads: Tensor, kind: str, weight: float, target: float, layout: tuple[int, int, int] | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The penalty on the norms of the columns of gradients, and its gradient.
+
+    Args:
+        grads: [B, C, S], contiguous, at least one column.
+        kind: "two-sided", "one-sided", "squared" or "max".
+        weight: factor of the penalty.
+        target: what the norms are compared with.
+        layout: (B, C, S) of the memory of gradients of another shape, contiguous or channels_last.
+
+    Returns:
+        (penalty, norms, cotangent): 0-dim and [B, S] in the accumulation dtype, and d penalty / d grads, like grads.
+        All of them are fresh tensors.
+
+    Raises:
+        ValueError: for an unknown kind, or gradients that are not contiguous or have no columns.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
+    is_contiguous = grads.is_contiguous() or (
+        layout is not None and grads.dim() == 4 and grads.is_contiguous(memory_format=torch.channels_last)
+    )
+    if layout is None:
+        fits = grads.dim() == 3
+        layout = grads.shape if fits else (0, 0, 0)
+    else:
+        fits = layout[0] * layout[1] * layout[2] == grads.numel()
+    b, c, s = layout
+    if not fits or not is_contiguous or b * s == 0:
+        raise ValueError(
+            f"expected contiguous gradients [B, C, S] with B and S at least 1, "
+            f"got shape {tuple(grads.shape)} and strides {grads.stride()}"
+        )
+    grads = materialized(grads)
+    plan = _plan(b, c, s, grads.dtype, kind)
+    acc, device = plan.acc, grads.device
+    norms = torch.empty((b, s), dtype=acc, device=device)
+    penalty = torch.empty((), dtype=acc, device=device)
+    cotangent = torch.empty_like(grads)
+    partials = torch.empty(plan.partials_size, dtype=acc, device=device) if plan.partials_size else penalty
+    top = torch.empty(2, dtype=acc, device=device) if plan.is_max else partials
+    # A float argument annotated as float64 arrives as such, and is not a compile-time constant: weights may change.
+    numbers = weight / plan.scaled, float(target)
     with torch.cuda.device_of(grads):
-        options = config.launch_options(tile.num_warps)
-        if is_long:
-            _gradient_penalty_parts_kernel[(programs,)](grads, partials, b, c, BLOCK=tile.block_w, **options)
-        elif by_rows:
-            _gradient_penalty_rows_kernel[(programs,)](
-                grads, norms, partials, cotangent, b, c, **numbers, TINY=tiny, **tile.blocks, **options
-            )
+        if plan.is_long:
+            plan.measure(grads, partials, *plan.sizes)
         else:
-            _gradient_penalty_columns_kernel[(programs,)](
-                grads, norms, partials, cotangent, c, s,
-                **numbers, WHOLE=c <= tile.block_h, TINY=tiny, **tile.blocks, **options,
-            )  # fmt: skip
-        if not is_done:
-            tile = config.partials_tile(parts, acc.itemsize)
-            _gradient_penalty_finalize_kernel[(1,)](
-                partials, norms, penalty, top, count, parts,
-                **numbers, LONG=is_long, **tile.blocks, **config.launch_options(tile.num_warps),
-            )  # fmt: skip
-        if (is_max or is_long) and c:
-            samples, h, w = (1, b, c) if by_rows else (b, c, s)
-            tile = config.flat_tile(h, w, itemsize)
-            _gradient_penalty_scale_kernel[(samples * _programs(h, w, tile),)](
-                grads, norms, top, cotangent, h, w,
-                **numbers, PER_COLUMN=not by_rows, TINY=tiny, **tile.blocks, **config.launch_options(tile.num_warps),
-            )  # fmt: skip
+            plan.measure(grads, norms, partials, cotangent, *plan.sizes, *numbers)
+        if plan.finalize is not None:
+            plan.finalize(partials, norms, penalty, top, plan.count, plan.parts, *numbers)
+        if plan.scale is not None:
+            plan.scale(grads, norms, top, cotangent, *plan.scale_sizes, *numbers)
     return penalty, norms, cotangent

@@ -90,6 +90,7 @@ BENCHMARKS = (
     "fid",
     "kid",
     "step",
+    "overhead",
     "sweep",
 )
 

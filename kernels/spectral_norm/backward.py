@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import config
-from ..common import accumulation_dtype, matrix_tile
+from ..common import accumulation_dtype, materialized, matrix_tile
 from .tables import (
     TRITON_DTYPES,
     Plans,
@@ -256,10 +256,12 @@ def spectral_norm_bwd(
                 f"expected {acc_dtype} [{len(ys)}] on {device} for sigma and its gradient, "
                 f"got {values.dtype} {list(values.shape)} on {values.device}"
             )
-    address(uv, dtype, device, itemsize)
+    uv, sigma = materialized(uv), materialized(sigma.contiguous())
+    if uv.dtype != dtype or uv.device != device or not uv.is_contiguous():
+        raise ValueError(f"expected u and v as contiguous {dtype} on {device}, got {uv.dtype} on {uv.device}")
     if uv.numel() != plan.vectors_size:
         raise ValueError(f"expected u and v of all layers, {plan.vectors_size} numbers, got {uv.numel()}")
-    grad_weights, addresses = [], []
+    grad_weights, addresses, copies = [], [], []
     for grad_y, y, shape in zip(grad_ys, ys, shapes, strict=True):
         if grad_y.shape != shape:
             raise ValueError(
@@ -269,7 +271,8 @@ def spectral_norm_bwd(
         grad_weight = torch.empty_like(y)
         grad_weights.append(grad_weight)
         addresses += (
-            address(grad_y, dtype, device, itemsize), address(y, dtype, device, itemsize), grad_weight.data_ptr(),
+            address(grad_y, dtype, device, itemsize, copies), address(y, dtype, device, itemsize, copies),
+            grad_weight.data_ptr(),
         )  # fmt: skip
     partials = torch.empty(plan.partials_size, dtype=acc_dtype, device=device)
     sigma = sigma.contiguous()
@@ -279,5 +282,7 @@ def spectral_norm_bwd(
         if grad_sigma is None:
             plan.grad_weight(table, plan.geometry, plan.tiles, partials, sigma, sigma, uv)
         else:
-            plan.grad_weight_and_sigma(table, plan.geometry, plan.tiles, partials, sigma, grad_sigma.contiguous(), uv)
+            plan.grad_weight_and_sigma(
+                table, plan.geometry, plan.tiles, partials, sigma, materialized(grad_sigma.contiguous()), uv
+            )
     return grad_weights

@@ -147,7 +147,7 @@ def spectral_norm_fwd(
     dtype, device = like.dtype, like.device
     plan = forward_plans.of((tuple([weight.shape for weight in weights]), dtype, device, eps), like)
     itemsize = plan.itemsize
-    ys, addresses = [], []
+    ys, addresses, copies = [], [], []
     for weight, u, v, h, w in zip(weights, us, vs, plan.us, plan.vs, strict=True):
         if u.shape != h or v.shape != w:
             raise ValueError(
@@ -156,8 +156,8 @@ def spectral_norm_fwd(
         y = torch.empty_like(weight)
         ys.append(y)
         addresses += (
-            address(weight, dtype, device, itemsize), address(u, dtype, device, itemsize),
-            address(v, dtype, device, itemsize), y.data_ptr(),
+            address(weight, dtype, device, itemsize, copies), address(u, dtype, device, itemsize, copies),
+            address(v, dtype, device, itemsize, copies), y.data_ptr(),
         )  # fmt: skip
     uv = torch.empty(plan.vectors_size, dtype=dtype, device=device)
     sigma = torch.empty(len(ys), dtype=plan.acc_dtype, device=device)

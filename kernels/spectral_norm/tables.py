@@ -147,7 +147,7 @@ def forget_addresses() -> None:
 
 
 def _stream(like: Tensor) -> int:
-    return torch.cuda.current_stream(like.device).cuda_stream if like.is_cuda else 0
+    return torch._C._cuda_getCurrentRawStream(like.get_device()) if like.is_cuda else 0
 
 
 def _filled(addresses: Sequence[int], device: torch.device) -> Tensor:
@@ -168,7 +168,7 @@ def address_table(addresses: list[int], like: Tensor) -> Tensor:
     if is_capturing(like):
         # Its memory is the graph's, and so is the launch that writes it.
         return _filled(addresses, like.device)
-    key = (like.device, _stream(like), *addresses)
+    key = (like.get_device(), _stream(like), *addresses)
     table = _tables.get(key)
     if table is None:
         table = _filled(addresses, like.device)
@@ -178,24 +178,25 @@ def address_table(addresses: list[int], like: Tensor) -> Tensor:
     return table
 
 
-def address(tensor: Tensor, dtype: torch.dtype, device: torch.device, itemsize: int) -> int:
+def address(tensor: Tensor, dtype: torch.dtype, device: torch.device, itemsize: int, copies: list[Tensor]) -> int:
     """The address of a contiguous tensor of that dtype, on that device.
 
+    Args:
+        tensor: whose values the memory at the address holds, at multiples of `itemsize`.
+        copies: of a tensor whose memory does not (a negation that is put off, zeros without memory, an odd offset) a
+            copy goes here, and its address is returned. It has to live until the launch.
+
     Raises:
-        ValueError: for another tensor, or one whose memory does not hold its values.
+        ValueError: for another tensor.
     """
-    where = tensor.data_ptr()
-    if (
-        tensor.dtype != dtype
-        or tensor.device != device
-        or not tensor.is_contiguous()
-        or tensor.is_neg()
-        or where % itemsize
-        or (where == 0 and tensor.numel() != 0)
-    ):
+    if tensor.dtype != dtype or tensor.device != device or not tensor.is_contiguous():
         raise ValueError(
             f"expected contiguous {dtype} on {device}, got strides {tensor.stride()}, {tensor.dtype} on {tensor.device}"
         )
+    where = tensor.data_ptr()
+    if where % itemsize or where == 0 or tensor.is_neg():
+        copies.append(tensor.clone())
+        where = copies[-1].data_ptr()
     return where
 
 

@@ -58,6 +58,10 @@ def _is_channels_last(tensor: Tensor) -> bool:
     return _is_dense(tensor, [0, *range(2, tensor.ndim), 1])
 
 
+def _is_channels_last_image(tensor: Tensor) -> bool:
+    return tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+
+
 def _keeps_strides(grads: Tensor, norm: str) -> bool:
     """Whether a kernel serves the gradients as they lie; otherwise it gets a contiguous copy."""
     if norm == "pixel":
@@ -133,6 +137,12 @@ def _triton_interpolate(real: Tensor, fake: Tensor, mix: Tensor) -> Tensor:
 def _triton_fwd(grads: Tensor, kind: str, weight: float, target: float, norm: str) -> Penalty:
     from lipgan.kernels import gradient_penalty as kernels
 
+    if norm == "sample" and (grads.is_contiguous() or _is_channels_last_image(grads)):
+        b = grads.shape[0]
+        penalty, norms, cotangent = kernels.gradient_penalty_fwd(
+            grads, kind, weight, target, (b, grads.numel() // b, 1)
+        )
+        return penalty, norms.squeeze(1), cotangent
     grads = _served(grads, norm)
     if norm == "sample":
         outer, length, inner = grads.shape[0], grads.numel() // grads.shape[0], 1

@@ -6,7 +6,9 @@ group of one.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -125,20 +127,22 @@ def _weights(matrices: Sequence[Tensor], like: Sequence[Tensor], dims: Sequence[
 # ---- triton: GPU tensors, or CPU tensors in Triton's interpreter; [h, ...], a matrix [h, w] in memory ----
 
 
-def _lying_as_matrices(tensors: Sequence[Tensor], dims: Sequence[int]) -> list[Tensor]:
-    """Each tensor as it is where its memory is that of its matrix already; otherwise its matrix."""
-    return [
-        materialized(tensor if dim == 0 and tensor.is_contiguous() else reference.to_matrix(tensor, dim).contiguous())
-        for tensor, dim in zip(tensors, dims, strict=True)
-    ]
+@functools.cache
+def _kernels() -> Any:
+    from lipgan.kernels import spectral_norm  # Triton takes a second to import, and only its backend needs it
+
+    return spectral_norm
 
 
-def _in_place_of(results: Sequence[Tensor], like: Sequence[Tensor], dims: Sequence[int]) -> list[Tensor]:
-    """What the kernels made of `_lying_as_matrices`, in the shapes of ``like``."""
-    return [
-        result if dim == 0 and result.shape == tensor.shape else reference.from_matrix(result, tensor, dim).contiguous()
-        for result, tensor, dim in zip(results, like, dims, strict=True)
-    ]
+def _lying_as_matrices(tensors: Sequence[Tensor], dims: Sequence[int]) -> Sequence[Tensor]:
+    """``tensors`` itself where the memory of each is that of its matrix already; otherwise their matrices."""
+    if not any(dims):
+        for tensor in tensors:
+            if not tensor.is_contiguous():
+                break
+        else:
+            return tensors
+    return [reference.to_matrix(tensor, dim).contiguous() for tensor, dim in zip(tensors, dims, strict=True)]
 
 
 def _triton_fwd(
@@ -149,12 +153,11 @@ def _triton_fwd(
     eps: float,
     dims: Sequence[int],
 ) -> Forward:
-    from lipgan.kernels import spectral_norm as kernels
-
-    ys, sigma, uv = kernels.spectral_norm_fwd(
-        _lying_as_matrices(weights, dims), _vectors(us), _vectors(vs), n_power_iterations, eps
+    lying = _lying_as_matrices(weights, dims)
+    ys, sigma, uv = _kernels().spectral_norm_fwd(
+        lying, [u.contiguous() for u in us], [v.contiguous() for v in vs], n_power_iterations, eps
     )
-    return _in_place_of(ys, weights, dims), sigma, uv
+    return ys if lying is weights else _weights(ys, weights, dims), sigma, uv
 
 
 def _triton_bwd(
@@ -165,16 +168,13 @@ def _triton_bwd(
     uv: Tensor,
     dims: Sequence[int],
 ) -> list[Tensor]:
-    from lipgan.kernels import spectral_norm as kernels
-
-    grads = kernels.spectral_norm_bwd(
-        _lying_as_matrices(grad_ys, dims),
-        None if grad_sigma is None else materialized(grad_sigma.contiguous()),
-        _lying_as_matrices(ys, dims),
-        materialized(sigma.contiguous()),
-        materialized(uv.contiguous()),
-    )
-    return _in_place_of(grads, ys, dims)
+    grads, lying = _lying_as_matrices(grad_ys, dims), _lying_as_matrices(ys, dims)
+    if lying is ys and grads is not grad_ys:  # in the shapes of Y, as the kernels want them
+        grads = [grad.contiguous() for grad in grad_ys]
+    elif lying is not ys and grads is grad_ys:
+        grads = [reference.to_matrix(grad, dim) for grad, dim in zip(grads, dims, strict=True)]
+    results: list[Tensor] = _kernels().spectral_norm_bwd(grads, grad_sigma, lying, sigma, uv.contiguous())
+    return results if lying is ys else _weights(results, ys, dims)
 
 
 # ---- cuda: the grouped forward as one cooperative launch; its backward is Triton's ----
