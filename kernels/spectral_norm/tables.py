@@ -189,7 +189,7 @@ def address(tensor: Tensor, dtype: torch.dtype, device: torch.device, itemsize: 
     Raises:
         ValueError: for another tensor.
     """
-    if tensor.dtype != dtype or tensor.device != device or not tensor.is_contiguous():
+    if tensor.dtype is not dtype or tensor.device != device or not tensor.is_contiguous():
         raise ValueError(
             f"expected contiguous {dtype} on {device}, got strides {tensor.stride()}, {tensor.dtype} on {tensor.device}"
         )

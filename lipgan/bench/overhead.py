@@ -1,7 +1,7 @@
 """``lipgan bench overhead``: the host's time of a call, without what it computes.
 
-For the GPU's ops the launches are left out: what remains is what Python does before a kernel could start. For layers and
-penalties on the CPU the tensors are so small that there is hardly any arithmetic.
+For the GPU's ops the launches are left out: what remains is what Python does before a kernel could start. For layers
+and penalties on the CPU the tensors are so small that there is hardly any arithmetic.
 """
 
 from __future__ import annotations
