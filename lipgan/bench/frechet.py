@@ -12,6 +12,7 @@ import torch
 from scipy.linalg import blas
 from torch import Tensor
 
+from lipgan.bench import device as on_device
 from lipgan.bench.harness import Table, in_fresh_process, interleave, peak_memory
 from lipgan.linalg import sqrtm
 from lipgan.metrics import FeatureStats, frechet_distance, frechet_distance_from_features
@@ -236,6 +237,35 @@ def run(seed: int = 0, seconds: float = 3.0) -> list[Table]:
     ]
 
 
+def run_on(device: torch.device, seed: int = 0, seconds: float = 3.0, timer: Any = None) -> list[Table]:
+    """The table of the benchmark on a GPU: its time and that of the host apart.
+
+    Args:
+        device: the GPU.
+        seed: of the features.
+        seconds: for each size.
+        timer: what takes the times; None for `lipgan.bench.device.Timer`.
+    """
+    timer = on_device.Timer(device) if timer is None else timer
+    table = Table(
+        f"Frechet distance from statistics of {SAMPLES} samples, full rank, float64, {on_device.name_of(device)}",
+        ["d", *on_device.columns(("eigvals", OURS)), "to eigvals"],
+        notes=[*on_device.NOTES, "eigvals: torch.linalg.eigvals of the product, as torchmetrics."],
+    )
+    for d in SIZES:
+        sides = (FeatureStats(d).update(x) for x in _features(SAMPLES, d, seed))
+        statistics = [x.to(device) for side in sides for x in (side.mean, side.cov)]
+        variants: dict[str, Callable[[], Any]] = {
+            "eigvals": functools.partial(_by_eigvals, *statistics),
+            OURS: functools.partial(frechet_distance, *statistics),
+        }
+        _check({"eigvals": variants["eigvals"]()}, float(variants[OURS]()), 1e-9)
+        times = timer.interleave(variants, seconds=seconds, warmup=1, rounds=3)
+        ratio = times["eigvals"].device / times[OURS].device
+        table.rows.append({"d": d, **on_device.cells(times), "to eigvals": ratio})
+    return [table]
+
+
 def _distances(seed: int, seconds: float) -> Table:
     table = Table(
         f"Frechet distance from statistics of {SAMPLES} samples, full rank, float64, CPU",
@@ -357,7 +387,7 @@ def _memory(seed: int) -> Table:
 def plot(tables: list[Table], axes: Any) -> None:
     """Milliseconds over the length of the features, both logarithmic."""
     rows = tables[0].rows
-    for key in ("sqrtm ms", "eigvals ms", "lipgan ms", "prepared ms"):
+    for key in [column for column in tables[0].columns if column.endswith(" ms")]:
         axes.plot([row["d"] for row in rows], [row[key] for row in rows], marker="o", label=key.removesuffix(" ms"))
     axes.set(xscale="log", yscale="log", xlabel="d", ylabel="ms", title=tables[0].title)
     axes.set_xticks([row["d"] for row in rows], [str(row["d"]) for row in rows])

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import lipgan
 from lipgan.bench import critic_loss, critics
+from lipgan.bench import device as on_device
 from lipgan.bench.harness import Table, in_fresh_process, interleave, peak_memory
 
 
@@ -86,7 +87,7 @@ def _double_backward(critic: nn.Module, x: Tensor) -> Tensor:
 
 
 def _mixture(real: Tensor, fake: Tensor, generator: torch.Generator) -> Tensor:
-    mix = torch.rand(real.shape[0], *[1] * (real.ndim - 1), generator=generator)
+    mix = torch.rand(real.shape[0], *[1] * (real.ndim - 1), generator=generator, device=real.device)
     return mix * real + (1 - mix) * fake
 
 
@@ -95,7 +96,7 @@ def with_double_backward(critic: nn.Module, real: Tensor, fake: Tensor, kind: st
     if kind != "wgan-gp":
         norms = torch.cat([_double_backward(critic, x) for x in ((real, fake) if kind == "r1+r2" else (real,))])
         return (10.0 if kind == "r1+r2" else 5.0) * norms.square().mean()
-    x_hat = _mixture(real, fake, torch.Generator().manual_seed(seed))
+    x_hat = _mixture(real, fake, torch.Generator(real.device).manual_seed(seed))
     return 10.0 * (_double_backward(critic, x_hat) - 1).square().mean()
 
 
@@ -131,7 +132,7 @@ def with_forward_mode(critic: nn.Module, real: Tensor, fake: Tensor, kind: str, 
 
 def with_lipgan(critic: nn.Module, real: Tensor, fake: Tensor, kind: str, seed: int) -> Tensor:
     """`lipgan.gradient_penalty`, engine "fused"."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = None if kind in ("r1", "r1+r2") else torch.Generator(real.device).manual_seed(seed)
     return lipgan.gradient_penalty(critic, real, fake, kind=kind, engine="fused", generator=generator)
 
 
@@ -164,6 +165,11 @@ class _Variant:
             self.real = self.real.contiguous(memory_format=torch.channels_last)
             self.fake = self.fake.contiguous(memory_format=torch.channels_last)
         self.way, self.kind, self.seed = way, case.kind, seed
+
+    def to(self, device: torch.device) -> _Variant:
+        self.critic.to(device)
+        self.real, self.fake = self.real.to(device), self.fake.to(device)
+        return self
 
     def step(self) -> Tensor:
         self.critic.zero_grad()
@@ -270,6 +276,31 @@ def run(seed: int = 0, seconds: float = 3.0) -> list[Table]:
     return [speed, more, steps, engines, memory]
 
 
+def run_on(device: torch.device, seed: int = 0, seconds: float = 3.0, timer: Any = None) -> list[Table]:
+    """The table of the benchmark on a GPU: its time and that of the host apart.
+
+    Args:
+        device: the GPU.
+        seed: of weights and samples.
+        seconds: for each critic.
+        timer: what takes the times; None for `lipgan.bench.device.Timer`.
+    """
+    timer = on_device.Timer(device) if timer is None else timer
+    names = {"double backward": "torch", "lipgan": "lipgan"}
+    table = Table(
+        f"Gradient penalty, value and parameter gradients, float32, {on_device.name_of(device)}",
+        ["critic", *on_device.columns(names.values()), "ratio"],
+        notes=[*on_device.NOTES, "torch: its double backward. ratio: torch over lipgan, of device times."],
+    )
+    for name, case in (CASES | MORE_CASES).items():
+        variants = {key: _Variant(case, ENGINES[way], seed).to(device) for way, key in names.items()}
+        _check(variants, bound=1e-3)
+        times = timer.interleave({key: variant.step for key, variant in variants.items()}, seconds=seconds)
+        ratio = times["torch"].device / times["lipgan"].device
+        table.rows.append({"critic": name, **on_device.cells(times), "ratio": ratio})
+    return [table]
+
+
 def _case(name: str) -> Case:
     return CASES[name] if name in CASES else MORE_CASES[name]
 
@@ -329,4 +360,4 @@ def plot(tables: list[Table], axes: Any) -> None:
     axes.axvline(1.0, color="black", linewidth=0.8)
     axes.invert_yaxis()
     axes.set_xlabel("times as fast as torch")
-    axes.set_title("Gradient penalty, value and parameter gradients, CPU")
+    axes.set_title(tables[0].title)

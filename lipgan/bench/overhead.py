@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -104,10 +105,10 @@ def _layers(seed: int) -> dict[str, Callable[[], object]]:
     x = torch.randn(1, 4)
     runs: dict[str, Callable[[], object]] = {}
     for name, layer in layers.items():
-        runs[f"{name}: a layer of 4 x 4, normalized"] = lambda layer=layer: layer(x)
+        runs[f"{name}: a layer of 4 x 4, normalized"] = partial(layer, x)
     for what, module in (("a perceptron's", critic), ("another critic's", wrapped)):
-        runs[f"torch: {what} penalty and gradients"] = lambda module=module: textbook(module)
-        runs[f"lipgan: {what} penalty and gradients"] = lambda module=module: ours(module)
+        runs[f"torch: {what} penalty and gradients"] = partial(textbook, module)
+        runs[f"lipgan: {what} penalty and gradients"] = partial(ours, module)
     return runs
 
 

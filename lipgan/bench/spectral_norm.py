@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import lipgan
+from lipgan.bench import device as on_device
 from lipgan.bench.harness import Table, copy_bandwidth, in_fresh_process, interleave, peak_memory
 
 Shapes = list[tuple[int, ...]]
@@ -131,6 +132,14 @@ def _variants(shapes: Shapes, seed: int, only: str | None = None) -> dict[str, _
     return variants
 
 
+def _placed(variants: dict[str, _Variant], device: torch.device) -> dict[str, _Variant]:
+    for variant in variants.values():
+        variant.model.to(device)
+        variant.grads = [grad.to(device) for grad in variant.grads]
+        variant.parameters = [layer.get_parameter("parametrizations.weight.original") for layer in variant.model]
+    return variants
+
+
 def _check(variants: dict[str, _Variant]) -> None:
     """The variants agree with PyTorch in the normalized weights and in the gradients, or nothing is timed."""
     truth_weights, truth_grads = variants["torch"].forward(), variants["torch"].step()
@@ -196,6 +205,39 @@ def run(seed: int = 0, seconds: float = 3.0) -> list[Table]:
     return [speed, memory, growth]
 
 
+def run_on(device: torch.device, seed: int = 0, seconds: float = 3.0, timer: Any = None) -> list[Table]:
+    """The table of the benchmark on a GPU: its time and that of the host apart.
+
+    Args:
+        device: the GPU.
+        seed: of the weights.
+        seconds: for each model.
+        timer: what takes the times; None for `lipgan.bench.device.Timer`.
+    """
+    timer = on_device.Timer(device) if timer is None else timer
+    table = Table(
+        f"Spectral normalization of all weights, forward and backward, float32, {on_device.name_of(device)}",
+        ["model", "weights", "M numbers", *on_device.columns(VARIANTS), "ratio", "ratio grouped"],
+        notes=[*on_device.NOTES, "ratio: torch over lipgan, of device times."],
+    )
+    for name, shapes in MODELS.items():
+        variants = _placed(_variants(shapes(), seed), device)
+        _check(variants)
+        times = timer.interleave({key: variant.step for key, variant in variants.items()}, seconds=seconds)
+        numbers = sum(math.prod(shape) for shape in shapes())
+        table.rows.append(
+            {
+                "model": name,
+                "weights": len(shapes()),
+                "M numbers": numbers / 1e6,
+                **on_device.cells(times),
+                "ratio": times["torch"].device / times["per layer"].device,
+                "ratio grouped": times["torch"].device / times["grouped"].device,
+            }
+        )
+    return [table]
+
+
 def _times(shapes: Shapes, seed: int, seconds: float) -> dict[str, float]:
     """Seconds of a forward and backward of each variant."""
     variants = _variants(shapes, seed)
@@ -224,5 +266,5 @@ def plot(tables: list[Table], axes: Any) -> None:
     axes.axhline(1.0, color="black", linewidth=0.8)
     axes.set_xticks(list(positions), [row["model"] for row in rows])
     axes.set_ylabel("times as fast as torch")
-    axes.set_title("Spectral normalization, forward and backward, CPU")
+    axes.set_title(tables[0].title)
     axes.legend()
