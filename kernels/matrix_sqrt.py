@@ -79,9 +79,12 @@ def _triangle_place(index):
 @triton.jit
 def _matrix_sqrt_gram_kernel(
     x,  # T [batch, m, n], any strides
-    a: tl.float64,  # a, b and c only if POLYNOMIAL
-    b: tl.float64,
-    c: tl.float64,
+    a: tl.float32,  # a, b and c only if POLYNOMIAL
+    b: tl.float32,
+    c: tl.float32,
+    a_wide: tl.float64,  # the same, for float64
+    b_wide: tl.float64,
+    c_wide: tl.float64,
     out,  # T [batch, n, n], contiguous
     m,
     n,
@@ -116,9 +119,13 @@ def _matrix_sqrt_gram_kernel(
     if POLYNOMIAL:
         corner = x + row.to(tl.int64) * row_stride + col.to(tl.int64) * col_stride
         x_tile = tl.load(corner + (index[:, None] * row_stride + index[None, :] * col_stride), mask=inside, other=0.0)
-        T: tl.constexpr = x.dtype.element_ty
-        value = tl.full([], b, T) * x_tile + tl.full([], c, T) * value
-        value += tl.where(rows == cols, tl.full([], a, T), 0.0)
+        if x.dtype.element_ty == tl.float64:
+            value = tl.full([], b_wide, tl.float64) * x_tile + tl.full([], c_wide, tl.float64) * value
+            value += tl.where(rows == cols, tl.full([], a_wide, tl.float64), 0.0)
+        else:
+            # Arguments of the width of the arithmetic: a conversion would take registers through the whole product.
+            value = tl.full([], b, tl.float32) * x_tile + tl.full([], c, tl.float32) * value
+            value += tl.where(rows == cols, tl.full([], a, tl.float32), 0.0)
     corner = out + row.to(tl.int64) * n + col
     offsets = index[:, None] * n + index[None, :]
     image = out + col.to(tl.int64) * n + row
@@ -193,11 +200,11 @@ def _launch_gram(x: Tensor, coefficients: tuple[float, float, float] | None, out
     tiles = side * (side + 1) // 2
     if batch * tiles == 0:
         return
-    # Float arguments that are annotated as float64 arrive as such, and are not compile-time constants.
+    # Annotated float arguments arrive in the dtype of the annotation, and are not compile-time constants.
     a, b, c = (0.0, 0.0, 0.0) if coefficients is None else map(float, coefficients)
     with torch.cuda.device_of(x):
         _matrix_sqrt_gram_kernel[(batch * tiles,)](
-            x, a, b, c, out, m, n, tiles, *x.stride(),
+            x, a, b, c, a, b, c, out, m, n, tiles, *x.stride(),
             POLYNOMIAL=coefficients is not None, PRECISION=precision, **tile.blocks, **tile.options,
         )  # fmt: skip
 
