@@ -12,7 +12,7 @@ PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 # A short run: labels, larger learning rates than those of the recipe, which fall to 0, and a shorter average.
 STEPS := 1400
 
-.PHONY: demo test test-all peers bench gpu aot sanitize fuzz soak matrix lint docs clean
+.PHONY: demo test test-all peers bench gpu gpu-model aot sanitize fuzz soak matrix lint docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/lipgan train --recipe sngan --conditioning auxiliary --data digits --size 12 --latent-dim 32 \
@@ -57,6 +57,10 @@ gpu:
 # The Triton kernels for every target, within their limits of registers, spills and shared memory.
 aot: $(VENV)/.installed
 	env -u TRITON_INTERPRET $(BIN)/python -m lipgan.kernels.aot
+
+# docs/gpu-model.md: what the kernels ask of a GPU, computed from their launches.
+gpu-model: $(VENV)/.installed
+	$(BIN)/python scripts/gpu_model.py
 
 # What `make test` runs, on other Pythons and releases of torch. `make matrix MATRIX="3.10:oldest 3.13:newest"`
 matrix:

@@ -1,0 +1,430 @@
+"""What the kernels ask of a GPU, computed from their launches: bytes, operations, launches, and the least time.
+
+python scripts/gpu_model.py            writes docs/gpu-model.md
+python scripts/gpu_model.py --check    says whether the page is what the script writes, but for the host's times
+
+The launchers run on CPU tensors with the launches left out (`lipgan bench overhead`); what each launch reads and writes
+follows from its arguments, in most cases from the tables that the kernel itself reads. Nothing here has run on a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import math
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from lipgan.kernels import gradient_penalty, matrix_sqrt, nearest_neighbours, spectral_norm
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from lipgan.bench import harness, overhead
+from lipgan.bench.spectral_norm import resnet_128, sngan_32
+from lipgan.reference import gradient_penalty as reference_penalty
+from lipgan.reference import spectral_norm as reference_norm
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "gpu-model.md"
+
+
+@dataclass(frozen=True)
+class Card:
+    """Published peaks: bytes a second, operations a second in float32 and float64 outside of the matrix units."""
+
+    name: str
+    bandwidth: float
+    peaks: dict[torch.dtype, float]
+
+
+CARDS = (
+    Card("H100", 3.35e12, {torch.float32: 67e12, torch.float64: 34e12}),
+    Card("MI300X", 5.3e12, {torch.float32: 163.4e12, torch.float64: 81.7e12}),
+)
+
+
+@dataclass
+class Work:
+    """What a call asks of the memory and of the arithmetic."""
+
+    read: float = 0
+    written: float = 0
+    operations: float = 0
+    launches: list[str] = field(default_factory=list)
+
+    def add(self, name: str, read: float, written: float, operations: float) -> None:
+        self.launches.append(name)
+        self.read, self.written, self.operations = (
+            self.read + read,
+            self.written + written,
+            self.operations + operations,
+        )
+
+    def seconds(self, card: Card, dtype: torch.dtype) -> float:
+        """The time of the slower of the two, if all else were free."""
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        return max((self.read + self.written) / card.bandwidth, self.operations / card.peaks[wide])
+
+
+# ---- ours: from the arguments of each launch ----
+
+
+def _bits(dtype: Any) -> int:
+    return int(dtype.primitive_bitwidth) // 8
+
+
+def _rows(geometry: Tensor) -> list[list[int]]:
+    return geometry.tolist()
+
+
+def _tables(a: dict[str, Any]) -> int:
+    return sum(a[name].nbytes for name in ("addresses", "geometry", "work") if name in a)
+
+
+def _iterate(a: dict[str, Any]) -> tuple[float, float, float]:
+    # W once from memory; the second product finds a block of rows in the cache.
+    t, wide = _bits(a["DTYPE"]), a["scratch"].element_size()
+    read = written = operations = 0
+    for h, w, padded_w, blocks, *_ in _rows(a["geometry"]):
+        read += h * w * t + w * (t if a["FIRST"] else wide)
+        written += (h + blocks * padded_w + 4 * blocks) * wide
+        operations += 4 * h * w
+    return read + _tables(a), written, operations
+
+
+def _reduce(a: dict[str, Any]) -> tuple[float, float, float]:
+    wide = a["scratch"].element_size()
+    read = written = operations = 0
+    for _, _, padded_w, blocks, column_tiles, *_ in _rows(a["geometry"]):
+        read += (blocks * padded_w + 4 * blocks) * wide
+        written += (padded_w + 3 * column_tiles) * wide
+        operations += 2 * blocks * padded_w
+    return read + _tables(a), written, operations
+
+
+def _sigma(a: dict[str, Any]) -> tuple[float, float, float]:
+    t, wide = _bits(a["DTYPE"]), a["scratch"].element_size()
+    rows = _rows(a["geometry"])
+    read = sum((h * w + h + w) * t for h, w, *_ in rows)
+    return read + _tables(a), sum(2 * row[3] * wide for row in rows), sum(2 * h * w for h, w, *_ in rows)
+
+
+def _scale(a: dict[str, Any]) -> tuple[float, float, float]:
+    t, wide = _bits(a["DTYPE"]), a["scratch"].element_size()
+    read = written = operations = 0
+    for h, w, padded_w, blocks, column_tiles, *_ in _rows(a["geometry"]):
+        read += h * w * t + (h + padded_w + 3 * blocks + 3 * column_tiles) * wide
+        written += (h * w + h + w) * t + wide
+        operations += 2 * h * w
+    return read + _tables(a), written, operations
+
+
+def _grad_dot(a: dict[str, Any]) -> tuple[float, float, float]:
+    numbers = sum(h * w for h, w, *_ in _rows(a["geometry"]))
+    return 2 * numbers * _bits(a["DTYPE"]) + _tables(a), a["partials"].nbytes, 2 * numbers
+
+
+def _grad_weight(a: dict[str, Any]) -> tuple[float, float, float]:
+    numbers, t = sum(h * w for h, w, *_ in _rows(a["geometry"])), _bits(a["DTYPE"])
+    return numbers * t + a["uv"].nbytes + a["partials"].nbytes + _tables(a), numbers * t, 3 * numbers
+
+
+def _penalty(a: dict[str, Any]) -> tuple[float, float, float]:
+    grads = a["grads"]
+    written = a["norms"].nbytes + a["partials"].nbytes + (0 if a["KIND"] == "max" else a["cotangent"].nbytes)
+    return grads.nbytes, written, (2 if a["KIND"] == "max" else 4) * grads.numel()
+
+
+def _penalty_scale(a: dict[str, Any]) -> tuple[float, float, float]:
+    grads = a["grads"]
+    return grads.nbytes + a["norms"].nbytes, a["cotangent"].nbytes, 2 * grads.numel()
+
+
+def _finalize(a: dict[str, Any]) -> tuple[float, float, float]:
+    norms = a["norms"].nbytes if a["LONG"] else 0
+    return a["partials"].nbytes, a["penalty"].nbytes + norms, 2 * a["partials"].numel()
+
+
+def _gram(a: dict[str, Any]) -> tuple[float, float, float]:
+    x, out = a["x"], a["out"]
+    batch = x.shape[0]
+    # Of the lower triangle, in whole tiles.
+    return x.nbytes, out.nbytes, 2 * batch * a["tiles"] * a["BLOCK"] ** 2 * a["m"]
+
+
+def _product(a: dict[str, Any]) -> tuple[float, float, float]:
+    x, q = a["x"], a["q"]
+    return x.nbytes + q.nbytes, a["out"].nbytes, 2 * x.shape[0] * a["tiles"] * a["BLOCK"] ** 2 * a["n"]
+
+
+def _pairs(a: dict[str, Any], written: int) -> tuple[float, float, float]:
+    # All of y for every block of points of x, from the caches but for the first time; 3 operations a feature and pair.
+    m, n, d = a["m"], a["n"], a["d"]
+    return a["x"].nbytes + a["y"].nbytes, written, 3.0 * m * n * d
+
+
+#: What a launch reads and writes of memory beyond the caches, in bytes, and its operations: from its arguments.
+LAUNCHES: dict[str, Callable[[dict[str, Any]], tuple[float, float, float]]] = {
+    "spectral_norm_iterate_kernel": _iterate,
+    "spectral_norm_reduce_kernel": _reduce,
+    "spectral_norm_sigma_kernel": _sigma,
+    "spectral_norm_scale_kernel": _scale,
+    "_spectral_norm_grad_dot_kernel": _grad_dot,
+    "_spectral_norm_grad_weight_kernel": _grad_weight,
+    "_gradient_penalty_rows_kernel": _penalty,
+    "_gradient_penalty_columns_kernel": _penalty,
+    "_gradient_penalty_parts_kernel": lambda a: (a["grads"].nbytes, a["parts"].nbytes, 2 * a["grads"].numel()),
+    "_gradient_penalty_finalize_kernel": _finalize,
+    "_gradient_penalty_scale_kernel": _penalty_scale,
+    "_gradient_penalty_interpolate_kernel": lambda a: (
+        a["real"].nbytes + a["fake"].nbytes + a["mix_ptr"].nbytes, a["x_hat"].nbytes, 3 * a["real"].numel()
+    ),
+    "_matrix_sqrt_gram_kernel": _gram,
+    "_matrix_sqrt_product_kernel": _product,
+    "_nearest_neighbours_kernel": lambda a: _pairs(a, a["squared"].nbytes + a["indices"].nbytes),
+    "_ball_counts_kernel": lambda a: _pairs(a, a["counts"].nbytes),
+}  # fmt: skip
+
+
+@contextlib.contextmanager
+def recorded() -> Iterator[Work]:
+    """Inside, launches of Triton kernels are added up and not run."""
+    from triton.runtime.interpreter import InterpretedFunction
+    from triton.runtime.jit import JITFunction
+
+    work = Work()
+
+    def add(kernel: Any, *args: Any, **kwargs: Any) -> None:
+        name = kernel.fn.__name__
+        if name != "fill_kernel":  # of new addresses; a steady call has none
+            work.add(name, *LAUNCHES[name]({**dict(zip(kernel.arg_names, args, strict=False)), **kwargs}))
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(overhead.without_launches())
+        for kind in (JITFunction, InterpretedFunction):
+            stack.enter_context(mock.patch.object(kind, "run", add))
+        yield work
+
+
+# ---- torch's own: from the operations that it dispatches ----
+
+# What makes memory, and computes nothing.
+_FREE = ("empty", "detach", "lift_fresh", "_unsafe_view")
+
+
+class _Counting(TorchDispatchMode):
+    """Every operation that is not a view is a launch that reads its arguments and writes its results."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.work = Work()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        name = str(func).removeprefix("aten.")
+        if (
+            not any(f"{free}" in name.split("_")[-1 if name.startswith("_") else 0] for free in _FREE)
+            and not func.is_view
+        ):
+            tensors = [x for x in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+            results = [x for x in torch.utils._pytree.tree_leaves(out) if isinstance(x, Tensor)]
+            count = flop_registry.get(func.overloadpacket)
+            if count is not None:
+                operations = count(*args, **(kwargs or {}), out_val=out)
+            elif name.startswith(("mv", "dot", "vdot")):
+                operations = 2 * max(x.numel() for x in tensors)
+            else:
+                operations = max(x.numel() for x in (*tensors, *results))
+            self.work.add(name, sum(x.nbytes for x in tensors), sum(x.nbytes for x in results), operations)
+        return out
+
+
+def counted(run: Callable[[], object]) -> Work:
+    with torch.no_grad(), _Counting() as counting:
+        run()
+    return counting.work
+
+
+# ---- the rows ----
+
+
+@dataclass(frozen=True)
+class Row:
+    op: str
+    shape: str
+    dtype: torch.dtype
+    ours: Callable[[], object]
+    theirs: Callable[[], object] | None
+
+
+def _spectral_rows(name: str, shapes: list[tuple[int, ...]], dtype: torch.dtype) -> list[Row]:
+    weights = [torch.empty(shape, dtype=dtype) for shape in shapes]
+    us, vs = [w.new_empty(w.shape[0]) for w in weights], [w.new_empty(w[0].numel()) for w in weights]
+    dims = [0] * len(weights)
+    meta = [[x.to("meta") for x in xs] for xs in (weights, us, vs)]
+    sigma = torch.ones(len(weights), dtype=torch.float32)
+    meta_sigma = sigma.to("meta")
+    uv = weights[0].new_empty(sum(u.numel() + v.numel() for u, v in zip(us, vs, strict=True)))
+
+    def torch_forward() -> None:
+        # torch.nn.utils.parametrizations.spectral_norm, of each weight.
+        for weight, u, v in zip(*meta, strict=True):
+            matrix = weight.flatten(1)
+            u = torch.nn.functional.normalize(torch.mv(matrix, v), dim=0, eps=1e-12)
+            v = torch.nn.functional.normalize(torch.mv(matrix.H, u), dim=0, eps=1e-12)
+            weight / torch.vdot(u, torch.mv(matrix, v))
+
+    return [
+        Row("spectral_norm, forward", name, dtype,
+            lambda: spectral_norm.spectral_norm_fwd(weights, us, vs, 1, 1e-12), torch_forward),
+        Row("spectral_norm, backward", name, dtype,
+            lambda: spectral_norm.spectral_norm_bwd(weights, None, weights, sigma, uv),
+            lambda: reference_norm.spectral_norm_bwd(meta[0], None, meta[0], meta_sigma, *meta[1:], dims)),
+    ]  # fmt: skip
+
+
+def _penalty_row(shape: tuple[int, ...], dtype: torch.dtype, kind: str = "two-sided") -> Row:
+    grads = torch.empty(shape, dtype=dtype)
+    meta = grads.to("meta")
+    layout = (shape[0], math.prod(shape[1:]), 1)
+    return Row(
+        f"gradient_penalty, {kind}", " x ".join(map(str, shape)), dtype,
+        lambda: gradient_penalty.gradient_penalty_fwd(grads, kind, 10.0, 1.0, layout),
+        lambda: reference_penalty.gradient_penalty_fwd(meta, kind, 10.0, 1.0, "sample"),
+    )  # fmt: skip
+
+
+def rows() -> list[Row]:
+    """The calls of the table."""
+    result: list[Row] = []
+    for name, shapes in (("SNGAN-32 critic", sngan_32()), ("ResNet-128 critic", resnet_128())):
+        result += _spectral_rows(name, shapes, torch.float32)
+    for shape in ((256, 2), (64, 3, 32, 32), (16, 3, 128, 128)):
+        result.append(_penalty_row(shape, torch.float32))
+    result.append(_penalty_row((64, 3, 32, 32), torch.float32, "max"))
+    real, fake, mix = torch.ones(64, 3072), torch.ones(64, 3072), torch.ones(64)
+    result.append(
+        Row("interpolate", "64 x 3 x 32 x 32", torch.float32,
+            lambda: gradient_penalty.gradient_penalty_interpolate(real, fake, mix),
+            lambda: mix[:, None] * real + (1 - mix)[:, None] * fake)
+    )  # fmt: skip
+    for dtype in (torch.float32, torch.float64):
+        x = torch.empty(2048, 2048, dtype=dtype)
+
+        def torch_step(x: Tensor = torch.empty_like(x, device="meta")) -> None:  # noqa: B008 -- once, for this dtype
+            gram = x.mT @ x
+            torch.addmm(x, x, torch.addmm(gram, gram, gram, beta=-1.25, alpha=0.375), beta=1.875)
+
+        result.append(
+            Row("polar iteration, a step", "2048 x 2048", dtype,
+                lambda x=x: matrix_sqrt.polar_iteration(x, [(1.875, -1.25, 0.375)]), torch_step)
+        )  # fmt: skip
+    x = torch.empty(10_000, 512)
+    radii = torch.empty(10_000, dtype=torch.float64)
+    result += [
+        Row("nearest_neighbours, k = 5", "10000 x 10000 x 512, float32 points", torch.float64,
+            lambda: nearest_neighbours.nearest_neighbours(x, None, 5), None),
+        Row("ball_counts", "10000 x 10000 x 512, float32 points", torch.float64,
+            lambda: nearest_neighbours.ball_counts(x, x, radii, radii, False), None),
+    ]  # fmt: skip
+    return result
+
+
+def _si(value: float) -> str:
+    for factor, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= factor:
+            return f"{value / factor:.3g} {unit}"
+    return f"{value:.3g}"
+
+
+def _us(seconds: float) -> str:
+    return f"{1e6 * seconds:.3g}"
+
+
+COLUMNS = [
+    "op", "shape", "dtype", "bytes", "operations", "launches", *(f"{card.name} us" for card in CARDS),
+    "torch: bytes", "launches", *(f"{card.name} us" for card in CARDS), "host us",
+]  # fmt: skip
+
+HEAD = """# What the kernels ask of a GPU
+
+**Computed, not measured**: no GPU has run these kernels. `make gpu-model` writes this page from the launches themselves
+(`scripts/gpu_model.py`): the launchers run on CPU tensors with the launches left out, and what each launch reads,
+writes and computes follows from its arguments and from the tables that its kernel reads.
+
+- bytes: read from and written to memory, each array once a launch; what a launch reads again is taken to come from the
+  caches (the second product of an iteration, tiles of a matrix product, points that meet all others).
+- operations: additions and multiplications, of whole tiles where a product is computed in tiles.
+- us of a card: the longer of bytes over its published bandwidth and operations over its published peak outside of the
+  matrix units, {cards}. It leaves out launches (a few microseconds each, unless a CUDA graph replays
+  them) and all that keeps a kernel from either limit: it is the least time that a kernel can take, not an expectation.
+- torch: PyTorch's operations for the same work, each a launch that reads its arguments and writes its results:
+  `torch.nn.utils.parametrizations.spectral_norm` of each weight, the formulas of `lipgan.reference`, `addmm`.
+- host us: the time of a call on the host with its launches left out, on the machine that wrote this page; of small or
+  large tensors alike, but that here the outputs are allocated on the CPU, which takes long for large ones.
+"""
+
+
+def page(host: Callable[[Row], float | None]) -> str:
+    """The page; ``host`` gives the seconds of a call without its launches."""
+    cards = ", ".join(
+        f"{card.name}: {card.bandwidth / 1e12:g} TB/s, {card.peaks[torch.float32] / 1e12:g} TFLOP/s in float32, "
+        f"{card.peaks[torch.float64] / 1e12:g} in float64"
+        for card in CARDS
+    )
+    lines = [HEAD.format(cards=cards), "| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
+    kernels: dict[tuple[str, ...], str] = {}
+    for row in rows():
+        with recorded() as ours:
+            row.ours()
+        kernels.setdefault(tuple(ours.launches), f"{row.op}, {row.shape}")
+        cells = [
+            row.op, row.shape, str(row.dtype).removeprefix("torch."), _si(ours.read + ours.written),
+            _si(ours.operations), str(len(ours.launches)), *(_us(ours.seconds(card, row.dtype)) for card in CARDS),
+        ]  # fmt: skip
+        if row.theirs is None:
+            cells += ["-"] * (2 + len(CARDS))
+        else:
+            theirs = counted(row.theirs)
+            cells += [_si(theirs.read + theirs.written), str(len(theirs.launches))]
+            cells += [_us(theirs.seconds(card, row.dtype)) for card in CARDS]
+        seconds = host(row)
+        cells.append("-" if seconds is None else f"{1e6 * seconds:.0f}")
+        lines.append("| " + " | ".join(cells) + " |")
+    lines += ["", "The launches of a call, in order:", ""]
+    lines += [f"- {call}: {', '.join(f'`{name}`' for name in names)}" for names, call in kernels.items()]
+    return "\n".join(lines) + "\n"
+
+
+def host_seconds(row: Row) -> float:
+    """The median of calls with launches left out."""
+    with overhead.without_launches():
+        return harness.interleave({"call": row.ours}, seconds=0.2, warmup=3)["call"]
+
+
+def without_host(text: str) -> str:
+    """A page without the column of times, which are others on every machine."""
+    lines = text.split("\n")
+    return "\n".join(line.rsplit(" | ", 1)[0] if line.startswith("| ") else line for line in lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing")
+    args = parser.parse_args()
+    if args.check:
+        same = PAGE.exists() and without_host(PAGE.read_text()) == without_host(page(lambda row: None))
+        print(f"{PAGE.name} is {'what' if same else 'not what'} the script writes")
+        return 0 if same else 1
+    torch.set_num_threads(1)
+    PAGE.write_text(page(host_seconds))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
