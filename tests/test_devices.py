@@ -11,6 +11,8 @@ import devices
 import pytest
 import torch
 
+import lipgan
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -41,7 +43,10 @@ def following_meta() -> Iterator[None]:
 
 def evaluated(code: str, filename: str) -> Any:
     """The value of an expression, as if it stood in a file of this repository."""
-    return eval(compile(code, str(ROOT / filename), "eval"), {"torch": torch, "nn": torch.nn, "__name__": "elsewhere"})
+    return eval(
+        compile(code, str(ROOT / filename), "eval"),
+        {"torch": torch, "nn": torch.nn, "lipgan": lipgan, "__name__": "elsewhere"},
+    )
 
 
 FOLLOWING = ["tests/ops/test_spectral_norm.py", "tests/metrics/test_frechet.py", "tests/harness/penalty_critics.py"]
@@ -64,6 +69,14 @@ def test_what_a_test_makes_follows_and_what_the_library_makes_does_not(code: str
         assert evaluated(code, filename).device.type == "meta", filename
     for filename in STAYING:
         assert evaluated(code, filename).device.type == "cpu", filename
+
+
+@pytest.mark.cpu
+@pytest.mark.usefixtures("following_meta")
+def test_a_layer_of_the_library_belongs_to_who_asked_for_it() -> None:
+    for code in ("lipgan.nn.SNLinear(3, 2).bias", "nn.Sequential(lipgan.nn.SNConv2d(3, 2, 1))[0].bias"):
+        assert evaluated(code, FOLLOWING[0]).device.type == "meta", code
+        assert evaluated(code, "lipgan/systems/base.py").device.type == "cpu", code
 
 
 @pytest.mark.cpu

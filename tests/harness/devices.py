@@ -1,9 +1,9 @@
 """The device that the tests run on: ``LIPGAN_TEST_DEVICE``, by default the CPU.
 
 Where it is another one, what a test file makes (`FOLLOWING`) lies there: what `torch.randn` and its like return when a
-test or this folder calls them without a ``device``, and the modules of `torch.nn`. It is made on the CPU, with its
-random numbers, and moved: a test sees the same numbers on every device. What the library makes stays where the library
-puts it, so that a ``device=`` which the library forgets is an error, as it is for its users;
+test or this folder calls them without a ``device``, and the modules of `torch.nn` and `lipgan.nn`. It is made on the
+CPU, with its random numbers, and moved: a test sees the same numbers on every device. What the library makes stays
+where the library puts it, so that a ``device=`` which the library forgets is an error, as it is for its users;
 `torch.set_default_device` would hide it.
 
 "emulated" is a device without hardware (`emulated_device`), on which the same rules hold as on a GPU.
@@ -14,6 +14,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -62,12 +63,20 @@ def follows(filename: str) -> bool:
     return folder in FOLLOWING or (folder == "harness" and rest[0] in _SHARED)
 
 
+def _of_a_module(frame: FrameType) -> bool:
+    """Whether a frame belongs to a module of torch.nn, or makes one of lipgan.nn."""
+    name = frame.f_globals.get("__name__", "")
+    if name.startswith("lipgan.nn."):
+        return frame.f_code.co_name == "__init__" and isinstance(frame.f_locals.get("self"), torch.nn.Module)
+    return name.startswith("torch.nn.")
+
+
 def _asked_by_a_test() -> bool:
     # A module of torch.nn belongs to the one who asked for it; a parameter that waits for its shape is no tensor yet.
     frame = sys._getframe(2)
     if frame.f_globals.get("__name__") == "torch.nn.parameter":
         return False
-    while frame.f_globals.get("__name__", "").startswith("torch.nn.") and frame.f_back is not None:
+    while _of_a_module(frame) and frame.f_back is not None:
         frame = frame.f_back
     return follows(frame.f_code.co_filename)
 
