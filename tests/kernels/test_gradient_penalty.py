@@ -1,6 +1,7 @@
 """The Triton kernels of gradient_penalty, in Triton's interpreter, against float64 and against PyTorch."""
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -77,6 +78,14 @@ def check(grads: Tensor, kind: str, weight: float = WEIGHT, target: float = TARG
     slope = 2 * weight * float((n + distance).max()) / (1 if kind == "max" else n.numel())
     size = float(exact_cotangent.abs().max()) + slope * torch.finfo(wide).eps / torch.finfo(grads.dtype).eps
     assert_as_accurate(cotangent, peer_cotangent.to(grads.dtype), exact_cotangent, roundings=ROUNDINGS, scale=size)
+
+
+@pytest.fixture(autouse=True)
+def _plans_of_this_test() -> Iterator[None]:
+    """Plans are kept by sizes; tests change what they are made from."""
+    kernels._plan.cache_clear()
+    yield
+    kernels._plan.cache_clear()
 
 
 @pytest.fixture
@@ -311,6 +320,7 @@ def test_the_penalty_of_one_program_is_that_of_many(monkeypatch: pytest.MonkeyPa
     grads = make((40, 6, 1), torch.float64)
     alone = kernels.gradient_penalty_fwd(grads, "two-sided", WEIGHT, TARGET)
     monkeypatch.setattr(config, "row_tile", lambda h, w, itemsize: config.Tile(4, 8, 4))
+    kernels._plan.cache_clear()
     several = kernels.gradient_penalty_fwd(grads, "two-sided", WEIGHT, TARGET)
     torch.testing.assert_close(alone[0], several[0], rtol=1e-14, atol=0)
     assert torch.equal(alone[2], several[2])
