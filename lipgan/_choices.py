@@ -34,6 +34,7 @@ RECIPES = (
     "acgan",
     "adaptive-divergence",
     "ali",
+    "avb",
     "began",
     "cgan",
     "cramer",

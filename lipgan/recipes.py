@@ -351,6 +351,15 @@ RECIPES = _table(
         **_DCGAN,
     ),
     Recipe(
+        name="avb",
+        paper="Mescheder et al. 2017, Adversarial Variational Bayes, 1701.04722",
+        system="avb",
+        latent_dim=8,
+        generator_lr=1e-3,
+        critic_lr=1e-3,
+        betas=(0.5, 0.999),
+    ),
+    Recipe(
         name="cyclegan",
         paper="Zhu et al. 2017, Unpaired Image-to-Image Translation (CycleGAN), 1703.10593",
         system="cyclegan",

@@ -10,6 +10,7 @@ from lipgan._registry import lookup
 from lipgan.systems.aae import AAE
 from lipgan.systems.adaptive_divergence import AdaptiveDivergence
 from lipgan.systems.ali import ALI
+from lipgan.systems.avb import AVB
 from lipgan.systems.base import Batch, LossOutput, System, latents
 from lipgan.systems.began import BEGAN
 from lipgan.systems.cramer import Cramer
@@ -32,6 +33,7 @@ SYSTEMS: Mapping[str, type[System]] = MappingProxyType(
         "aae": AAE,
         "adaptive-divergence": AdaptiveDivergence,
         "ali": ALI,
+        "avb": AVB,
         "began": BEGAN,
         "cramer": Cramer,
         "cyclegan": CycleGAN,
