@@ -34,6 +34,7 @@ RECIPES = (
     "acgan",
     "adaptive-divergence",
     "ali",
+    "alpha-gan",
     "avb",
     "began",
     "cgan",

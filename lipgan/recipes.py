@@ -360,6 +360,13 @@ RECIPES = _table(
         betas=(0.5, 0.999),
     ),
     Recipe(
+        name="alpha-gan",
+        paper="Rosca et al. 2017, Variational Approaches for Auto-Encoding Generative Adversarial Networks, 1706.04987",
+        system="alpha-gan",
+        latent_dim=16,
+        **_DCGAN,
+    ),
+    Recipe(
         name="cyclegan",
         paper="Zhu et al. 2017, Unpaired Image-to-Image Translation (CycleGAN), 1703.10593",
         system="cyclegan",

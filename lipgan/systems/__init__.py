@@ -10,6 +10,7 @@ from lipgan._registry import lookup
 from lipgan.systems.aae import AAE
 from lipgan.systems.adaptive_divergence import AdaptiveDivergence
 from lipgan.systems.ali import ALI
+from lipgan.systems.alpha_gan import AlphaGAN
 from lipgan.systems.avb import AVB
 from lipgan.systems.base import Batch, LossOutput, System, latents
 from lipgan.systems.began import BEGAN
@@ -33,6 +34,7 @@ SYSTEMS: Mapping[str, type[System]] = MappingProxyType(
         "aae": AAE,
         "adaptive-divergence": AdaptiveDivergence,
         "ali": ALI,
+        "alpha-gan": AlphaGAN,
         "avb": AVB,
         "began": BEGAN,
         "cramer": Cramer,
