@@ -51,6 +51,7 @@ RECIPES = (
     "f-gan-reverse-kl",
     "feature-matching",
     "gan",
+    "gan-cls",
     "gngan",
     "historical-averaging",
     "infogan",
@@ -80,7 +81,7 @@ RECIPES = (
     "wgan-gp",
     "wgan-lp",
 )
-DATA_SETS = ("digits", "grid", "patches", "ring", "segments", "swiss-roll", "two-gaussians")
+DATA_SETS = ("chords", "digits", "grid", "patches", "ring", "segments", "sentences", "swiss-roll", "two-gaussians")
 
 #: The modules of `lipgan.bench`.
 BENCHMARKS = (

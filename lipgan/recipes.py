@@ -367,6 +367,16 @@ RECIPES = _table(
         **_DCGAN,
     ),
     Recipe(
+        name="gan-cls",
+        paper="Reed et al. 2016, Generative Adversarial Text to Image Synthesis, 1605.05396",
+        system="gan-cls",
+        architecture="dcgan",
+        latent_dim=16,
+        generator_lr=1e-3,
+        critic_lr=4e-4,
+        betas=(0.5, 0.999),
+    ),
+    Recipe(
         name="cyclegan",
         paper="Zhu et al. 2017, Unpaired Image-to-Image Translation (CycleGAN), 1703.10593",
         system="cyclegan",

@@ -18,6 +18,7 @@ from lipgan.systems.cramer import Cramer
 from lipgan.systems.cyclegan import CycleGAN
 from lipgan.systems.ebgan import EBGAN
 from lipgan.systems.gan import GAN
+from lipgan.systems.gan_cls import GANCLS
 from lipgan.systems.infogan import InfoGAN
 from lipgan.systems.lapgan import LAPGAN
 from lipgan.systems.mad_gan import MADGAN
@@ -40,6 +41,7 @@ SYSTEMS: Mapping[str, type[System]] = MappingProxyType(
         "cramer": Cramer,
         "cyclegan": CycleGAN,
         "ebgan": EBGAN,
+        "gan-cls": GANCLS,
         "infogan": InfoGAN,
         "lapgan": LAPGAN,
         "mad-gan": MADGAN,
