@@ -70,6 +70,7 @@ RECIPES = (
     "r3gan",
     "rgan",
     "sagan",
+    "seqgan",
     "sngan",
     "sngan-resnet",
     "ttur",

@@ -377,6 +377,17 @@ RECIPES = _table(
         betas=(0.5, 0.999),
     ),
     Recipe(
+        name="seqgan",
+        paper="Yu et al. 2017, SeqGAN, 1609.05473; for polyphonic music Lee et al. 2017, 1710.11418",
+        system="seqgan",
+        generator_lr=5e-3,
+        critic_lr=3e-4,
+        betas=(0.9, 0.999),
+        lr_decay="linear",
+        ema_decay=0.9,
+        steps=300,
+    ),
+    Recipe(
         name="cyclegan",
         paper="Zhu et al. 2017, Unpaired Image-to-Image Translation (CycleGAN), 1703.10593",
         system="cyclegan",

@@ -24,6 +24,7 @@ from lipgan.systems.lapgan import LAPGAN
 from lipgan.systems.mad_gan import MADGAN
 from lipgan.systems.mode_regularized import ModeRegularized
 from lipgan.systems.progressive import Progressive
+from lipgan.systems.seqgan import SeqGAN
 from lipgan.systems.unrolled import Unrolled
 from lipgan.systems.vae_gan import VAEGAN
 
@@ -47,6 +48,7 @@ SYSTEMS: Mapping[str, type[System]] = MappingProxyType(
         "mad-gan": MADGAN,
         "mode-regularized": ModeRegularized,
         "progressive": Progressive,
+        "seqgan": SeqGAN,
         "unrolled": Unrolled,
         "vae-gan": VAEGAN,
     }
