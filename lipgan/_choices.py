@@ -34,6 +34,8 @@ RECIPES = (
     "acgan",
     "adaptive-divergence",
     "ali",
+    "alpha-gan",
+    "avb",
     "began",
     "cgan",
     "cramer",
@@ -49,6 +51,7 @@ RECIPES = (
     "f-gan-reverse-kl",
     "feature-matching",
     "gan",
+    "gan-cls",
     "gngan",
     "historical-averaging",
     "infogan",
@@ -67,6 +70,7 @@ RECIPES = (
     "r3gan",
     "rgan",
     "sagan",
+    "seqgan",
     "sngan",
     "sngan-resnet",
     "ttur",
@@ -78,7 +82,7 @@ RECIPES = (
     "wgan-gp",
     "wgan-lp",
 )
-DATA_SETS = ("digits", "grid", "patches", "ring", "segments", "swiss-roll", "two-gaussians")
+DATA_SETS = ("chords", "digits", "grid", "patches", "ring", "segments", "sentences", "swiss-roll", "two-gaussians")
 
 #: The modules of `lipgan.bench`.
 BENCHMARKS = (

@@ -108,6 +108,11 @@ def main(args: argparse.Namespace) -> None:
     path: Path = args.checkpoint / CHECKPOINT if args.checkpoint.is_dir() else args.checkpoint
     generator = load_generator(path, device=device)
     trained = _Trained.read(path)
+    if len(trained.shape) == 2:
+        raise ValueError(
+            f"lipgan eval compares images and vectors, and the generator of {path} makes sequences {trained.shape}: "
+            "lipgan train --evaluate-every judges those of chords by their grammar"
+        )
     dataset = _dataset(trained, args.data, default_workers() if args.workers is None else args.workers)
     extractor: FeatureExtractor
     if dataset.is_image:

@@ -1,4 +1,4 @@
-"""``lipgan sample``: a grid of samples from a checkpoint."""
+"""``lipgan sample``: a picture of samples from a checkpoint, or music."""
 
 import argparse
 import io
@@ -8,10 +8,12 @@ from PIL import Image
 
 from lipgan._files import check_destination, write_atomically
 from lipgan.commands.console import find_device
-from lipgan.training import load_generator
-from lipgan.training.pictures import image_bytes, picture
+from lipgan.data.chords import chords, midi
+from lipgan.training import checkpoint, load_generator
+from lipgan.training.pictures import image_bytes
 from lipgan.training.run import CHECKPOINT
 from lipgan.training.sampling import draw
+from lipgan.training.showing import picture_of
 
 __all__ = ["main"]
 
@@ -22,6 +24,9 @@ def main(args: argparse.Namespace) -> None:
     Raises:
         ValueError, OSError: bad input; nothing was written then.
     """
+    if args.output.suffix.lower() in (".mid", ".midi"):
+        _music(args)
+        return
     format = Image.registered_extensions().get(args.output.suffix.lower())
     if format is None or format not in Image.SAVE:
         raise ValueError(f"{args.output} must end in the name of an image format, such as .png")
@@ -30,9 +35,29 @@ def main(args: argparse.Namespace) -> None:
     except Exception as error:  # XBM knows black and white only; what others need may not be installed
         raise ValueError(f"{args.output} cannot be written ({error}): choose another format, such as .png") from error
     check_destination(args.output)
-    path: Path = args.checkpoint / CHECKPOINT if args.checkpoint.is_dir() else args.checkpoint
+    path = _path(args)
     generator = load_generator(path, device=find_device(args.device))
-    samples = draw(generator, args.number, args.seed or 0)
-    shown = Image.open(io.BytesIO(picture(samples, None, str(path), getattr(generator, "classes", 0))))
+    # Of the data sets only this one has names for what a generator makes.
+    data = chords() if _trained_on(path) == "chords" else None
+    shown = Image.open(io.BytesIO(picture_of(generator, args.number, args.seed or 0, data, str(path))))
     # Matplotlib writes transparency, which is none here and which JPEG does not know.
     write_atomically(args.output, image_bytes(shown.convert("RGB") if shown.mode == "RGBA" else shown, format))
+
+
+def _music(args: argparse.Namespace) -> None:
+    check_destination(args.output)
+    path = _path(args)
+    generator = load_generator(path, device=find_device(args.device))
+    trained_on = _trained_on(path)
+    if trained_on != "chords":
+        raise ValueError(f"{args.output} is for music, and the generator of {path} was trained on {trained_on!r}")
+    write_atomically(args.output, midi(draw(generator, args.number, args.seed or 0)))
+
+
+def _path(args: argparse.Namespace) -> Path:
+    path: Path = args.checkpoint
+    return path / CHECKPOINT if path.is_dir() else path
+
+
+def _trained_on(path: Path) -> str:
+    return str(checkpoint.read(path).get("data"))

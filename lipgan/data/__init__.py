@@ -3,7 +3,7 @@
 `load` returns a `Dataset`: samples as one tensor, so that a batch is one gather, on whatever device they lie.
 
 dataset.py   the `Dataset`, and the order of the batches
-digits.py, patches.py, toy.py   the built-in ones
+digits.py, patches.py, sentences.py, chords.py, toy.py   the built-in ones
 files.py     folders of images, .npz and .npy files
 external.py  data sets of torchvision and of Hugging Face, where those are installed
 images.py    decoding of image files
@@ -18,9 +18,11 @@ from types import MappingProxyType
 from lipgan._files import is_path
 from lipgan._registry import lookup
 from lipgan.data import external, files
+from lipgan.data.chords import chords
 from lipgan.data.dataset import BatchOrder, Dataset
 from lipgan.data.digits import digits
 from lipgan.data.patches import patches
+from lipgan.data.sentences import sentences
 from lipgan.data.toy import grid, ring, segments, swiss_roll, two_gaussians
 
 __all__ = ["DEFAULT_SIZE", "LOADERS", "BatchOrder", "Dataset", "is_built_in", "load", "names", "segments"]
@@ -30,8 +32,8 @@ DEFAULT_SIZE = 16
 Loader = Callable[[int | None], Dataset]
 
 
-def _images(make: Callable[[int], Dataset]) -> Loader:
-    return lambda size: make(DEFAULT_SIZE if size is None else size)
+def _images(make: Callable[[int], Dataset], default: int = DEFAULT_SIZE) -> Loader:
+    return lambda size: make(default if size is None else size)
 
 
 def _vectors(make: Callable[[], Dataset]) -> Loader:
@@ -46,11 +48,13 @@ def _vectors(make: Callable[[], Dataset]) -> Loader:
 
 LOADERS: Mapping[str, Loader] = MappingProxyType(
     {
+        "chords": _vectors(chords),
         "digits": _images(digits),
         "grid": _vectors(grid),
         "patches": _images(patches),
         "ring": _vectors(ring),
         "segments": _vectors(lambda: dataclasses.replace(segments(), name="segments")),
+        "sentences": _images(sentences, 24),
         "swiss-roll": _vectors(swiss_roll),
         "two-gaussians": _vectors(two_gaussians),
     }
@@ -77,8 +81,8 @@ def load(name: str | os.PathLike[str], size: int | None = None, *, download: boo
             - "segments:THETA", see `lipgan.data.toy.segments`;
             - "torchvision:NAME" or "huggingface:NAME", see `lipgan.data.external`;
             - a path: a folder or a .zip archive of images, or an .npz or .npy file, see `lipgan.data.files`.
-        size: pixels a side of square images. None: 16 for digits and patches, and the images' own size for all others.
-            Vectors have none.
+        size: pixels a side of square images. None: 16 for digits and patches, 24 for sentences, and the images' own
+            size for all others. Vectors have none.
         download: let torchvision and Hugging Face fetch what is not on this machine; ``LIPGAN_DOWNLOAD=1`` in the
             environment says the same. Nothing is fetched otherwise.
 

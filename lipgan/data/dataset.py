@@ -29,11 +29,12 @@ class Dataset:
         modes: of a mixture of round Gaussians, their centres ``[k, d]``, floating point; None otherwise.
         mode_std: the standard deviation of each of them, as `lipgan.metrics.mode_coverage` takes it; None
             without ``modes``.
+        captions: a sentence for each class, which says what its samples show; None otherwise.
 
     Raises:
         ValueError: no samples, samples that are not floating point or not finite; labels of another length,
             not int64, negative, or of more than `MAX_CLASSES` classes; modes that do not fit the samples, or
-            modes without a positive ``mode_std``.
+            modes without a positive ``mode_std``; captions that are not one for each class.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Dataset:
     labels: Tensor | None = None
     modes: Tensor | None = None
     mode_std: float | None = None
+    captions: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.samples.ndim < 2 or len(self.samples) == 0:
@@ -54,6 +56,9 @@ class Dataset:
             self._check_labels(self.labels)
         if self.modes is not None or self.mode_std is not None:
             self._check_modes(self.modes, self.mode_std)
+        if self.captions is not None and len(self.captions) != self.classes:
+            wanted = f"captions must be one for each of the {self.classes} classes of {self.name!r}"
+            raise ValueError(f"{wanted}, got {len(self.captions)}")
 
     def _check_labels(self, labels: Tensor) -> None:
         if labels.shape != (len(self.samples),):
@@ -98,7 +103,7 @@ class Dataset:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the samples and the labels, with their dtypes and shapes, in hexadecimal digits.
+        """SHA-256 of the samples and the labels, with their dtypes and shapes, and of captions, in hexadecimal digits.
 
         A checkpoint holds it: a run that is resumed on other values would be another run.
         """
@@ -110,6 +115,8 @@ class Dataset:
             for part in torch.split(tensor, _HASHED_ROWS):
                 # As bytes, since NumPy has no bfloat16.
                 sha.update(part.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        if self.captions is not None:
+            sha.update(repr(self.captions).encode())
         return sha.hexdigest()
 
 

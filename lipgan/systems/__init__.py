@@ -10,17 +10,21 @@ from lipgan._registry import lookup
 from lipgan.systems.aae import AAE
 from lipgan.systems.adaptive_divergence import AdaptiveDivergence
 from lipgan.systems.ali import ALI
+from lipgan.systems.alpha_gan import AlphaGAN
+from lipgan.systems.avb import AVB
 from lipgan.systems.base import Batch, LossOutput, System, latents
 from lipgan.systems.began import BEGAN
 from lipgan.systems.cramer import Cramer
 from lipgan.systems.cyclegan import CycleGAN
 from lipgan.systems.ebgan import EBGAN
 from lipgan.systems.gan import GAN
+from lipgan.systems.gan_cls import GANCLS
 from lipgan.systems.infogan import InfoGAN
 from lipgan.systems.lapgan import LAPGAN
 from lipgan.systems.mad_gan import MADGAN
 from lipgan.systems.mode_regularized import ModeRegularized
 from lipgan.systems.progressive import Progressive
+from lipgan.systems.seqgan import SeqGAN
 from lipgan.systems.unrolled import Unrolled
 from lipgan.systems.vae_gan import VAEGAN
 
@@ -32,15 +36,19 @@ SYSTEMS: Mapping[str, type[System]] = MappingProxyType(
         "aae": AAE,
         "adaptive-divergence": AdaptiveDivergence,
         "ali": ALI,
+        "alpha-gan": AlphaGAN,
+        "avb": AVB,
         "began": BEGAN,
         "cramer": Cramer,
         "cyclegan": CycleGAN,
         "ebgan": EBGAN,
+        "gan-cls": GANCLS,
         "infogan": InfoGAN,
         "lapgan": LAPGAN,
         "mad-gan": MADGAN,
         "mode-regularized": ModeRegularized,
         "progressive": Progressive,
+        "seqgan": SeqGAN,
         "unrolled": Unrolled,
         "vae-gan": VAEGAN,
     }

@@ -6,13 +6,14 @@ import dataclasses
 import math
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 
 from lipgan import models
 from lipgan.recipe import Recipe
-from lipgan.systems._readout import Readout
+from lipgan.systems._readout import Readout, body_of
 
-__all__ = ["Encoder", "EncoderDecoder", "coded", "critic_of"]
+__all__ = ["Encoder", "EncoderDecoder", "NoisyEncoder", "coded", "critic_of"]
 
 
 def coded(recipe: Recipe, shape: tuple[int, ...]) -> Recipe:
@@ -52,6 +53,48 @@ class Encoder(nn.Module):
         return cast(Tensor, mean) if noise is None else mean + log_std.exp() * noise
 
 
+class NoisyEncoder(nn.Module):
+    """Samples ``[B, *shape]`` -> codes ``[B, latent_dim]`` of any distribution: the noise goes through the network.
+
+    The features that a critic of the recipe's architecture finds in the sample, beside the noise, go through two
+    further layers. Codes can be drawn, but their density is known to nobody.
+
+    Args:
+        recipe: of the architecture and the length of a code, which is that of the noise too.
+        shape: of a sample.
+        width: units of the layers that see noise.
+
+    Raises:
+        ValueError: an architecture whose critic does not end in a linear layer.
+    """
+
+    def __init__(self, recipe: Recipe, shape: tuple[int, ...], width: int = 256) -> None:
+        super().__init__()
+        self.latent_dim = recipe.latent_dim
+        self.body, features = body_of(critic_of(recipe, shape))
+        self.noise = nn.Sequential(nn.Linear(recipe.latent_dim, width), nn.LeakyReLU(0.2))
+        self.head = nn.Sequential(
+            nn.Linear(features + width, width),
+            nn.LeakyReLU(0.2),
+            nn.Linear(width, width),
+            nn.LeakyReLU(0.2),
+            nn.Linear(width, recipe.latent_dim),
+        )
+
+    def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Codes of ``x [B, *shape]``, with ``noise [B, latent_dim]``, standard normal; without, those of noise 0.
+
+        With ``noise [B, m, latent_dim]`` codes ``[B, m, latent_dim]``, m of each sample.
+        """
+        if noise is None:
+            noise = x.new_zeros(len(x), self.latent_dim)
+        features, entries = self.body(x).flatten(1), self.noise(noise)
+        if noise.ndim == 3:
+            features = features.unsqueeze(1).expand(-1, noise.shape[1], -1)
+        codes: Tensor = self.head(torch.cat([features, entries], -1))
+        return codes
+
+
 class EncoderDecoder(nn.Module):
     """A decoder, which is the generator, and the encoder that answers it.
 
@@ -61,10 +104,13 @@ class EncoderDecoder(nn.Module):
         latent_dim: numbers of a code.
     """
 
-    def __init__(self, encoder: Encoder, decoder: nn.Module, latent_dim: int) -> None:
+    def __init__(self, encoder: nn.Module, decoder: nn.Module, latent_dim: int) -> None:
         super().__init__()
         self.encoder, self.decoder, self.latent_dim = encoder, decoder, latent_dim
 
     def forward(self, x: Tensor, *, encode: bool = False, noise: Tensor | None = None) -> Tensor:
-        """Codes -> samples, or with ``encode`` samples -> the means of their codes, or their codes with ``noise``."""
+        """Codes -> samples, or with ``encode`` samples -> their codes by that noise.
+
+        Without ``noise`` a Gaussian encoder gives the means of the codes.
+        """
         return cast(Tensor, self.encoder(x, noise) if encode else self.decoder(x))

@@ -6,11 +6,12 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import matplotlib
 import torch
 from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
@@ -18,11 +19,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lipgan.data import Dataset
+from lipgan.data.chords import CHORDS, legal
 
 __all__ = [
     "COLOURS",
     "DASHES",
     "LABELS",
+    "Strip",
+    "captioned",
     "curves",
     "evaluation_page",
     "image_bytes",
@@ -36,6 +40,9 @@ GAP_LEVEL = 96
 # With more classes than this, columns of classes would be too narrow to look at.
 _MOST_COLUMNS = 16
 _ROWS_OF_CLASSES = 8
+_SEQUENCES, _MOST_SEQUENCES = 16, 64
+# Wide enough for the words of a sentence in a legible size.
+_CAPTIONED_COLUMNS, _CAPTIONED_CELL = 10, 120
 
 # Of the real points behind a scatter plot: more only hide each other.
 _REAL_POINTS = 5000
@@ -78,6 +85,63 @@ def image_bytes(image: Image.Image, format: str = "PNG") -> bytes:
     return buffer.getvalue()
 
 
+class Strip(NamedTuple):
+    """Samples between two sentences.
+
+    Attributes:
+        start, end: the sentences.
+        samples: ``[n, 1 or 3, h, w]``, from one to the other.
+    """
+
+    start: str
+    end: str
+    samples: Tensor
+
+
+def captioned(samples: Tensor, captions: Sequence[str], strips: Sequence[Strip] = ()) -> Image.Image:
+    """Images with a sentence under each, ten to a row, and strips between two sentences below them.
+
+    Args:
+        samples: ``[n, 1 or 3, h, w]`` as of `sample_grid`.
+        captions: n sentences; long ones take two lines.
+        strips: of at most ten images each.
+
+    Raises:
+        ValueError: as `sample_grid`, or another number of captions.
+    """
+    if len(captions) != len(samples):
+        raise ValueError(f"captions must be {len(samples)}, one for each sample, got {len(captions)}")
+    pictures = [sample_grid(image[None], 1) for image in samples]
+    columns = min(_CAPTIONED_COLUMNS, max([len(samples), *(len(strip.samples) for strip in strips)]))
+    font, line = _font(13), 16
+    cell, row = _CAPTIONED_CELL + 10, _CAPTIONED_CELL + 10 + 2 * line
+    rows = math.ceil(len(samples) / columns)
+    page = Image.new(pictures[0].mode, (columns * cell, rows * row + len(strips) * (row + line)), "white")
+    draw = ImageDraw.Draw(page)
+
+    def place(picture: Image.Image, column: int, top: int) -> None:
+        scaled = picture.resize((_CAPTIONED_CELL, _CAPTIONED_CELL), Image.Resampling.NEAREST)
+        page.paste(scaled, (column * cell + 5, top + 5))
+
+    for k, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
+        top = k // columns * row
+        place(picture, k % columns, top)
+        text = "\n".join(textwrap.wrap(caption, cell // 8, max_lines=2, placeholder=" ..."))
+        centre = (k % columns + 0.5) * cell
+        draw.multiline_text((centre, top + cell), text, fill="black", font=font, anchor="ma", align="center", spacing=2)
+    for k, strip in enumerate(strips):
+        top = rows * row + k * (row + line) + line
+        draw.text((5, top + line), f"from {strip.start} to {strip.end}", fill="black", font=font)
+        for column, image in enumerate(strip.samples[:columns]):
+            place(sample_grid(image[None], 1), column, top + 2 * line)
+    return page
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    # Pillow has a font of its own that can be scaled from 10.1 on only.
+    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
+
+
 def _class_columns(samples: Tensor, classes: int) -> Image.Image:
     """A column for each class, its number above; the samples are of class 0, 1, ... in turn."""
     grid = sample_grid(samples, classes)
@@ -85,39 +149,50 @@ def _class_columns(samples: Tensor, classes: int) -> Image.Image:
     strip = cell // 2
     page = Image.new(grid.mode, (grid.width, strip + grid.height), "white")
     page.paste(grid, (0, strip))
-    # Pillow has a font of its own that can be scaled from 10.1 on only.
-    font = ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", strip * 3 // 5)
+    font = _font(strip * 3 // 5)
     draw = ImageDraw.Draw(page)
     for k in range(classes):
         draw.text(((k + 0.5) * cell, strip / 2), str(k), fill="black", font=font, anchor="mm")
     return page
 
 
-def samples_shown(shape: tuple[int, ...], classes: int = 0) -> int:
-    """How many samples of that shape make a good `picture`: 64 images, 8 of each class, or 2,000 points."""
+def samples_shown(shape: tuple[int, ...], classes: int = 0, *, sentences: bool = False) -> int:
+    """How many samples of that shape make a good `picture`: 64 images, 8 of each class, 2,000 points, 16 sequences.
+
+    Of classes that are ``sentences`` one each, and no more than 100.
+    """
+    if len(shape) == 2:
+        return _SEQUENCES
     if len(shape) != 3:
         return 2000
+    if sentences:
+        return min(classes, 10 * _CAPTIONED_COLUMNS)
     return _ROWS_OF_CLASSES * classes if 2 <= classes <= _MOST_COLUMNS else 64
 
 
 def picture(samples: Tensor, data: Dataset | None, title: str, classes: int = 0) -> bytes:
-    """Samples of a generator as PNG: a grid of images, or points of the plane over those of the data.
+    """Samples of a generator as PNG: a grid of images, points of the plane over those of the data, or sequences.
 
-    Images of 2 to 16 classes are in columns, one for each class, under its number.
+    Images of 2 to 16 classes are in columns, one for each class, under its number. Of sequences each has a row of
+    symbols, those of the data set "chords" by name and with what its grammar forbids in another colour.
 
     Points keep the frame of the data, so that pictures of one run can be laid side by side; the title tells how many
     samples lie outside. Of vectors with more than two coordinates the first two are shown, and the title says so; of
     those with one, a histogram.
 
     Args:
-        samples: ``[n, 1 or 3, h, w]`` as of `sample_grid`, or ``[n, d]``, floating point.
-        data: what the samples should look like; None: points alone, in a frame of their own. Not used for images.
+        samples: ``[n, 1 or 3, h, w]`` as of `sample_grid`, ``[n, d]``, or sequences ``[n, length, symbols]`` by their
+            largest entries, floating point.
+        data: what the samples should look like; None: points alone, in a frame of their own, and symbols by number. Not
+            used for images.
         title: printed above points; images have none.
         classes: of a generator that was asked for them in turn, as by `Trainer.sample`; 0 without. Not used for points.
 
     Raises:
         ValueError: other samples, or none; data of another shape.
     """
+    if samples.ndim == 3:
+        return _sequences(samples, data, title)
     if samples.ndim != 2:
         in_columns = 2 <= classes <= _MOST_COLUMNS
         return image_bytes(_class_columns(samples, classes) if in_columns else sample_grid(samples))
@@ -146,6 +221,36 @@ def picture(samples: Tensor, data: Dataset | None, title: str, classes: int = 0)
         _draw_points(axes, points[inside], real, frame)
     axes.grid(alpha=0.3)
     axes.legend(loc="upper right", markerscale=3)
+    return _png(figure)
+
+
+def _sequences(samples: Tensor, data: Dataset | None, title: str) -> bytes:
+    """A row for each sequence, a cell for each symbol."""
+    if len(samples) == 0:
+        raise ValueError(f"samples must be [n, length, symbols] with n >= 1, got shape {tuple(samples.shape)}")
+    shown = samples[:_MOST_SEQUENCES].detach().float().cpu()
+    n, length, symbols = shown.shape
+    of_chords = data is not None and data.name == "chords"
+    names = list(CHORDS) if of_chords else [str(k) for k in range(symbols)]
+    fine = legal(shown) if of_chords else torch.ones(n, length, dtype=torch.bool)
+    figure = Figure(figsize=(0.7 * length + 1, 0.4 * n + 1.6), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(fine.numpy(), cmap=ListedColormap([COLOURS[1], "0.9"]), vmin=0, vmax=1, aspect="auto")
+    for row, sequence in enumerate(shown.argmax(2).tolist()):
+        for column, symbol in enumerate(sequence):
+            colour = "black" if fine[row, column] else "white"
+            axes.text(column, row, names[symbol], ha="center", va="center", color=colour, fontsize=10)
+    title = "\n".join(textwrap.wrap(title, 80))
+    if of_chords:
+        title += f"\n{float(fine.double().mean()):.1%} of these chords are allowed by the grammar, the others coloured"
+    if len(samples) > n:
+        title += f"\nthe first {n} of {len(samples)}"
+    axes.set_title(title)
+    axes.set_xticks(range(length), [str(k + 1) for k in range(length)])
+    axes.set_yticks(range(n), [str(k + 1) for k in range(n)])
+    axes.set_xlabel("place in the sequence")
+    axes.set_ylabel("sample")
+    axes.tick_params(length=0)
     return _png(figure)
 
 
@@ -207,6 +312,11 @@ LABELS: Mapping[str, str] = MappingProxyType(
         "high_quality": "near a mode",
         "classes": "classes found with that confidence",
         "modes": "modes found",
+        "legal": "allowed by the grammar",
+        "phrases": "different phrases",
+        "grammar_nll": "minus log likelihood under the grammar (nats per phrase)",
+        "nll": "minus log likelihood of the data (nats)",
+        "matching": "score of the right sentence less that of a wrong one",
     }
 )
 
@@ -216,8 +326,8 @@ _LOSS = "loss (mean since the last point)"
 _PANELS = (
     (_LOSS, lambda key: key.endswith("_loss")),
     ("estimate of the critic", lambda key: key == "estimate"),
-    ("distance to data", lambda key: key in ("fid", "sliced_wasserstein")),
-    ("share of samples", lambda key: key in ("confident", "high_quality")),
+    ("distance to data", lambda key: key in ("fid", "sliced_wasserstein", "grammar_nll")),
+    ("share of samples", lambda key: key in ("confident", "high_quality", "legal", "phrases", "reward")),
     ("number", lambda key: key in ("classes", "modes")),
     ("control", lambda key: True),
 )

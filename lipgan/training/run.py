@@ -19,7 +19,8 @@ from lipgan._checks import check_count
 from lipgan._files import write_atomically
 from lipgan.training import config, distributed
 from lipgan.training.evaluation import Evaluation
-from lipgan.training.pictures import curves, picture, samples_shown
+from lipgan.training.pictures import curves, samples_shown
+from lipgan.training.showing import picture_of
 from lipgan.training.trainer import Row, Trainer
 
 __all__ = ["CHECKPOINT", "CONFIG", "FILES", "Run"]
@@ -168,9 +169,10 @@ class Run:
         write_atomically(self.out / "metrics.jsonl", lines.encode())
         self._write_json("metrics.json", self._summary())
         title = f"{trainer.recipe.name} on {trainer.data.name}, step {trainer.step}"
-        classes = getattr(trainer.ema, "classes", 0)
-        samples = trainer.sample(samples_shown(trainer.data.shape, classes))
-        write_atomically(self.out / "samples.png", picture(samples, trainer.data, title, classes))
+        classes, sentences = getattr(trainer.ema, "classes", 0), bool(getattr(trainer.ema, "captions", ()))
+        number = samples_shown(trainer.data.shape, classes, sentences=sentences)
+        samples = picture_of(trainer.ema, number, trainer.seed, trainer.data, title)
+        write_atomically(self.out / "samples.png", samples)
         write_atomically(self.out / "curves.png", curves(trainer.history, title))
 
     def _write_json(self, name: str, value: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ from system_checks import assert_same
 
 from lipgan import _signals, data, recipes
 from lipgan.__main__ import main
+from lipgan.data.chords import midi
 from lipgan.training import Trainer, config
 from lipgan.training.run import Run
 
@@ -563,12 +564,41 @@ def test_classes_have_columns_in_the_pictures_of_a_run_and_of_sample(tmp_path: P
         assert samples.height / samples.width == pytest.approx(8.5 / 10, rel=0.01)
 
 
+def test_a_run_on_sentences_shows_them_in_its_pictures(tmp_path: Path) -> None:
+    out, drawn = tmp_path / "run", tmp_path / "drawn.png"
+    arguments = ["--recipe", "gan-cls", "--data", "sentences", "--size", "16", "--batch-size", "4", "--steps", "1"]
+    assert main(["train", *arguments, "--out", str(out)]) == 0
+    assert main(["sample", str(out), "-n", "60", "-o", str(drawn)]) == 0
+    with Image.open(drawn) as page, Image.open(out / "samples.png") as samples:
+        assert page.tobytes() == samples.tobytes()
+        # Ten columns of six rows, each with two lines of text, and four strips.
+        assert page.size == (10 * 130, 6 * 162 + 4 * 178)
+
+
+def test_a_run_on_chords_becomes_music(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("mido")
+    out, music = tmp_path / "run", tmp_path / "music.mid"
+    arguments = ["--recipe", "seqgan", "--batch-size", "4", "--steps", "2"]
+    assert main(["train", *arguments, "--data", "chords", "--out", str(out)]) == 0
+    assert main(["sample", str(out), "-n", "2", "-o", str(music)]) == 0
+    assert music.read_bytes() == midi(Trainer.load(out / "checkpoint.pt").sample(2, seed=0))
+    assert main(["sample", str(out), "-n", "2", "-o", str(tmp_path / "phrases.png")]) == 0
+    capsys.readouterr()
+    assert main(["eval", str(out)]) == 2
+    assert "lipgan eval compares images and vectors, and the generator of" in capsys.readouterr().err
+    assert main(["train", *arguments, "--data", "ring", "--out", str(tmp_path / "ring")]) == 2
+    error = capsys.readouterr().err
+    assert "the system 'seqgan' needs sequences" in error
+    assert error.count("\n") == 1
+
+
 def test_sample_refuses_bad_input(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "foreign.pt").write_bytes(b"PK\x03\x04 and so on")
     for arguments, message in (
         ([str(tmp_path / "nothing.pt")], "nothing.pt: No such file"),
         ([str(tmp_path / "foreign.pt")], "not a lipgan checkpoint"),
         ([str(run), "-o", str(tmp_path / "grid.docx")], "image format"),
+        ([str(run), "-o", str(tmp_path / "grid.mid")], "is for music, and the generator of"),
         ([str(run), "-o", str(tmp_path / "grid.xbm")], "grid.xbm cannot be written (cannot write mode RGB as XBM)"),
         ([str(run), "-o", str(tmp_path / "missing" / "grid.png")], "missing is not a folder"),
     ):

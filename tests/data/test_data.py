@@ -1,5 +1,6 @@
 """lipgan.data: the built-in data sets, one's own files, those of other packages, and the order of the batches."""
 
+import io
 import math
 import os
 import pickle
@@ -24,12 +25,119 @@ from torch.nn import functional as F
 
 from lipgan import data
 from lipgan.data import BatchOrder, Dataset, files
+from lipgan.data.chords import CHORDS, _grammar, entropy, legal, log_likelihood, midi
 from lipgan.metrics import mode_coverage, wasserstein_distance
 
 TOY = ["grid", "ring", "segments", "swiss-roll", "two-gaussians"]
 
 
 pytestmark = pytest.mark.usefixtures("single_thread")
+
+
+# --- sentences
+
+
+def test_sentences_say_what_the_images_show() -> None:
+    dataset = data.load("sentences")
+    assert dataset.samples.shape == (3600, 1, 24, 24)
+    assert dataset.captions is not None
+    assert dataset.captions[7] == "one thin seven"
+    assert dataset.captions[20 + 10 + 6] == "two thick sixes"
+    assert len(set(dataset.captions)) == 60
+    ink = ((dataset.samples + 1) / 2).squeeze(1)
+    # Of all images of a sentence: [count, stroke, digit, h, w].
+    mean = torch.stack([ink[dataset.labels == label].mean(0) for label in range(60)]).view(3, 2, 10, 24, 24)
+    total = mean.sum((3, 4))
+    assert (total[:, 1] > 1.5 * total[:, 0]).all(), "thick ones have more ink than thin ones"
+    for count in (1, 2):
+        torch.testing.assert_close(total[count], (count + 1) * total[0], rtol=0.15, atol=0)
+    # One digit fills the middle third, two the middle two thirds, three all of the width; half of the height.
+    assert mean[0, ..., :8].max() == mean[0, ..., 16:].max() == 0
+    assert mean[1, ..., :4].max() == mean[1, ..., 20:].max() == 0
+    assert mean[..., :6, :].max() == mean[..., 18:, :].max() == 0
+    # The digit in the middle looks like its class: nearer to the mean of that than to others.
+    digits = data.load("digits", 24)
+    alike = torch.stack([digits.samples[digits.labels == k].mean(0) for k in range(10)])
+    shape = F.interpolate(alike, (12, 8), mode="area").flatten(1)
+    middle = mean[0, :, :, 6:18, 8:16].flatten(2)
+    correlation = torch.corrcoef(torch.cat([shape, middle[0], middle[1]]))
+    assert torch.equal(correlation[10:20, :10].argmax(1), torch.arange(10))
+    assert torch.equal(correlation[20:, :10].argmax(1), torch.arange(10))
+
+
+def test_captions_are_one_for_each_class() -> None:
+    samples, labels = torch.zeros(4, 2), torch.tensor([0, 1, 2, 0])
+    named = Dataset("x", samples, labels, captions=("a", "b", "c"))
+    assert named.digest != Dataset("x", samples, labels, captions=("a", "b", "d")).digest
+    with pytest.raises(ValueError, match="captions must be one for each of the 3 classes of 'x', got 2"):
+        Dataset("x", samples, labels, captions=("a", "b"))
+    with pytest.raises(ValueError, match="size of sentences must be a multiple of 4 from 16 to 128, got 12"):
+        data.load("sentences", 12)
+
+
+# --- chords
+
+
+def test_chords_follow_the_grammar_and_its_entropy() -> None:
+    phrases = data.load("chords").samples
+    assert phrases.shape == (10000, 16, 11)
+    assert legal(phrases).all()
+    names = list(CHORDS)
+    assert (phrases[:, -1].argmax(1) == names.index("I")).all()
+    nll = -log_likelihood(phrases, slip=0)
+    # Within four standard errors.
+    assert float(nll.mean()) == pytest.approx(entropy(), abs=4 * float(nll.std()) / 100)
+    # After a six-four chord only a dominant, each as often as the other where the end is far.
+    chords = phrases.argmax(2)
+    before, after = chords[:, :8].flatten(), chords[:, 1:9].flatten()
+    shares = after[before == names.index("I64")].bincount(minlength=11) / (before == names.index("I64")).sum()
+    assert shares[[names.index("V"), names.index("V7")]].tolist() == pytest.approx([0.5, 0.5], abs=0.05)
+
+
+def test_the_probabilities_of_all_phrases_add_up() -> None:
+    """By phrases of the grammar, of which the mean of 1 / p is the number of those that are allowed."""
+    phrases = data.load("chords").samples
+    allowed = (torch.stack([step > 0 for step in _grammar()[1]])).double()
+    count = (_grammar()[0] > 0).double()
+    for step in allowed:
+        count = count @ step
+    found = (-log_likelihood(phrases, slip=0)).exp()
+    assert float(found.mean()) == pytest.approx(float(count.sum()), rel=5 * float(found.std() / found.mean()) / 100)
+
+
+def test_what_breaks_the_grammar_is_found_and_costs() -> None:
+    phrases = data.load("chords").samples[:50].clone()
+    at = list(CHORDS).index("I64")
+    # I cannot follow a six-four chord, with which no phrase ends.
+    phrases[:, -1] = F.one_hot(torch.tensor(at), 11).float()
+    assert not legal(phrases)[:, -1].any()
+    assert legal(phrases)[:, :-1].all()
+    drop = log_likelihood(data.load("chords").samples[:50]) - log_likelihood(phrases)
+    assert (drop > 5).all()
+    with pytest.raises(ValueError, match=r"phrases must be \[n, 16, 11\], got shape \(2, 2\)"):
+        legal(torch.zeros(2, 2))
+
+
+def test_music_has_the_notes_of_the_chords() -> None:
+    mido = pytest.importorskip("mido")
+    phrases = data.load("chords").samples[:2]
+    file = mido.MidiFile(file=io.BytesIO(midi(phrases)))
+    assert file.length == pytest.approx((2 * 16 + 4) * 0.6)
+    played, time, sounding = [], 0, set()
+    for message in file.tracks[0]:
+        time += message.time
+        if message.type == "note_on":
+            sounding.add((time, message.note))
+        elif message.type == "note_off" and sounding:
+            played.append(tuple(sorted(note for _, note in sounding)))
+            sounding = set()
+    assert played == [tuple(sorted(list(CHORDS.values())[k])) for k in phrases.argmax(2).flatten().tolist()]
+
+
+def test_music_without_mido_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mido", None)
+    with pytest.raises(ValueError, match="a MIDI file needs the package mido: pip install mido"):
+        midi(data.load("chords").samples[:1])
 
 
 # --- digits

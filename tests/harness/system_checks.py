@@ -63,13 +63,17 @@ def assert_resumes(row: Recipe, data: Dataset, path: Path) -> None:
     assert_same(whole.state_dict(), resumed.state_dict())
 
 
-def assert_parts_add_up(row: Recipe) -> None:
-    """A batch in two parts, as of accumulation or of two processes, gives the step of the whole batch."""
+def assert_parts_add_up(row: Recipe, data: Dataset | None = None) -> None:
+    """A batch in two parts, as of accumulation or of two processes, gives the step of the whole batch.
+
+    ``data`` are points unless given.
+    """
+    data = points() if data is None else data
     ends = []
     for parts in (1, 2):
-        trainer = Trainer.from_recipe(dataclasses.replace(row, accumulation=parts), points(), seed=3).fit(2)
+        trainer = Trainer.from_recipe(dataclasses.replace(row, accumulation=parts), data, seed=3).fit(2)
         ends.append(torch.cat([p.detach().flatten() for p in trainer.generator.parameters()]))
-    moved = ends[0] - torch.cat([p.detach().flatten() for p in system_of(row, points(), seed=3).generator.parameters()])
+    moved = ends[0] - torch.cat([p.detach().flatten() for p in system_of(row, data, seed=3).generator.parameters()])
     # Adam's first steps are signs of gradients, so that the few that are 0 but for rounding may differ.
     assert float((ends[0] - ends[1]).norm()) < 0.02 * float(moved.norm())
 

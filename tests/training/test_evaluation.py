@@ -8,6 +8,7 @@ import torch
 
 from lipgan import data
 from lipgan.__main__ import main
+from lipgan.data.chords import legal, log_likelihood
 from lipgan.metrics import features, frechet_distance, mode_coverage, sliced_wasserstein_distance
 from lipgan.training import Trainer
 from lipgan.training.evaluation import Evaluation
@@ -91,3 +92,19 @@ def test_the_metrics_join_the_history(tmp_path: Path, capsys: pytest.CaptureFixt
     assert main([*command, str(tmp_path / "other"), "--evaluate-every", "3"]) == 2
     assert "evaluate_every must be a multiple of log_every, 2, got 3" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
+
+
+def test_phrases_are_judged_by_their_grammar() -> None:
+    dataset = data.load("chords")
+    trainer = Trainer.from_recipe("seqgan", dataset)
+    judged = Evaluation(dataset)
+    untrained = judged(trainer)
+    phrases = trainer.sample(2000)
+    assert untrained["legal"] == pytest.approx(float(legal(phrases).double().mean()))
+    assert untrained["grammar_nll"] == pytest.approx(-float(log_likelihood(phrases).mean()))
+    assert untrained["phrases"] > 0.9
+    trainer.sample = lambda n: dataset.samples[:4].repeat(n // 4, 1, 1)  # type: ignore[method-assign]
+    of_data = judged(trainer)
+    assert of_data["legal"] == 1
+    assert of_data["phrases"] == 4 / 2000
+    assert of_data["grammar_nll"] < untrained["grammar_nll"] - 20

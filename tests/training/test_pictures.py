@@ -15,7 +15,7 @@ from torch import Tensor
 from lipgan import data
 from lipgan.data import Dataset
 from lipgan.training import pictures
-from lipgan.training.pictures import curves, image_bytes, picture, sample_grid, samples_shown
+from lipgan.training.pictures import Strip, captioned, curves, image_bytes, picture, sample_grid, samples_shown
 
 
 def decoded(content: bytes) -> np.ndarray[Any, Any]:
@@ -316,3 +316,38 @@ def test_control_is_logarithmic_beyond_two_decades(
 
 def test_a_run_that_has_not_begun_has_curves_too() -> None:
     assert decoded(curves([], "sngan on digits, step 0")).shape == (660, 880, 3)
+
+
+# --- sentences and sequences
+
+
+def test_sentences_stand_under_their_images_and_strips_below() -> None:
+    samples = torch.stack([torch.full((1, 8, 8), level) for level in (-1.0, 1.0, 0.0)])
+    strip = Strip("all dark", "all bright", samples)
+    page = np.asarray(captioned(samples, ["dark", "bright", "grey"], [strip]).convert("L")).astype(int)
+    cell = page.shape[1] // 3
+    centres = [cell // 2 + cell * k for k in range(3)]
+    below = page.shape[0] - cell // 2 - 40
+    for row in (cell // 2, below):
+        assert [int(page[row, x]) for x in centres] == pytest.approx([0, 255, 128], abs=1)
+    # Something is written under each image, and above the strip.
+    for x in centres:
+        assert page[cell : cell + 20, x - cell // 3 : x + cell // 3].min() < 100
+    with pytest.raises(ValueError, match="captions must be 3, one for each sample, got 1"):
+        captioned(samples, ["dark"])
+
+
+def test_chords_that_the_grammar_forbids_are_coloured() -> None:
+    dataset = data.load("chords")
+    orange = np.array([0xD5, 0x5E, 0x00])
+
+    def coloured(samples: Tensor) -> int:
+        return int((np.abs(decoded(picture(samples, dataset, "chords")) - orange).sum(2) < 10).sum())
+
+    assert samples_shown(dataset.shape) == 16
+    broken = dataset.samples[:16].clone()
+    broken[0, -1] = dataset.samples[0, 0].roll(1)
+    assert coloured(dataset.samples[:16]) == 0
+    assert coloured(broken) > 500
+    # Without the data there is no grammar.
+    assert decoded(picture(dataset.samples[:3], None, "symbols")).shape[2] == 3
