@@ -36,7 +36,8 @@ QUICK = [
     "--log-every",
     "2",
 ]
-FILES = ["checkpoint.pt", "config.toml", "curves.png", "metrics.json", "metrics.jsonl", "samples.png"]
+FILES = ["checkpoint.pt", "config.toml", "curves.png", "metrics.json", "metrics.jsonl", "report.html", "samples"]
+FILES += ["samples.png"]
 
 
 pytestmark = pytest.mark.usefixtures("single_thread")
