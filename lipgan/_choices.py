@@ -98,11 +98,12 @@ STUDIES: Mapping[str, str] = MappingProxyType(
     {
         "divergences-on-parallel-lines": "KL and JS are blind to how far apart two lines are, Wasserstein is not",
         "two-gaussians": "a discriminator saturates where a critic has a gradient",
+        "clipping-vs-penalty": "what clipping weights does to a critic, and a gradient penalty does not",
         "duality": "which critics bound the Wasserstein distance, and how tightly",
         "f-gan": "six variational bounds, and the Gaussians that minimize the divergences",
-        "biased-gradients": "Wasserstein gradients from samples are biased, those of Cramer are not",
         "spectral-norm": "one power iteration a step against the SVD; spectra of constrained layers",
         "score-limitations": "what the Inception Score, FID, precision and recall do and do not see",
+        "biased-gradients": "Wasserstein gradients from samples are biased, those of Cramer are not",
     }
 )
 
