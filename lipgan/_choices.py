@@ -101,6 +101,7 @@ STUDIES: Mapping[str, str] = MappingProxyType(
         "clipping-vs-penalty": "what clipping weights does to a critic, and a gradient penalty does not",
         "duality": "which critics bound the Wasserstein distance, and how tightly",
         "random-architectures": "networks drawn at random, trained as GAN and as WGAN-GP",
+        "architectures-grid": "five methods on six architectures with one set of constants each",
         "f-gan": "six variational bounds, and the Gaussians that minimize the divergences",
         "mode-collapse": "modes of a ring that a GAN drops, and what finds them",
         "spectral-norm": "one power iteration a step against the SVD; spectra of constrained layers",
