@@ -100,6 +100,7 @@ STUDIES: Mapping[str, str] = MappingProxyType(
         "two-gaussians": "a discriminator saturates where a critic has a gradient",
         "clipping-vs-penalty": "what clipping weights does to a critic, and a gradient penalty does not",
         "duality": "which critics bound the Wasserstein distance, and how tightly",
+        "critic-tracks-quality": "what critics estimate along a training, and how good the samples are",
         "random-architectures": "networks drawn at random, trained as GAN and as WGAN-GP",
         "architectures-grid": "five methods on six architectures with one set of constants each",
         "f-gan": "six variational bounds, and the Gaussians that minimize the divergences",
