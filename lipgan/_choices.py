@@ -109,6 +109,7 @@ STUDIES: Mapping[str, str] = MappingProxyType(
         "ttur": "two learning rates: a game that they decide, and digits",
         "score-limitations": "what the Inception Score, FID, precision and recall do and do not see",
         "biased-gradients": "Wasserstein gradients from samples are biased, those of Cramer are not",
+        "losses-table": "all recipes on digits: quality, and time per step",
         "penalty-cost": "time and memory of a gradient penalty, by the way it is computed",
     }
 )
