@@ -106,6 +106,7 @@ STUDIES: Mapping[str, str] = MappingProxyType(
         "f-gan": "six variational bounds, and the Gaussians that minimize the divergences",
         "mode-collapse": "modes of a ring that a GAN drops, and what finds them",
         "spectral-norm": "one power iteration a step against the SVD; spectra of constrained layers",
+        "learning-rates": "which constraint is robust to learning rates and betas",
         "ttur": "two learning rates: a game that they decide, and digits",
         "score-limitations": "what the Inception Score, FID, precision and recall do and do not see",
         "biased-gradients": "Wasserstein gradients from samples are biased, those of Cramer are not",

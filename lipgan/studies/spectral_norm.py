@@ -249,7 +249,7 @@ STUDY = Study(
     method="First, power iteration of Gaussian matrices in float64 from random vectors, as lipgan.spectral_norm makes "
     "it. Then critics of three hidden layers are trained to tell the ring of eight Gaussians from a Gaussian in its "
     "middle, each with one constraint, and their weights, as they are applied, are decomposed. How quality depends on "
-    "learning rates and betas is not part of this study.",
+    "learning rates and betas is the study learning-rates.",
     full={
         "shapes": [[64, 64], [128, 512], [1024, 1024]],
         "iterations": 200,
