@@ -135,7 +135,7 @@ def _analyse(settings: Settings, rows: Sequence[Finished]) -> Analysis:
 
 
 def _draw(settings: Settings, rows: Sequence[Finished]) -> Figure:
-    figure, axes = figures.panels(len(_ARCHITECTURES), len(_METHODS), 6.4)
+    figure, axes = figures.panels(len(_ARCHITECTURES), len(_METHODS), 5.4)
     for i, architecture in enumerate(_ARCHITECTURES):
         for j, method in enumerate(_METHODS):
             axis = axes[i * len(_METHODS) + j]

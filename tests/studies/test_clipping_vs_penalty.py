@@ -59,7 +59,7 @@ def test_gradient_norms_are_those_of_the_later_layers():
         for layer, factor in zip((critic[2], critic[4]), (3.0, 5.0), strict=True):
             layer.weight.copy_(factor * torch.eye(2)[: layer.out_features])
             layer.bias.zero_()
-    x = torch.rand(4, 2)
+    x = torch.rand(4, 2).requires_grad_()
     norms = module._norms_by_layer(torch.nn.Sequential(torch.nn.Identity(), torch.nn.ReLU(), *critic[2:]), x)
     assert norms == pytest.approx([15.0, 5.0])
 
