@@ -190,7 +190,7 @@ def _analyse(settings: Settings, rows: Sequence[Finished]) -> Analysis:
 
 def _draw(settings: Settings, rows: Sequence[Finished]) -> Figure:
     shares = settings["frames"]
-    figure, axes = figures.panels(len(_METHODS), len(shares) + 2, 7.2)
+    figure, axes = figures.panels(len(_METHODS), len(shares) + 2, 6.4)
     grid = axes[0].get_gridspec()
     assert grid is not None
     real = data.load("ring").samples[:400]
@@ -219,11 +219,11 @@ def _draw(settings: Settings, rows: Sequence[Finished]) -> Figure:
         curve.set_yticks([0, 4, 8])
         curve.set_xlim(-0.03 * settings["steps"], 1.03 * settings["steps"])
         if i == 0:
-            curve.set_title("modes covered, each seed")
+            curve.set_title("modes covered")
         if i < len(_METHODS) - 1:
             curve.tick_params(labelbottom=False)
         else:
-            curve.set_xlabel("step (generator updates)")
+            curve.set_xlabel("generator updates")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, markerscale=3)
     return figure
 
