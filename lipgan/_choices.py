@@ -103,11 +103,20 @@ STUDIES: Mapping[str, str] = MappingProxyType(
     {
         "divergences-on-parallel-lines": "KL and JS are blind to how far apart two lines are, Wasserstein is not",
         "two-gaussians": "a discriminator saturates where a critic has a gradient",
+        "clipping-vs-penalty": "what clipping weights does to a critic, and a gradient penalty does not",
         "duality": "which critics bound the Wasserstein distance, and how tightly",
+        "critic-tracks-quality": "what critics estimate along a training, and how good the samples are",
+        "random-architectures": "networks drawn at random, trained as GAN and as WGAN-GP",
+        "architectures-grid": "five methods on six architectures with one set of constants each",
         "f-gan": "six variational bounds, and the Gaussians that minimize the divergences",
-        "biased-gradients": "Wasserstein gradients from samples are biased, those of Cramer are not",
+        "mode-collapse": "modes of a ring that a GAN drops, and what finds them",
         "spectral-norm": "one power iteration a step against the SVD; spectra of constrained layers",
+        "learning-rates": "which constraint is robust to learning rates and betas",
+        "ttur": "two learning rates: a game that they decide, and digits",
         "score-limitations": "what the Inception Score, FID, precision and recall do and do not see",
+        "biased-gradients": "Wasserstein gradients from samples are biased, those of Cramer are not",
+        "losses-table": "all recipes on digits: quality, and time per step",
+        "penalty-cost": "time and memory of a gradient penalty, by the way it is computed",
     }
 )
 

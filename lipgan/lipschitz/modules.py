@@ -91,7 +91,7 @@ def plain_copy(critic: nn.Module) -> nn.Module:
             for key, hook in list(hooks.items()):
                 if isinstance(hook, _TorchHook):
                     torch.nn.utils.remove_spectral_norm(module, hook.name)
-                elif isinstance(getattr(hook, "__self__", None), SpectralNormGroup):
+                elif isinstance(getattr(hook, "__self__", None), SpectralNormGroup) or hasattr(hook, "layout_only"):
                     del hooks[key]
                 else:
                     kind = type(module).__name__

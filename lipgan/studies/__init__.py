@@ -3,7 +3,10 @@
 study.py      what a study is: claims, units of work, analysis, figure
 registry.py   the studies by name; each is a module of that name
 runner.py     units of work: resumed, on one process or several
-critics.py    how the studies train their critics
+rows.py       units and results: made, chosen, laid side by side
+critics.py    how the studies train critics alone
+trainers.py   how they train generators, and judge samples
+networks.py   networks of chosen depth, width, nonlinearity and norm
 figures.py    the style of all figures
 page.py       the page of a study
 report.py     the folder of a study

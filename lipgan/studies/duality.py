@@ -13,6 +13,7 @@ from lipgan import data
 from lipgan.lipschitz.bounds import bounds
 from lipgan.metrics.wasserstein import wasserstein_distance
 from lipgan.studies import critics, figures
+from lipgan.studies.rows import crossed, where
 from lipgan.studies.study import Analysis, Claim, Finding, Finished, Settings, Study, Table, Unit, judge, spread
 
 __all__ = ["STUDY"]
@@ -62,7 +63,7 @@ _CLAIMS = (
 
 
 def _units(settings: Settings, seeds: Sequence[int]) -> list[dict[str, Any]]:
-    return [{"method": method, "seed": seed} for seed in seeds for method in _METHODS]
+    return crossed(seeds, method=list(_METHODS))
 
 
 def _samples(settings: Settings, seed: int) -> tuple[Tensor, Tensor]:
@@ -110,10 +111,6 @@ def _run(settings: Settings, unit: Unit) -> dict[str, Any]:
     }
 
 
-def _of(rows: Sequence[Finished], method: str) -> list[Finished]:
-    return [row for row in rows if row.unit["method"] == method]
-
-
 def _ratio(row: Finished) -> float:
     """The estimate over the exact distance."""
     return float(row.result["estimate"] / row.result["exact"])
@@ -125,7 +122,7 @@ def _certified(row: Finished) -> float:
 
 
 def _analyse(settings: Settings, rows: Sequence[Finished]) -> Analysis:
-    sort, spectral, penalty = (_of(rows, name) for name in ("GroupSort", "spectral norm", "penalty"))
+    sort, spectral, penalty = (where(rows, method=name) for name in ("GroupSort", "spectral norm", "penalty"))
     clipped = [row for row in rows if row.unit["method"].startswith("clipping")]
     # A theorem: one critic beyond it would be a fault of the certificate.
     beyond = max(map(_certified, rows))
@@ -156,7 +153,8 @@ def _analyse(settings: Settings, rows: Sequence[Finished]) -> Analysis:
             "clipping",
             judge([abs(_ratio(row) - 1) > 0.1 for row in clipped]),
             "; ".join(
-                f"{name}: estimate {spread([_ratio(row) for row in _of(rows, name)])} W" for name in _METHODS[:2]
+                f"{name}: estimate {spread([_ratio(row) for row in where(rows, method=name)])} W"
+                for name in _METHODS[:2]
             ),
         ),
     )
@@ -173,7 +171,7 @@ def _analyse(settings: Settings, rows: Sequence[Finished]) -> Analysis:
                 spread([_certified(row) for row in group]),
             )
             for method in _METHODS
-            if (group := _of(rows, method))
+            if (group := where(rows, method=method))
         ),
     )
     return Analysis(findings, table)
@@ -182,7 +180,7 @@ def _analyse(settings: Settings, rows: Sequence[Finished]) -> Analysis:
 def _draw(settings: Settings, rows: Sequence[Finished]) -> Figure:
     figure, (curves, final) = figures.panels(1, 2, 3.2, width_ratios=(3, 2))
     for index, method in enumerate(_METHODS):
-        group = _of(rows, method)
+        group = where(rows, method=method)
         steps = [step for step, _ in group[0].result["curve"]]
         values = torch.tensor([[value / row.result["exact"] for _, value in row.result["curve"]] for row in group])
         style: dict[str, Any] = {"color": figures.COLOURS[index], "linestyle": figures.DASHES[index % 4]}

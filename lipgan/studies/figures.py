@@ -16,7 +16,9 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
 from lipgan.training.pictures import COLOURS, DASHES
 
@@ -30,6 +32,7 @@ __all__ = [
     "as_svg",
     "error_bars",
     "panels",
+    "plain_ticks",
     "style",
 ]
 
@@ -98,6 +101,12 @@ def error_bars(
         linestyle=DASHES[index % len(DASHES)] if line is None else line,
         label=label,
     )
+
+
+def plain_ticks(axis: Axis) -> None:
+    """Numbers such as 600 at the ticks of a logarithmic axis of a few octaves, in place of powers of ten."""
+    axis.set_major_formatter(LogFormatter())
+    axis.set_minor_formatter(LogFormatter(minor_thresholds=(1.0, 0.5)))
 
 
 def as_png(figure: Figure) -> bytes:

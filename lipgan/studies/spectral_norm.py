@@ -14,6 +14,7 @@ from lipgan import data
 from lipgan.lipschitz.bounds import bounds
 from lipgan.nn.spectral_norm import spectral_norm
 from lipgan.studies import critics, figures
+from lipgan.studies.rows import crossed, where
 from lipgan.studies.study import Analysis, Claim, Finding, Finished, Settings, Study, Table, Unit, judge, spread
 
 __all__ = ["STUDY"]
@@ -56,8 +57,7 @@ _CLAIMS = (
 
 
 def _units(settings: Settings, seeds: Sequence[int]) -> list[dict[str, Any]]:
-    matrices = [{"matrix": shape, "seed": seed} for seed in seeds for shape in settings["shapes"]]
-    return matrices + [{"method": method, "seed": seed} for seed in seeds for method in _METHODS]
+    return crossed(seeds, matrix=settings["shapes"]) + crossed(seeds, method=_METHODS)
 
 
 def _run(settings: Settings, unit: Unit) -> dict[str, Any]:
@@ -145,10 +145,6 @@ def _train(settings: Settings, unit: Unit) -> dict[str, Any]:
     }
 
 
-def _of(rows: Sequence[Finished], method: str) -> list[Finished]:
-    return [row for row in rows if row.unit.get("method") == method]
-
-
 def _share(row: Finished) -> float:
     return float(sum(row.result["shares"]) / len(row.result["shares"]))
 
@@ -163,10 +159,10 @@ def _analyse(settings: Settings, rows: Sequence[Finished]) -> Analysis:
     seeds = sorted({row.unit["seed"] for row in trained})
     above = max(max(row.result["ratios"]) for row in matrices) - 1
     last = [row.result["ratios"][-1] for row in matrices]
-    lags = [_lag(row) for row in _of(rows, "spectral norm")]
-    slopes = [row.result["steepest"] for row in _of(rows, "spectral norm")]
+    lags = [_lag(row) for row in where(rows, method="spectral norm")]
+    slopes = [row.result["steepest"] for row in where(rows, method="spectral norm")]
     steeper = [row for row in trained if row.result["steepest"] > row.result["product"] * (1 + 1e-6)]
-    shares = {method: [_share(row) for row in _of(rows, method)] for method in _METHODS}
+    shares = {method: [_share(row) for row in where(rows, method=method)] for method in _METHODS}
     findings = (
         Finding(
             "iteration",
@@ -194,8 +190,8 @@ def _analyse(settings: Settings, rows: Sequence[Finished]) -> Analysis:
             (
                 method,
                 spread(shares[method]),
-                spread([row.result["product"] for row in _of(rows, method)]),
-                spread([row.result["steepest"] for row in _of(rows, method)]),
+                spread([row.result["product"] for row in where(rows, method=method)]),
+                spread([row.result["steepest"] for row in where(rows, method=method)]),
             )
             for method in _METHODS
         ),
@@ -225,7 +221,7 @@ def _draw(settings: Settings, rows: Sequence[Finished]) -> Figure:
     power.set_title("random matrices, from a random vector")
     power.legend(loc="lower left")
     for index, method in enumerate(_METHODS):
-        values = torch.tensor([row.result["spectra"] for row in _of(rows, method)])
+        values = torch.tensor([row.result["spectra"] for row in where(rows, method=method)])
         scaled = (values / values[..., :1]).flatten(0, 1)
         spectra.plot(
             range(1, scaled.shape[1] + 1),
@@ -249,7 +245,7 @@ STUDY = Study(
     method="First, power iteration of Gaussian matrices in float64 from random vectors, as lipgan.spectral_norm makes "
     "it. Then critics of three hidden layers are trained to tell the ring of eight Gaussians from a Gaussian in its "
     "middle, each with one constraint, and their weights, as they are applied, are decomposed. How quality depends on "
-    "learning rates and betas is not part of this study.",
+    "learning rates and betas is the study learning-rates.",
     full={
         "shapes": [[64, 64], [128, 512], [1024, 1024]],
         "iterations": 200,

@@ -13,6 +13,7 @@ from torch import Tensor
 from lipgan import data
 from lipgan.objectives import losses
 from lipgan.studies import critics, figures
+from lipgan.studies.rows import crossed, where
 from lipgan.studies.study import Analysis, Claim, Finding, Finished, Settings, Study, Table, Unit, judge, spread
 
 __all__ = ["STUDY"]
@@ -61,7 +62,7 @@ _CLAIMS = (
 
 
 def _units(settings: Settings, seeds: Sequence[int]) -> list[dict[str, Any]]:
-    return [{"method": method, "seed": seed} for seed in seeds for method in _METHODS]
+    return crossed(seeds, method=list(_METHODS))
 
 
 def _line(points: int) -> Tensor:
@@ -109,10 +110,6 @@ def _optimal_slope(x: float) -> float:
     return factor * float(torch.sigmoid(torch.tensor(-factor * x, dtype=torch.float64)))
 
 
-def _of(rows: Sequence[Finished], method: str) -> list[Finished]:
-    return [row for row in rows if row.unit["method"] == method]
-
-
 def _analyse(settings: Settings, rows: Sequence[Finished]) -> Analysis:
     line = _line(settings["points"]).numpy()
     between = np.abs(line) <= 2
@@ -124,9 +121,9 @@ def _analyse(settings: Settings, rows: Sequence[Finished]) -> Analysis:
         return float(np.mean(np.abs(np.asarray(row.result["slopes"])[between] - 1) <= _NEAR))
 
     optimal = _optimal_slope(2.0)
-    trained = [row.result["at_fake"] for row in _of(rows, "discriminator")]
-    free = [*_of(rows, "penalty"), *_of(rows, "GroupSort")]
-    clipped = [max(row.result["slopes"]) for row in _of(rows, "clipping 0.01")]
+    trained = [row.result["at_fake"] for row in where(rows, method="discriminator")]
+    free = [*where(rows, method="penalty"), *where(rows, method="GroupSort")]
+    clipped = [max(row.result["slopes"]) for row in where(rows, method="clipping 0.01")]
     findings = (
         Finding("optimal", judge([optimal < _VANISHED]), f"the gradient at the mean is {optimal:.1e}"),
         Finding(
@@ -138,8 +135,8 @@ def _analyse(settings: Settings, rows: Sequence[Finished]) -> Analysis:
             "critic",
             judge([least(row) >= _LEAST and near_one(row) >= 0.9 for row in free]),
             "; ".join(
-                f"{name}: least gradient norm {spread([least(row) for row in _of(rows, name)])}, near 1 at "
-                f"{spread([100 * near_one(row) for row in _of(rows, name)])} % of the points between"
+                f"{name}: least gradient norm {spread([least(row) for row in where(rows, method=name)])}, near 1 at "
+                f"{spread([100 * near_one(row) for row in where(rows, method=name)])} % of the points between"
                 for name in ("penalty", "GroupSort")
             ),
         ),
@@ -154,9 +151,9 @@ def _analyse(settings: Settings, rows: Sequence[Finished]) -> Analysis:
         tuple(
             (
                 method,
-                spread([row.result["at_fake"] for row in _of(rows, method)]),
-                spread([least(row) for row in _of(rows, method)]),
-                spread([max(row.result["slopes"]) for row in _of(rows, method)]),
+                spread([row.result["at_fake"] for row in where(rows, method=method)]),
+                spread([least(row) for row in where(rows, method=method)]),
+                spread([max(row.result["slopes"]) for row in where(rows, method=method)]),
             )
             for method in _METHODS
         ),
@@ -178,7 +175,7 @@ def _draw(settings: Settings, rows: Sequence[Finished]) -> Figure:
         (("discriminator", "D(x), discriminator"), ("penalty", "f(x), penalty"), ("GroupSort", "f(x), GroupSort"))
     ):
         style: dict[str, Any] = {"color": figures.COLOURS[index], "linestyle": figures.DASHES[index]}
-        found = _of(rows, method)
+        found = where(rows, method=method)
         scores = np.asarray(found[0].result["scores"])
         if method in transforms:
             values.plot(line, transforms[method](scores), label=label, **style)
@@ -187,7 +184,7 @@ def _draw(settings: Settings, rows: Sequence[Finished]) -> Figure:
             values.plot(line, scores - np.interp(0, line, scores), label=label, **style)
         slopes = np.asarray([row.result["slopes"] for row in found]).mean(0)
         gradients.plot(line, slopes, **style)
-    slopes = np.asarray([row.result["slopes"] for row in _of(rows, "clipping 0.01")]).mean(0)
+    slopes = np.asarray([row.result["slopes"] for row in where(rows, method="clipping 0.01")]).mean(0)
     gradients.plot(line, slopes, color=figures.COLOURS[3], linestyle=figures.DASHES[3])
     values.plot([], [], color=figures.COLOURS[3], linestyle=figures.DASHES[3], label="f(x), clipping 0.01 (right only)")
     gradients.set_yscale("log")

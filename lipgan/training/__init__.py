@@ -5,6 +5,7 @@ random.py      the random numbers of a run, apart from the user's own
 checkpoint.py  files that are whole or absent, and read without unpickling code
 pictures.py    sample grids and curves as PNG bytes
 showing.py     what a generator makes, as such a picture
+report.py      the page of a run
 run.py         the folder of results; the only one that knows about progress bars and signals
 """
 

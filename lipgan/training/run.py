@@ -17,7 +17,7 @@ from tqdm import tqdm
 from lipgan import _signals, recipes
 from lipgan._checks import check_count
 from lipgan._files import write_atomically
-from lipgan.training import config, distributed
+from lipgan.training import config, distributed, report
 from lipgan.training.evaluation import Evaluation
 from lipgan.training.pictures import curves, samples_shown
 from lipgan.training.showing import picture_of
@@ -27,7 +27,7 @@ __all__ = ["CHECKPOINT", "CONFIG", "FILES", "Run"]
 
 CHECKPOINT = "checkpoint.pt"
 CONFIG = "config.toml"
-FILES = (CHECKPOINT, CONFIG, "metrics.jsonl", "metrics.json", "samples.png", "curves.png")
+FILES = (CHECKPOINT, CONFIG, "metrics.jsonl", "metrics.json", "samples.png", "curves.png", "report.html")
 BOARD = "tensorboard"
 
 
@@ -36,8 +36,10 @@ class Run:
 
     Files: checkpoint.pt, config.toml (the effective configuration, as ``--config`` reads it), metrics.jsonl (one line
     per row of the trainer's history), metrics.json (summary), samples.png (samples of the averaged generator from
-    fixed noise), curves.png. Each is replaced atomically, the checkpoint first: whatever moment a crash picks, the
-    folder can be resumed. Where TensorBoard is installed, the rows go to the folder tensorboard as well.
+    fixed noise), curves.png, report.html (all of that on a page, `lipgan.training.report`), samples (a folder with
+    the samples of every step that was written). Each is replaced atomically, the checkpoint first: whatever moment a
+    crash picks, the folder can be resumed. Where TensorBoard is installed, the rows go to the folder tensorboard as
+    well.
 
     In a `torch.distributed` group every process runs this, and the first one writes.
 
@@ -113,7 +115,7 @@ class Run:
                 self._began = time.perf_counter()
                 self.trainer.fit(self.steps - self.trainer.step, callbacks=[after_step])
                 bar.close()
-                self._write()
+                self._write(last=self.trainer.step == self.steps)
         return self.trainer.step == self.steps
 
     @contextmanager
@@ -159,21 +161,28 @@ class Run:
         finally:
             writer.close()
 
-    def _write(self) -> None:
+    def _write(self, last: bool = False) -> None:
         trainer = self.trainer
         trainer.save(self.out / CHECKPOINT)
         if not self._leads:
             return
-        write_atomically(self.out / CONFIG, config.dumps(self._config()).encode())
+        settings, summary = self._config(), self._summary()
+        write_atomically(self.out / CONFIG, config.dumps(settings).encode())
         lines = "".join(json.dumps(row) + "\n" for row in trainer.history)
         write_atomically(self.out / "metrics.jsonl", lines.encode())
-        self._write_json("metrics.json", self._summary())
+        self._write_json("metrics.json", summary)
         title = f"{trainer.recipe.name} on {trainer.data.name}, step {trainer.step}"
         classes, sentences = getattr(trainer.ema, "classes", 0), bool(getattr(trainer.ema, "captions", ()))
         number = samples_shown(trainer.data.shape, classes, sentences=sentences)
-        samples = picture_of(trainer.ema, number, trainer.seed, trainer.data, title)
-        write_atomically(self.out / "samples.png", samples)
-        write_atomically(self.out / "curves.png", curves(trainer.history, title))
+        shown = picture_of(trainer.ema, number, trainer.seed, trainer.data, title)
+        lines_drawn = curves(trainer.history, title)
+        write_atomically(self.out / "samples.png", shown)
+        write_atomically(self.out / "curves.png", lines_drawn)
+        frames = report.add_frame(self.out, trainer.step, shown)
+        # Bounds take seconds: once, at the end.
+        verdict = report.lipschitz_verdict(trainer) if last else "Computed at the last step of the run."
+        page = report.render(title, settings, trainer.history, summary, lines_drawn, frames, verdict)
+        write_atomically(self.out / "report.html", page.encode())
 
     def _write_json(self, name: str, value: dict[str, Any]) -> None:
         write_atomically(self.out / name, (json.dumps(value, indent=2) + "\n").encode())

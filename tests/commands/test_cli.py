@@ -37,7 +37,8 @@ QUICK = [
     "--log-every",
     "2",
 ]
-FILES = ["checkpoint.pt", "config.toml", "curves.png", "metrics.json", "metrics.jsonl", "samples.png"]
+FILES = ["checkpoint.pt", "config.toml", "curves.png", "metrics.json", "metrics.jsonl", "report.html", "samples"]
+FILES += ["samples.png"]
 
 
 pytestmark = pytest.mark.usefixtures("single_thread")
@@ -52,7 +53,7 @@ def resume(out: Path, *arguments: str) -> int:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def one_line_error(capsys: pytest.CaptureFixture[str]) -> str:

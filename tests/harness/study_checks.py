@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html.parser import HTMLParser
 from typing import Any
 
-from lipgan.studies import Analysis, Finished, Study, get
+from lipgan.studies import Analysis, Finished, Study, figures, get
 from lipgan.studies.runner import compute
 
 # Elements without an end tag.
@@ -25,6 +25,18 @@ def finished(study: Study, seeds: Sequence[int] = (0,)) -> list[Finished]:
     """All units, computed here."""
     settings = study.settings(False)
     return [compute(study.run, settings, unit) for unit in study.units(settings, seeds)]
+
+
+def made(study: Study, result: Any, seeds: Sequence[int] = (0, 1)) -> list[Finished]:
+    """Units that nobody has computed, with ``result(unit)`` as their results."""
+    units = study.units(study.settings(False), seeds)
+    return [Finished(unit, result(unit), 0.1) for unit in units]
+
+
+def drawn(study: Study, rows: Sequence[Finished]) -> bytes:
+    """The figure of these units as PNG."""
+    with figures.style():
+        return figures.as_png(study.draw(study.settings(False), rows))
 
 
 def verdicts(study: Study, rows: Sequence[Finished]) -> dict[str, str]:
@@ -83,6 +95,6 @@ class Page(HTMLParser):
             if name == "id":
                 self.ids.append(str(value))
             if name in ("src", "xlink:href", "srcset", "data"):
-                assert str(value).startswith("#"), f"<{tag} {name}={value}> is fetched"
+                assert str(value).startswith(("#", "data:image/png;base64,")), f"<{tag} {name}={value}> is fetched"
             for target in re.findall(r"url\((.*?)\)", str(value)):
                 assert target.startswith("#"), f"{target} is fetched"

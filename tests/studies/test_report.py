@@ -11,7 +11,8 @@ from PIL import Image
 
 from lipgan.__main__ import main
 from lipgan._choices import STUDIES
-from lipgan.studies import Table, figures, page, report, run_study
+from lipgan._html import document, table
+from lipgan.studies import figures, page, report, run_study
 from lipgan.training.lock import locked
 
 SMALL = {"steps": 100, "pairs": [[0.6, 1]], "sizes": [1, 2]}
@@ -61,7 +62,7 @@ def test_the_page_is_valid_and_needs_nothing_else(folder):
 
 def test_texts_are_escaped():
     name = '<script>"&'
-    parsed = study_checks.Page(page._document(name, page._table(Table(("a<b",), ((name,),)))))
+    parsed = study_checks.Page(document(name, table(("a<b",), ((name,),))))
     assert parsed.text.count(name) == 2
     assert "a<b" in parsed.text
 

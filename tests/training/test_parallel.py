@@ -21,6 +21,7 @@ from lipgan import data, recipes
 from lipgan.__main__ import main
 from lipgan.systems.gan import GAN
 from lipgan.training import Trainer, config, distributed
+from lipgan.training.run import FILES
 
 # n_critic is small, and the batch divides; the critics are perceptrons, which do not mix samples.
 RUNS: dict[str, dict[str, Any]] = {
@@ -148,7 +149,7 @@ def test_torchrun_fills_one_folder_stops_and_resumes(tmp_path: Path) -> None:
     assert process.returncode == 0, error
     assert output.count(f"step {step + 4}: see") == 1
     names = {path.name for path in out.iterdir()} - {"tensorboard"}
-    assert names == {"checkpoint.pt", "config.toml", "curves.png", "metrics.json", "metrics.jsonl", "samples.png"}
+    assert names == {*FILES, "samples"}
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(2, step + 5, 2))
 
