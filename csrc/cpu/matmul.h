@@ -2,47 +2,22 @@
 //
 // Sums run along the depth in its order, however a product is cut into tiles, so that a result depends on nothing else.
 #pragma once
-#include "vector.h"
+#include "lanes.h"
 
 namespace lipgan::cpu::LIPGAN_ISA {
 
 #if defined(__AVX512F__)
-constexpr int kVectorBytes = 64, kTileVectors = 4;  // 24 sums in 32 registers
-#elif defined(__AVX__)
-constexpr int kVectorBytes = 32, kTileVectors = 2;  // 12 sums in 16 registers
+constexpr int kTileVectors = 4;  // 24 sums in 32 registers
 #elif defined(__x86_64__)
-constexpr int kVectorBytes = 16, kTileVectors = 2;
+constexpr int kTileVectors = 2;  // 12 sums in 16 registers
 #else
-constexpr int kVectorBytes = 16, kTileVectors = 4;
+constexpr int kTileVectors = 4;
 #endif
 constexpr int kTileRows = 6;
 constexpr int64_t kPanelBytes = 32 << 10;  // of a panel that all rows of a product meet: most of a common L1 cache
 
-template <class T> struct VectorOf;
-template <> struct VectorOf<float> {
-  typedef float type __attribute__((vector_size(kVectorBytes)));
-  typedef int32_t mask __attribute__((vector_size(kVectorBytes)));
-};
-template <> struct VectorOf<double> {
-  typedef double type __attribute__((vector_size(kVectorBytes)));
-  typedef int64_t mask __attribute__((vector_size(kVectorBytes)));
-};
-template <class T> using Vector = typename VectorOf<T>::type;
-template <class T> constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(T));
-
-template <class T>
-inline Vector<T> load(const T* from) {
-  Vector<T> value;
-  __builtin_memcpy(&value, from, sizeof value);
-  return value;
-}
-
-template <class T>
-inline void store(T* to, Vector<T> value) {
-  __builtin_memcpy(to, &value, sizeof value);
-}
-
-// c[i, j] = (start[i, j] + sum over k < depth of a[i, k] b[k, j]) * factor[i, j] for rows i and vectors of columns j.
+// c[i, j] = (start[i, j] + sum over k < depth of a[i, k] b[k, j]) * factor[i, j] for rows i and vectors of columns j; with
+// `adds`, which wants a factor, that is added to c[i, j].
 template <class T>
 struct Product {
   const T* a;  // a[i * a_row + k * a_depth]
@@ -56,6 +31,7 @@ struct Product {
   const T* factor;  // factor[i * factor_row + j]; null for ones
   int64_t factor_row;
   int64_t depth;
+  bool adds = false;
 };
 
 template <int R, int C, class T>
@@ -95,7 +71,13 @@ inline void tile(const Product<T>& product) {
   for (int i = 0; i < R; ++i) {
 #pragma GCC unroll 8
     for (int j = 0; j < C; ++j) {
-      if (product.factor) sums[i][j] *= load(product.factor + i * product.factor_row + j * L);
+      if (product.adds) {
+        // In one expression: otherwise tiles of some heights would round the product before the sum, and others not.
+        sums[i][j] = sums[i][j] * load(product.factor + i * product.factor_row + j * L) +
+                     load(product.c + i * product.c_row + j * L);
+      } else if (product.factor) {
+        sums[i][j] *= load(product.factor + i * product.factor_row + j * L);
+      }
       store(product.c + i * product.c_row + j * L, sums[i][j]);
     }
   }

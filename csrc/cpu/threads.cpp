@@ -2,6 +2,9 @@
 
 #include "memory.h"
 
+#include <algorithm>
+#include <chrono>
+#include <ctime>
 #include <memory>
 #include <new>
 #include <thread>
@@ -37,17 +40,55 @@ const OpenMP& openmp() {
   return runtime;
 }
 
+int64_t now() {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+// Nanoseconds that the calling thread has been on a processor; 0 where that is not known.
+int64_t processor_time() {
+#if defined(CLOCK_THREAD_CPUTIME_ID)
+  timespec time;
+  if (clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time) == 0) return int64_t{time.tv_sec} * 1000000000 + time.tv_nsec;
+#endif
+  return 0;
+}
+
+// Until when the calling thread works alone.
+thread_local int64_t alone_until = 0;
+std::atomic<bool> insisting{false};
+
 struct Region {
   Worker worker;
   void* context;
   Team::State state;
+  std::atomic<int64_t> worked{0};  // nanoseconds of processor time, of all threads
+
+  void run(int thread, int num_threads) {
+    const int64_t begin = processor_time();
+    worker(context, Team(thread, num_threads, state));
+    worked.fetch_add(processor_time() - begin, std::memory_order_relaxed);
+  }
 };
 
 void openmp_region(void* argument) {
-  auto& region = *static_cast<Region*>(argument);
   // Only inside the region is it known how many threads the runtime has granted.
-  region.worker(region.context, Team(openmp().thread(), openmp().num_threads(), region.state));
+  static_cast<Region*>(argument)->run(openmp().thread(), openmp().num_threads());
 }
+
+void run_on_threads(Region& region, int num_threads) {
+  if (openmp().found()) {
+    openmp().parallel(openmp_region, &region, static_cast<unsigned>(num_threads), 0);
+    return;
+  }
+  std::vector<std::thread> threads;
+  for (int thread = 1; thread < num_threads; ++thread) {
+    threads.emplace_back([&region, thread, num_threads] { region.run(thread, num_threads); });
+  }
+  region.run(0, num_threads);
+  for (auto& thread : threads) thread.join();
+}
+
+constexpr int kLongWait = 256;  // spins, a few microseconds: more than it takes to ask for the time
 
 void pause() {
 #if defined(__x86_64__)
@@ -65,17 +106,24 @@ void Team::barrier() const {
     state_.generation.store(generation + 1, std::memory_order_release);
     return;
   }
+  int64_t begin = 0;
   for (int spins = 0; state_.generation.load(std::memory_order_acquire) == generation; ++spins) {
+    if (spins == kLongWait) begin = processor_time();
     if (spins < 4096) {
       pause();
     } else {
       std::this_thread::yield();
     }
   }
+  if (begin != 0) state_.waited.fetch_add(processor_time() - begin, std::memory_order_relaxed);
 }
 
 int usable_threads(int64_t wanted) {
   if (wanted <= 1) return 1;
+  if (alone_until != 0 && !insisting.load(std::memory_order_relaxed)) {
+    if (now() < alone_until) return 1;
+    alone_until = 0;
+  }
   int64_t processors = std::thread::hardware_concurrency();
 #if defined(__linux__)
   // Asked anew by every call that wants several threads: it takes a fifth of a microsecond, and may change.
@@ -85,24 +133,20 @@ int usable_threads(int64_t wanted) {
   return static_cast<int>(processors < 1 || wanted < processors ? wanted : processors);
 }
 
+void insist_on_threads(bool on) { insisting.store(on); }
+
 void run_parallel(Worker worker, void* context, int num_threads) {
-  Region region{worker, context, {}};
+  Region region{worker, context, {}, {}};
   if (num_threads <= 1) {
     worker(context, Team(0, 1, region.state));
     return;
   }
-  if (openmp().found()) {
-    openmp().parallel(openmp_region, &region, static_cast<unsigned>(num_threads), 0);
-    return;
-  }
-  std::vector<std::thread> threads;
-  for (int thread = 1; thread < num_threads; ++thread) {
-    threads.emplace_back([&region, thread, num_threads] {
-      region.worker(region.context, Team(thread, num_threads, region.state));
-    });
-  }
-  worker(context, Team(0, num_threads, region.state));
-  for (auto& thread : threads) thread.join();
+  const int64_t begin = now();
+  run_on_threads(region, num_threads);
+  const int64_t end = now(), worked = region.worked.load() - region.state.waited.load();
+  // Beyond a second the machine was asleep rather than busy.
+  const int64_t lost = std::min<int64_t>(end - begin - worked, 1000000000);
+  if (lost > 0 && region.worked.load() > 0) alone_until = end + kPatience * lost;
 }
 
 const char* thread_pool_name() { return openmp().found() ? "openmp" : "std::thread"; }

@@ -12,6 +12,7 @@ class Team {
   struct State {
     std::atomic<int> arrived{0};
     std::atomic<unsigned> generation{0};
+    std::atomic<int64_t> waited{0};  // nanoseconds of processor time that threads have spent in long waits
   };
 
   Team(int own, int count, State& state) : thread(own), num_threads(count), state_(state) {}
@@ -34,8 +35,19 @@ using Worker = void (*)(void* context, const Team& team);
 void run_parallel(Worker worker, void* context, int num_threads);
 
 // `wanted`, but at most the processors that the process may use (its affinity): more threads than those would wait in
-// turn at every barrier. The number that PyTorch is set to may be that of another machine. At least 1.
+// turn at every barrier. The number that PyTorch is set to may be that of another machine. At least 1. And 1 for a while
+// where threads did not pay.
+//
+// A region waits for its last thread, which beside another busy process may not be scheduled for milliseconds. So each
+// region is measured: it has paid if it took less time than its threads have worked in it together, which is about what
+// one thread would have taken. If it took longer, by the time t, the calling thread works alone during the next
+// kPatience t, and then tries again: trying costs at most 1 / kPatience of the time, and after other processes have gone
+// the threads are soon back.
 int usable_threads(int64_t wanted);
+constexpr int64_t kPatience = 32;
+
+// From now on threads are used whether they pay or not: a test of them would otherwise, on a busy machine, be none.
+void insist_on_threads(bool on);
 
 // "openmp" (PyTorch's threads) or "std::thread".
 const char* thread_pool_name();

@@ -270,12 +270,35 @@ py::tuple gradient_penalty_fwd(const py::object& grads, std::string_view kind, d
   return py::make_tuple(penalty.object(), norms.object(), cotangent.object());
 }
 
+lipgan::MlpActivation activation_of(std::string_view name) {
+  using lipgan::MlpActivation;
+  if (name.empty()) return MlpActivation::leaky_relu;
+  if (name == "tanh") return MlpActivation::tanh;
+  if (name == "sigmoid") return MlpActivation::sigmoid;
+  if (name == "softplus") return MlpActivation::softplus;
+  if (name == "silu") return MlpActivation::silu;
+  if (name == "gelu") return MlpActivation::gelu;
+  if (name == "gelu-tanh") return MlpActivation::gelu_tanh;
+  if (name == "elu") return MlpActivation::elu;
+  const std::string got(name);
+  throw std::invalid_argument(
+      "a curve must be one of tanh, sigmoid, softplus, silu, gelu, gelu-tanh, elu, or empty, got '" + got + "'");
+}
+
 py::tuple mlp_gradient_penalty_fwd(const py::object& x, const py::sequence& weights, const py::sequence& biases,
                                    const std::vector<double>& slopes, const py::sequence& scales, std::string_view kind,
                                    double weight, double target, const py::object& score_grads,
-                                   const py::sequence& activations, int64_t first, int64_t last, int num_threads) {
+                                   const py::sequence& activations, int64_t first, int64_t last,
+                                   const std::vector<std::string>& curves, const std::vector<double>& constants,
+                                   int num_threads) {
   const size_t count = weights.size();
   check_lengths(count, {biases.size(), slopes.size() + 1, scales.size() + 1});
+  bool smooth = false;
+  if (constants.size() != 3 * curves.size()) {
+    throw std::invalid_argument("constants must hold 3 numbers for each curve, got " + std::to_string(constants.size()));
+  }
+  if (!curves.empty()) check_lengths(count, {curves.size() + 1});
+  for (const std::string& curve : curves) smooth = smooth || !curve.empty();
   const View input(x, "x");
   check_samples(input, "x");
   const Dtype dtype = input.dtype();
@@ -290,7 +313,8 @@ py::tuple mlp_gradient_penalty_fwd(const py::object& x, const py::sequence& weig
   if (known && activations.size() + 1 != count) throw std::invalid_argument("the lists of a group differ in length");
   layers.reserve(count);
   if (first < 0 || first >= last || last > batch) throw std::invalid_argument("first and last must be of samples");
-  py::list grads(count), bias_grads(score_grads.is_none() ? 0 : count);
+  const bool by_bias = smooth || !score_grads.is_none();
+  py::list grads(count), bias_grads(by_bias ? count : 0);
   const auto optional = [&](const py::object& object, int64_t numel, const char* name) -> const void* {
     return object.is_none() ? nullptr : inputs.emplace_back(object, name).expect(dtype, numel, name).data();
   };
@@ -304,18 +328,20 @@ py::tuple mlp_gradient_penalty_fwd(const py::object& x, const py::sequence& weig
     const void* bias = optional(biases[l], width, "bias");
     const void* scale = is_last ? nullptr : optional(scales[l], batch * width, "scale");
     const void* activation = is_last || !known ? nullptr : optional(activations[l], batch * width, "activation");
-    if (activation && (scale || slopes[l] < 0)) {
+    const auto phi = is_last || !smooth ? lipgan::MlpActivation::leaky_relu : activation_of(curves[l]);
+    if (activation && (scale || (slopes[l] < 0 && phi == lipgan::MlpActivation::leaky_relu))) {
       throw std::invalid_argument("an activation that is known must have no scale, and a slope that is not negative");
     }
     const NewTensor grad(matrix.shape(), dtype);
     grads[l] = grad.object();
     void* grad_bias = nullptr;
-    if (!score_grads.is_none()) {
+    if (by_bias) {
       const NewTensor sums({width}, dtype);
       bias_grads[l] = sums.object();
       grad_bias = sums.data();
     }
-    layers.push_back({matrix.data(), bias, scale, activation, grad.data(), grad_bias, is_last ? 1.0 : slopes[l], width});
+    layers.push_back({matrix.data(), bias, scale, activation, grad.data(), grad_bias, is_last ? 1.0 : slopes[l], width, phi});
+    for (size_t k = 0; k < 3 && !is_last && smooth; ++k) layers[l].constants[k] = constants[3 * l + k];
     before = width;
   }
   if (before != 1) throw std::invalid_argument("the last weight must have one row");
@@ -357,7 +383,8 @@ PYBIND11_MODULE(_C, module) {
              "(penalty, norms, cotangent) of the op lipgan::gradient_penalty_fwd.");
   module.def("mlp_gradient_penalty_fwd", &mlp_gradient_penalty_fwd, py::arg("x"), py::arg("weights"), py::arg("biases"),
              py::arg("slopes"), py::arg("scales"), py::arg("kind"), py::arg("weight"), py::arg("target"),
-             py::arg("score_grads"), py::arg("activations"), py::arg("first"), py::arg("last"), py::arg("num_threads"),
+             py::arg("score_grads"), py::arg("activations"), py::arg("first"), py::arg("last"), py::arg("curves"),
+             py::arg("constants"), py::arg("num_threads"),
              "(penalty, norms, grads, bias_grads) of the op lipgan::mlp_gradient_penalty_fwd.");
   module.def("empty_cache", &lipgan::cpu::empty_cache, "Free the memory kept for outputs; returns its bytes.");
   module.def("cached_bytes", &lipgan::cpu::cached_bytes, "Bytes kept for outputs and not in use.");
@@ -368,5 +395,7 @@ PYBIND11_MODULE(_C, module) {
   module.def("isa", &lipgan::cpu::isa, "Name of the instruction set in use.");
   module.def("set_isa", &lipgan::cpu::set_isa, py::arg("name"), "Use another of supported_isas().");
   module.def("supported_isas", &lipgan::cpu::supported_isas, "What this build has and this processor runs, best last.");
+  module.def("insist_on_threads", &lipgan::cpu::insist_on_threads, py::arg("on"),
+             "Use threads whether they pay or not, for tests.");
   module.def("thread_pool", &lipgan::cpu::thread_pool_name, "'openmp' (PyTorch's threads) or 'std::thread'.");
 }

@@ -1,7 +1,7 @@
 """The op ``mlp_gradient_penalty`` at the boundary of PyTorch's dispatcher.
 
-``lipgan::mlp_gradient_penalty_fwd`` takes a multilayer perceptron with piecewise linear activations to the gradient
-penalty and to its gradients by the weights, in one call of first order. It is functional.
+``lipgan::mlp_gradient_penalty_fwd`` takes a multilayer perceptron, whose activations are leaky ReLUs or smooth ones, to
+the gradient penalty and to its gradients by the parameters, in one call of first order. It is functional.
 
 On a GPU this is a chain of ordinary matrix products, which PyTorch's libraries serve: there the backends "triton" and
 "cuda" are the reference.
@@ -20,8 +20,6 @@ from lipgan.reference import mlp_gradient_penalty as reference
 
 DTYPES = (torch.float32, torch.float64)
 
-# (penalty, norms, grads)
-Penalty = tuple[Tensor, Tensor, list[Tensor]]
 # (penalty, norms, grads, bias_grads)
 Outcome = tuple[Tensor, Tensor, list[Tensor], list[Tensor]]
 
@@ -29,7 +27,7 @@ _library = torch.library.Library("lipgan", "FRAGMENT")  # type: ignore[no-untype
 _library.define(  # type: ignore[no-untyped-call]
     "mlp_gradient_penalty_fwd(Tensor x, Tensor[] weights, Tensor?[] biases, float[] slopes, Tensor?[] scales, "
     "str kind, float weight, float target, Tensor? score_grads, Tensor[] activations, int first, int last, "
-    "str? backend) -> (Tensor, Tensor, Tensor[], Tensor[])"
+    "str[] curves, float[] constants, str? backend) -> (Tensor, Tensor, Tensor[], Tensor[])"
 )
 
 
@@ -80,9 +78,11 @@ def _fwd_fake(
     activations: Sequence[Tensor],
     first: int,
     last: int,
+    curves: list[str],
+    constants: list[float],
     backend: str | None,
 ) -> Outcome:
-    bias_grads = [] if score_grads is None else [w.new_empty(w.shape[0]) for w in weights]
+    bias_grads = [] if score_grads is None and not any(curves) else [w.new_empty(w.shape[0]) for w in weights]
     return x.new_empty(()), x.new_empty(last - first), [w.new_empty(w.shape) for w in weights], bias_grads
 
 
@@ -107,36 +107,46 @@ def penalize(
     weight: float,
     target: float,
     *,
+    curves: Sequence[str] = (),
+    constants: Sequence[float] = (),
     backend: str | None = None,
-) -> Penalty:
+) -> Outcome:
     """The gradient penalty of a multilayer perceptron and its gradients, without autograd, for callers whose arguments
     are known to be good; :mod:`lipgan.reference.mlp_gradient_penalty` defines it.
 
-    Layer l of the critic is ``a_l = scale_l * leaky_relu(a_{l-1} W_l^T + b_l, slope_l)``, the last one without
-    activation and scale; its widths are ``d_0, d_1, ..., d_L = 1``.
+    Layer l of the critic is ``a_l = scale_l * phi_l(a_{l-1} W_l^T + b_l)``, the last one without activation and scale;
+    its widths are ``d_0, d_1, ..., d_L = 1``. phi is a leaky ReLU or one of the smooth activations of
+    :data:`lipgan.reference.mlp_gradient_penalty.CURVES`.
 
     Args:
         x: ``[B, d_0]``, float32 or float64.
         weights: L of them, ``[d_l, d_{l-1}]``, in the dtype of ``x``.
         biases: L of them, ``[d_l]`` or None.
-        slopes: L - 1 of them: 0 for ReLU, 1 for no activation.
+        slopes: L - 1 of them, of the leaky ReLUs: 0 for ReLU, 1 for no activation.
         scales: L - 1 of them, ``[B, d_l]`` or None: the multipliers of dropout, 0 or ``1 / (1 - p)``.
         kind: "two-sided", "one-sided", "squared" or "max".
         weight: factor of the penalty.
         target: what the norms are compared with.
+        curves: names of L - 1 activations, "" for leaky ReLUs; none at all where all are leaky ReLUs.
+        constants: three for each of the curves: ``beta, threshold, 0`` of "softplus", ``alpha, scale, input_scale`` of
+            "elu", for others any.
         backend: "reference" or "native"; None for the best available.
 
     Returns:
-        ``(penalty, norms, grads)``: 0-dim; ``[B]``; ``dpenalty / dW_l``, shaped as the weights and contiguous. The
-        gradients by the biases are zero, and the gradient of a norm at 0 is taken as 0. A NaN in ``x`` makes the
-        penalty NaN, unless the critic is linear.
+        ``(penalty, norms, grads, bias_grads)``: 0-dim; ``[B]``; ``dpenalty / dW_l``, shaped as the weights and
+        contiguous; ``dpenalty / db_l``, ``[d_l]``, for each layer whether it has a bias or not, but none at all where
+        all activations are leaky ReLUs: those gradients are zero. The gradient of a norm at 0 is taken as 0. A NaN in
+        ``x`` makes the penalty NaN, unless the critic is linear.
 
     Raises:
         TypeError: ``x`` is neither float32 nor float64.
-        ValueError: sizes or dtypes that do not fit (native backend).
+        ValueError: a curve that there is not; sizes or dtypes that do not fit (native backend).
         UnavailableError: the backend asked for cannot serve here.
     """
-    return _call(x, weights, biases, slopes, scales, kind, weight, target, None, (), 0, x.shape[0], backend)[:3]
+    loss_and_samples = None, (), 0, x.shape[0]
+    return _call(
+        x, weights, biases, slopes, scales, kind, weight, target, *loss_and_samples, curves, constants, backend
+    )
 
 
 def penalize_with_loss(
@@ -152,6 +162,8 @@ def penalize_with_loss(
     penalized: range,
     *,
     activations: Sequence[Tensor] = (),
+    curves: Sequence[str] = (),
+    constants: Sequence[float] = (),
     backend: str | None = None,
 ) -> Outcome:
     """As :func:`penalize`, and the gradients of a loss of the scores in the same products.
@@ -159,8 +171,8 @@ def penalize_with_loss(
     Args:
         score_grads: ``[B]``, the derivative of the loss by the score of each sample, in the dtype of ``x``.
         penalized: the samples at which the penalty is taken; at least one, in steps of 1.
-        activations: L - 1 of them, ``[B, d_l]``, of the layers but the last where a forward pass has computed them;
-            for critics without scales and with slopes >= 0.
+        activations: L - 1 of them, ``[B, d_l]``, of the layers but the last where a forward pass has computed them:
+            ``z_l`` of a smooth one, ``a_l`` of others; for critics without scales and with slopes >= 0.
         Others as for :func:`penalize`.
 
     Returns:
@@ -170,15 +182,15 @@ def penalize_with_loss(
     Raises:
         As :func:`penalize`.
     """
-    first, last = penalized.start, penalized.stop
+    loss_and_samples = score_grads, activations, penalized.start, penalized.stop
     return _call(
-        x, weights, biases, slopes, scales, kind, weight, target, score_grads, activations, first, last, backend
+        x, weights, biases, slopes, scales, kind, weight, target, *loss_and_samples, curves, constants, backend
     )
 
 
 def _call(*arguments: Any) -> Outcome:
     """The op with the arguments of its schema."""
-    x, weights, biases, _, scales, *_, score_grads, activations, _, _, _ = arguments
+    x, weights, biases, _, scales, *_, score_grads, activations, _, _, _, _, _ = arguments
     if _backend.is_plain([t for t in (x, score_grads, *activations, *weights, *biases, *scales) if t is not None]):
         return _fwd(*arguments)
     with torch.no_grad():

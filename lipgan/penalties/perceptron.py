@@ -1,14 +1,15 @@
 """Multilayer perceptrons: the whole penalty as one call of the op ``mlp_gradient_penalty``.
 
-Small matrices leave PyTorch's operations waiting for Python. A critic that runs a chain of linear layers,
-piecewise-linear activations and dropout, and nothing else, is recognized from a recording of its operations, however
+Small matrices leave PyTorch's operations waiting for Python. A critic that runs a chain of linear layers, common
+activations and dropout, and nothing else, is recognized from a recording of its operations, however
 its modules are nested; from then on it is read instead of being run.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,19 +25,37 @@ from lipgan.penalties.plans import Case, Outcome, case
 aten = torch.ops.aten
 
 
+@dataclass(frozen=True)
+class _Activation:
+    """An activation as the op takes it.
+
+    Attributes:
+        curve: its name, "" for a leaky ReLU.
+        slope: of a leaky ReLU.
+        constants: three.
+    """
+
+    curve: str
+    slope: float = 0.0
+    constants: tuple[float, ...] = (0.0, 0.0, 0.0)
+
+
+_NO_ACTIVATION = _Activation("", 1.0)
+
+
 @dataclass
 class _Layer:
     """A linear layer with the activation and the dropout that follow it.
 
     Attributes:
         weight, bias: their places among the inputs of the recording.
-        slope: of the activation, None for none.
+        activation: None for none.
         dropouts: the share that each leaves.
     """
 
     weight: int
     bias: int | None
-    slope: float | None = None
+    activation: _Activation | None = None
     dropouts: list[float] = field(default_factory=list)
 
 
@@ -59,6 +78,9 @@ class Perceptron:
 
     def __init__(self, layers: list[_Layer], shape: torch.Size, inputs: list[Tensor]) -> None:
         self._layers, self._shape, self._inputs = layers, shape, inputs
+        self._activations = [layer.activation or _NO_ACTIVATION for layer in layers[:-1]]
+        self._curves = [activation.curve for activation in self._activations]
+        self._constants = [number for activation in self._activations for number in activation.constants]
 
     @property
     def is_random(self) -> bool:
@@ -73,39 +95,48 @@ class Perceptron:
         Args:
             kind, weight, target: of the penalty of the samples' norms, as for the op ``gradient_penalty``.
         """
-        arguments = self._arguments()
-        penalty, _, grads = op.penalize(*arguments, kind, weight, target)
-        return None, penalty, *self._by_parameter(grads, [None] * len(grads))
+        penalty, _, grads, bias_grads = op.penalize(
+            *self._arguments(), kind, weight, target, curves=self._curves, constants=self._constants
+        )
+        return None, penalty, *self._by_parameter(grads, bias_grads or [None] * len(grads))
 
     @torch.no_grad()
     def forward(self) -> tuple[Tensor, list[Tensor]]:
-        """The scores of the samples, as the critic returns them, and the activations of the layers before the last.
+        """The scores of the samples, as the critic returns them, and what `solve_with_loss` takes of the layers before
+        the last.
 
         For critics that draw no numbers.
         """
-        a, weights, biases, slopes, _ = self._arguments()
-        activations = []
-        for w, b, slope in zip(weights, biases, slopes, strict=False):
-            a = F.linear(a, w, b)
-            if slope != 1.0:
-                a = F.relu_(a) if slope == 0.0 else F.leaky_relu_(a, slope)
-            activations.append(a)
-        return F.linear(a, weights[-1], biases[-1]).view(self._shape), activations
+        a, weights, biases, _, _ = self._arguments()
+        known = []
+        for w, b, activation in zip(weights, biases, self._activations, strict=False):
+            z = F.linear(a, w, b)
+            if activation.curve:
+                a = _FUNCTIONS[activation.curve](z, *activation.constants)
+            elif activation.slope != 1.0:
+                a = z = F.relu_(z) if activation.slope == 0.0 else F.leaky_relu_(z, activation.slope)
+            else:
+                a = z
+            known.append(z)
+        return F.linear(a, weights[-1], biases[-1]).view(self._shape), known
 
     def solve_with_loss(
-        self, kind: str, weight: float, target: float, activations: list[Tensor], score_grads: Tensor, penalized: range
+        self, kind: str, weight: float, target: float, known: list[Tensor], score_grads: Tensor, penalized: range
     ) -> tuple[Tensor, list[Tensor], list[Tensor | None]]:
         """The penalty at some of the samples, the parameters, and the gradients of the penalty and of a loss.
 
         Args:
             kind, weight, target: as for `solve`.
-            activations: by `forward`.
+            known: by `forward`.
             score_grads: the derivative of the loss by each score.
             penalized: the samples with a penalty.
         """
         by_score = score_grads.reshape(-1).to(self._inputs[0].dtype)
         penalty, _, grads, bias_grads = op.penalize_with_loss(
-            *self._arguments(), kind, weight, target, by_score, penalized, activations=activations
+            *(*self._arguments(), kind, weight, target, by_score, penalized),
+            activations=known,
+            curves=self._curves,
+            constants=self._constants,
         )
         return penalty, *self._by_parameter(grads, bias_grads)
 
@@ -116,7 +147,7 @@ class Perceptron:
         weights = [inputs[layer.weight] for layer in layers]
         biases = [None if layer.bias is None else inputs[layer.bias] for layer in layers]
         scales = [_scale(layer, x.shape[0], w) for layer, w in zip(layers[:-1], weights, strict=False)]
-        slopes = [1.0 if layer.slope is None else layer.slope for layer in layers[:-1]]
+        slopes = [activation.slope for activation in self._activations]
         return x.flatten(1), weights, biases, slopes, scales
 
     def _by_parameter(
@@ -203,12 +234,50 @@ _RESHAPES = {
     *(aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims),
 }
 _PRODUCTS = {aten.mul.Tensor, aten.mul_.Tensor}
-_SLOPES: dict[Any, float | None] = {
-    aten.relu.default: 0.0,
-    aten.relu_.default: 0.0,
-    aten.leaky_relu.default: None,  # an argument
-    aten.leaky_relu_.default: None,
+
+
+def _leaky_relu(slope: float = 0.01) -> _Activation | None:
+    return _Activation("", slope) if slope >= 0 else None
+
+
+def _softplus(beta: float = 1, threshold: float = 20) -> _Activation | None:
+    return _Activation("softplus", constants=(beta, threshold, 0.0)) if 0 < beta < math.inf else None
+
+
+def _elu(alpha: float = 1, scale: float = 1, input_scale: float = 1) -> _Activation | None:
+    return _Activation("elu", constants=(alpha, scale, input_scale)) if 0 < input_scale < math.inf else None
+
+
+def _celu(alpha: float = 1) -> _Activation | None:
+    return _elu(alpha, 1, 1 / alpha) if alpha > 0 else None
+
+
+def _gelu(*, approximate: str = "none") -> _Activation | None:
+    return {"none": _Activation("gelu"), "tanh": _Activation("gelu-tanh")}.get(approximate)
+
+
+# What makes of the arguments behind the first an activation; None where the op has none for them.
+_ACTIVATIONS: dict[Any, Callable[..., _Activation | None]] = {
+    **dict.fromkeys((aten.relu.default, aten.relu_.default), lambda: _Activation("")),
+    **dict.fromkeys((aten.leaky_relu.default, aten.leaky_relu_.default), _leaky_relu),
+    **dict.fromkeys((aten.tanh.default, aten.tanh_.default), lambda: _Activation("tanh")),
+    **dict.fromkeys((aten.sigmoid.default, aten.sigmoid_.default), lambda: _Activation("sigmoid")),
+    **dict.fromkeys((aten.silu.default, aten.silu_.default), lambda: _Activation("silu")),
+    **dict.fromkeys((aten.gelu.default, aten.gelu_.default), _gelu),
+    **dict.fromkeys((aten.elu.default, aten.elu_.default), _elu),
+    **dict.fromkeys((aten.celu.default, aten.celu_.default), _celu),
+    aten.softplus.default: _softplus,
 }
+_FUNCTIONS: dict[str, Callable[..., Tensor]] = {
+    "tanh": lambda z, *_: torch.tanh(z),
+    "sigmoid": lambda z, *_: torch.sigmoid(z),
+    "softplus": lambda z, beta, threshold, _: F.softplus(z, beta, threshold),
+    "silu": lambda z, *_: F.silu(z),
+    "gelu": lambda z, *_: F.gelu(z),
+    "gelu-tanh": lambda z, *_: F.gelu(z, approximate="tanh"),
+    "elu": aten.elu.default,
+}
+_KEYWORDS = {aten.empty_like.default, aten.gelu.default, aten.gelu_.default}
 
 
 def _layers(recorder: Recorder, x: Tensor, scores: Tensor) -> list[_Layer] | None:
@@ -223,7 +292,7 @@ def _layers(recorder: Recorder, x: Tensor, scores: Tensor) -> list[_Layer] | Non
         return None
     for step in steps:
         func, args = step.func, step.args
-        if step.kwargs and func is not aten.empty_like.default:
+        if step.kwargs and func not in _KEYWORDS:
             return None
         if step.is_transpose:
             weight = recorder.input_of(args[0])
@@ -246,12 +315,11 @@ def _layers(recorder: Recorder, x: Tensor, scores: Tensor) -> list[_Layer] | Non
             width = weight.shape[0]
             layers.append(_Layer(int(transposed[w]), None if bias is None else int(bias)))
             current = step.results
-        elif func in _SLOPES and args[0] == current and layers:
-            known = _SLOPES[func]
-            slope = known if known is not None else args[1] if len(args) > 1 else 0.01
-            if layers[-1].slope is not None or layers[-1].dropouts or not slope >= 0:
+        elif func in _ACTIVATIONS and args[0] == current and layers:
+            activation = _ACTIVATIONS[func](*args[1:], **step.kwargs)
+            if layers[-1].activation is not None or layers[-1].dropouts or activation is None:
                 return None
-            layers[-1].slope = slope
+            layers[-1].activation = activation
             current = current if step.results is None else step.results
         elif func is aten.empty_like.default and args[0] == current:
             noise[step.results] = None
@@ -270,7 +338,7 @@ def _layers(recorder: Recorder, x: Tensor, scores: Tensor) -> list[_Layer] | Non
     if not layers or recorder.slot(scores) != current:
         return None
     last = layers[-1]
-    if scores.numel() != x.shape[0] or width != 1 or last.slope is not None or last.dropouts:
+    if scores.numel() != x.shape[0] or width != 1 or last.activation is not None or last.dropouts:
         return None
     return layers
 

@@ -111,7 +111,7 @@ Op penalty(PenaltyKind kind, int64_t outer, int64_t length, int64_t inner) {
   };
 }
 
-Op perceptron(int64_t batch, int64_t width, bool with_loss) {
+Op perceptron(int64_t batch, int64_t width, bool with_loss, MlpActivation phi = MlpActivation::leaky_relu) {
   const std::vector<int64_t> widths = {20, width, width, 1};
   const Floats x = draw(static_cast<size_t>(batch * widths[0]));
   std::vector<Floats> weights;
@@ -122,8 +122,9 @@ Op perceptron(int64_t batch, int64_t width, bool with_loss) {
     for (size_t l = 1; l < widths.size(); ++l) bias_grads.emplace_back(static_cast<size_t>(widths[l]));
     std::vector<MlpLayer> layers;
     for (size_t l = 0; l < weights.size(); ++l) {
-      layers.push_back(
-          {weights[l].data(), nullptr, nullptr, nullptr, grads[l].data(), bias_grads[l].data(), 0.2, widths[l + 1]});
+      const bool is_last = l + 1 == weights.size();
+      layers.push_back({weights[l].data(), nullptr, nullptr, nullptr, grads[l].data(), bias_grads[l].data(), 0.2,
+                        widths[l + 1], is_last ? MlpActivation::leaky_relu : phi});
     }
     const MlpLoss loss{with_loss ? score_grads.data() : nullptr, with_loss ? batch / 3 : 0, batch};
     Floats sum(1), norms(static_cast<size_t>(batch));
@@ -199,9 +200,13 @@ int main(int argc, char** argv) {
                                perceptron(8, 700, false),   // threads share the columns
                                perceptron(200, 64, true),
                                perceptron(8, 700, true),
+                               perceptron(200, 64, true, MlpActivation::tanh),
+                               perceptron(8, 700, false, MlpActivation::gelu),
+                               perceptron(8, 700, true, MlpActivation::softplus),
                                roots(),
                                neighbours(),
                                outputs()};
+  cpu::insist_on_threads(true);  // under a sanitizer, more than there are processors, they never pay
   std::vector<Bytes> expected;
   for (const Op& op : ops) expected.push_back(op(1));
   std::vector<int> wrong(ops.size());

@@ -23,9 +23,10 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lipgan.ops import gradient_penalty, interpolate, matrix_sqrt, spectral_norm_group
+from lipgan.ops import _backend, gradient_penalty, interpolate, matrix_sqrt, spectral_norm_group
 from lipgan.ops.mlp_gradient_penalty import penalize
 from lipgan.ops.nearest_neighbours import ball_counts, nearest_neighbours
+from lipgan.reference.mlp_gradient_penalty import CURVES
 
 Case = dict[str, Any]
 
@@ -200,18 +201,23 @@ def check_perceptron(case: Case, generator: torch.Generator) -> None:
     weights = [draw(after, before) for before, after in itertools.pairwise(widths)]
     biases = [draw(width) if case["biased"] else None for width in widths[1:]]
     slopes, scales = [case["slope"]] * (len(weights) - 1), [None] * (len(weights) - 1)
+    # Cases of the corpus that are older than curves have none.
+    curve = case.get("curve", "")
+    smooth = {"curves": [curve] * len(slopes), "constants": [1.0, 0.9, 1.1] * len(slopes)} if curve else {}
+    options = [{**smooth, "backend": backend} for backend in ("native", "reference")]
     results = [
-        penalize(x, weights, biases, slopes, scales, case["kind"], case["weight"], case["target"], backend=backend)
-        for backend in ("native", "reference")
+        penalize(x, weights, biases, slopes, scales, case["kind"], case["weight"], case["target"], **option)
+        for option in options
     ]
     # A sample at the kink of an activation may fall on either side: then all differs.
-    (penalty, norms, grads), (their_penalty, their_norms, their_grads) = results
+    (penalty, norms, *by), (their_penalty, their_norms, *their_by) = results
+    grads, their_grads = by[0] + by[1], their_by[0] + their_by[1]
     tolerance = 1e4 * unit_roundoff(dtype) * len(widths)
     size = float(their_norms.max())
     if not float((norms - their_norms).abs().max()) <= tolerance * max(size, 1e-30):
         exact = penalize(
             x.double(), [w.double() for w in weights], [None if b is None else b.double() for b in biases],
-            slopes, scales, case["kind"], case["weight"], case["target"], backend="reference",
+            slopes, scales, case["kind"], case["weight"], case["target"], **options[1],
         )[1]  # fmt: skip
         off = [float((one.double() - exact).abs().max()) for one in (norms, their_norms)]
         assert min(off) > tolerance * size or dtype == torch.float32, f"norms: {off} from the truth"
@@ -266,10 +272,14 @@ def check(case: Case) -> None:
     """Raises AssertionError where the native backend and the reference disagree."""
     before = torch.get_num_threads()
     torch.set_num_threads(case["threads"])
+    if (module := _backend.native()) is not None:
+        module.insist_on_threads(True)  # on a busy machine the case would become one of a single thread
     try:
         CHECKS[case["op"]](case, torch.Generator().manual_seed(case["seed"]))
     finally:
         torch.set_num_threads(before)
+        if module is not None:
+            module.insist_on_threads(False)
 
 
 @st.composite
@@ -304,6 +314,7 @@ def cases(draw: st.DrawFn) -> Case:
         case["widths"] = draw(st.lists(size, min_size=1, max_size=4))
         case["batch"], case["biased"] = draw(size), draw(st.booleans())
         case["slope"] = draw(st.sampled_from([0.0, 0.2, 1.0]))
+        case["curve"] = draw(st.sampled_from(["", *CURVES]))
     if op == "matrix_sqrt":
         case["n"], case["count"] = draw(st.integers(1, 20) | st.just(64)), draw(st.integers(1, 20))
     if op == "nearest_neighbours":

@@ -1,4 +1,4 @@
-"""The instruction sets of the C++ kernels."""
+"""The instruction sets of the C++ kernels, and their threads."""
 
 from collections.abc import Iterator
 
@@ -17,3 +17,13 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     NATIVE.set_isa(request.param)
     yield request.param
     NATIVE.set_isa(before)
+
+
+@pytest.fixture(autouse=True)
+def _threads_whether_they_pay_or_not() -> Iterator[None]:
+    """On a busy machine the kernels would go on with one thread, and a test of several would be none."""
+    if NATIVE is not None:
+        NATIVE.insist_on_threads(True)
+    yield
+    if NATIVE is not None:
+        NATIVE.insist_on_threads(False)

@@ -59,9 +59,8 @@ class Critic:
         return replace(self, x=self.x.to(dtype), weights=weights, biases=move(self.biases), scales=move(self.scales))
 
     def penalize(self, kind: str, backend: str = "native") -> tuple[Tensor, Tensor, list[Tensor]]:
-        return penalize(
-            self.x, self.weights, self.biases, self.slopes, self.scales, kind, WEIGHT, TARGET, backend=backend
-        )
+        lists = self.weights, self.biases, self.slopes, self.scales
+        return penalize(self.x, *lists, kind, WEIGHT, TARGET, backend=backend)[:3]
 
 
 def draw(
@@ -405,7 +404,7 @@ def test_linear_critic_has_a_closed_form(backend: str) -> None:
     expected = WEIGHT * (w.norm() - TARGET) ** 2
     for x, weights in ((critic.x, critic.weights), (critic.x, [w])):
         hidden = len(weights) - 1
-        penalty, norms, grads = penalize(
+        penalty, norms, grads, _ = penalize(
             x,
             weights,
             [None] * (hidden + 1),
@@ -520,19 +519,24 @@ def test_nan_propagates(backend: str, kind: str) -> None:
         assert norms.isnan().tolist() == [True] + [layer is not None] * 5
 
 
-def arguments(critic: Critic, loss: tuple[object, ...], backend: str | None) -> tuple[object, ...]:
+def arguments(critic: Critic, loss: tuple[object, ...], backend: str | None, smooth: bool) -> tuple[object, ...]:
     lists = (critic.weights, critic.biases, critic.slopes, critic.scales)
-    return (critic.x, *lists, "two-sided", WEIGHT, TARGET, *loss, backend)
+    hidden = len(critic.slopes) if smooth else 0
+    curves = [["tanh"] * hidden, [0.0] * 3 * hidden]
+    return (critic.x, *lists, "two-sided", WEIGHT, TARGET, *loss, *curves, backend)
 
 
 @pytest.mark.parametrize("backend", [None, "reference"])
 @pytest.mark.parametrize(("widths", "scaled"), [([3], []), ([4, 7, 5], [True, False])])
 @pytest.mark.parametrize("loss", [(None, [], 0, 6), (torch.ones(6), [], 2, 5)], ids=["penalty", "with loss"])
-def test_opcheck(backend: str | None, widths: list[int], scaled: list[bool], loss: tuple[object, ...]) -> None:
+@pytest.mark.parametrize("smooth", [False, True], ids=["piecewise linear", "smooth"])
+def test_opcheck(
+    backend: str | None, widths: list[int], scaled: list[bool], loss: tuple[object, ...], smooth: bool
+) -> None:
     critic = draw(widths, 6, torch.float32, scaled=scaled)
     checks = ("test_schema", "test_faketensor", "test_autograd_registration", "test_aot_dispatch_dynamic")
     op = torch.ops.lipgan.mlp_gradient_penalty_fwd.default
-    torch.library.opcheck(op, arguments(critic, loss, backend), test_utils=checks)
+    torch.library.opcheck(op, arguments(critic, loss, backend, smooth), test_utils=checks)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -565,8 +569,12 @@ def test_modes_see_the_op() -> None:
     assert "lipgan.mlp_gradient_penalty_fwd.default" in mode.names
     with FakeTensorMode():
         x, weights = torch.empty(6, 4), [torch.empty(7, 4), torch.empty(1, 7)]
-        penalty, norms, grads = penalize(x, weights, [None, None], [0.0], [None], "squared", 1.0, 1.0)
+        penalty, norms, grads, none = penalize(x, weights, [None, None], [0.0], [None], "squared", 1.0, 1.0)
+        smooth = {"curves": ["tanh"], "constants": [0.0] * 3}
+        *_, bias_grads = penalize(x, weights, [None, None], [0.0], [None], "squared", 1.0, 1.0, **smooth)
     assert [tuple(t.shape) for t in (penalty, norms, *grads)] == [(), (6,), (7, 4), (1, 7)]
+    assert none == []
+    assert [tuple(grad.shape) for grad in bias_grads] == [(7,), (1,)]
 
 
 @pytest.mark.cpu
@@ -603,12 +611,12 @@ def test_native_module_refuses_what_a_kernel_could_not_survive() -> None:
         with pytest.raises(TypeError, match=r"x must be float32 or float64, got torch\.float16"):
             penalize(x.half(), w, b, [0.0], s, "max", 1.0, 1.0, backend=backend)
     with pytest.raises(TypeError, match="weight must be a tensor"):
-        _C.mlp_gradient_penalty_fwd(x, [1.0, w[1]], b, [0.0], s, "max", 1.0, 1.0, None, [], 0, 6, 1)  # type: ignore[list-item]
+        _C.mlp_gradient_penalty_fwd(x, [1.0, w[1]], b, [0.0], s, "max", 1.0, 1.0, None, [], 0, 6, [], [], 1)  # type: ignore[list-item]
     for first, last in ((0, 7), (-1, 6), (3, 3)):
         with pytest.raises(ValueError, match="first and last must be of samples"):
-            _C.mlp_gradient_penalty_fwd(x, w, b, [0.0], s, "max", 1.0, 1.0, None, [], first, last, 1)
+            _C.mlp_gradient_penalty_fwd(x, w, b, [0.0], s, "max", 1.0, 1.0, None, [], first, last, [], [], 1)
     with pytest.raises(ValueError, match="score_grads must hold 6 elements, got 5"):
-        _C.mlp_gradient_penalty_fwd(x, w, b, [0.0], s, "max", 1.0, 1.0, torch.ones(5), [], 0, 6, 1)
+        _C.mlp_gradient_penalty_fwd(x, w, b, [0.0], s, "max", 1.0, 1.0, torch.ones(5), [], 0, 6, [], [], 1)
     a = torch.ones(6, 7)
     for slope, scale, known, message in (
         (0.0, s[0], [a], "must have no scale, and a slope that is not negative"),
@@ -618,7 +626,7 @@ def test_native_module_refuses_what_a_kernel_could_not_survive() -> None:
         (0.0, None, [a.double()], "activation has a dtype"),
     ):
         with pytest.raises(ValueError, match=message):
-            _C.mlp_gradient_penalty_fwd(x, w, b, [slope], [scale], "max", 1.0, 1.0, a[:, 0], known, 0, 6, 1)
+            _C.mlp_gradient_penalty_fwd(x, w, b, [slope], [scale], "max", 1.0, 1.0, a[:, 0], known, 0, 6, [], [], 1)
     with pytest.raises(UnavailableError, match="backend 'cuda' cannot serve mlp_gradient_penalty on cpu"):
         critic.penalize("max", "cuda")
 

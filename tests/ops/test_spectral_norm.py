@@ -579,7 +579,7 @@ _C.nearest_neighbours_fwd(x, None, 1, 16)
 _C.gradient_penalty_interpolate(weight, weight, vector, 16)
 _C.gradient_penalty_fwd(weight, "two-sided", 1.0, 1.0, "sample", 16)
 layers = [weight, weight[:1]], [None, None], [0.0], [None]
-_C.mlp_gradient_penalty_fwd(weight, *layers, "max", 1.0, 1.0, None, [], 0, 1, 16)
+_C.mlp_gradient_penalty_fwd(weight, *layers, "max", 1.0, 1.0, None, [], 0, 1, [], [], 16)
 print(threads() - before)
 """
 

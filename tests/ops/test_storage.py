@@ -70,8 +70,11 @@ def _penalty(backend: str, dtype: torch.dtype, norm: str = "sample") -> tuple[Ca
 def _mlp(backend: str, dtype: torch.dtype) -> tuple[Callable[..., Any], list[Tensor]]:
     def run(x: Tensor, first: Tensor, last: Tensor, bias: Tensor, scale: Tensor) -> list[Tensor]:
         weights = (x, [first, last], [bias, None], [0.2], [scale], "two-sided", 1.0, 1.0)
-        penalty, norms, grads = penalize(*weights, backend=backend)
-        return [penalty, norms, *grads]
+        results: list[Tensor] = []
+        for curves, constants in (([], []), (["softplus"], [2.0, 1.0, 0.0])):
+            penalty, norms, grads, bias_grads = penalize(*weights, curves=curves, constants=constants, backend=backend)
+            results += [penalty, norms, *grads, *bias_grads]
+        return results
 
     tensors = [torch.randn(6, 3), torch.randn(7, 3), torch.randn(1, 7), torch.randn(7), torch.rand(6, 7)]
     return run, [tensor.to(dtype) for tensor in tensors]

@@ -104,6 +104,11 @@ def perceptron() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.LeakyReLU(0.2), nn.Linear(8, 1))
 
 
+def smooth_perceptron() -> nn.Module:
+    layers = nn.Linear(4, 8), nn.SiLU(), nn.Linear(8, 8), nn.LeakyReLU(0.2), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 1)
+    return nn.Sequential(*layers)
+
+
 def image_stack(*modules: nn.Module) -> nn.Module:
     return nn.Sequential(nn.Conv2d(2, 4, 3, 2, 1), *modules, nn.Flatten(), nn.Linear(36, 1))
 
@@ -112,6 +117,7 @@ IMAGES, VECTORS, SERIES = (4, 2, 6, 6), (4, 4), (4, 2, 9)
 # (critic, shape of samples, whether the loss rides in the tangent pass for r1)
 CRITICS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], bool]] = {
     "perceptron in closed form": (perceptron, VECTORS, False),
+    "smooth perceptron in closed form": (smooth_perceptron, VECTORS, False),
     "perceptron": (lambda: nn.Sequential(perceptron(), nn.LeakyReLU(0.5)), VECTORS, True),
     "residual": (Residual, IMAGES, True),
     "sequences": (Sequences, SERIES, True),
@@ -138,7 +144,11 @@ CRITICS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], bool]] = {
         VECTORS,
         True,
     ),
-    "softplus of autograd's own": (lambda: nn.Sequential(nn.Linear(4, 6), nn.CELU(), nn.Linear(6, 1)), VECTORS, False),
+    "an activation of autograd's own": (
+        lambda: nn.Sequential(nn.Linear(4, 6), nn.Mish(), nn.Linear(6, 1)),
+        VECTORS,
+        False,
+    ),
 }
 LOSSES: dict[str, Loss] = {"softplus": softplus, "relativistic": relativistic}
 # By name the tape is what is new; the choice of an engine and autograd have longer tests of their own.

@@ -655,6 +655,18 @@ class Functional(nn.Module):
         return scores if self.factor is None else scores * self.factor
 
 
+def chain(*activations: nn.Module) -> nn.Module:
+    """Linear layers with activations, and other modules, between them."""
+    return nn.Sequential(nn.Linear(5, 6), *[m for a in activations for m in (a, nn.Linear(6, 6))], nn.Linear(6, 1))
+
+
+def frozen() -> nn.Module:
+    critic = chain(nn.Tanh(), nn.ReLU())
+    critic[0].weight.requires_grad_(False)  # type: ignore[index, union-attr]
+    critic[2].bias.requires_grad_(False)  # type: ignore[index, union-attr]
+    return critic
+
+
 PERCEPTRONS: dict[str, tuple[Callable[[], nn.Module], Tensor, bool]] = {
     "in a module": (lambda: nn.Sequential(nn.Sequential(nn.Linear(5, 3), nn.ReLU()), nn.Linear(3, 1)), FLAT, True),
     "packs": (Pack, samples(4, 3, 10), True),
@@ -668,6 +680,13 @@ PERCEPTRONS: dict[str, tuple[Callable[[], nn.Module], Tensor, bool]] = {
     "several scores": (lambda: nn.Linear(5, 2), FLAT, False),
     "rows": (lambda: nn.Sequential(nn.Unflatten(1, (5, 1)), nn.Linear(1, 4), nn.ReLU(), nn.Linear(4, 1)), FLAT, False),
     "smooth": (smooth, FLAT, False),
+    "tanh and sigmoid": (lambda: chain(nn.Tanh(), nn.LeakyReLU(0.1), nn.Sigmoid()), FLAT, True),
+    "softplus and dropout": (lambda: chain(nn.Softplus(2.0, 3.0), nn.Dropout(0.5), nn.Softplus()), FLAT, True),
+    "silu and gelu": (lambda: chain(nn.SiLU(inplace=True), nn.GELU(), nn.GELU("tanh")), FLAT, True),
+    "elu and its like": (lambda: chain(nn.ELU(0.7), nn.SELU(), nn.CELU(0.5)), FLAT, True),
+    "smooth, partly frozen": (frozen, FLAT, True),
+    "softplus with a factor below zero": (lambda: chain(nn.Softplus(-1.0)), FLAT, False),
+    "mish": (lambda: chain(nn.Mish()), FLAT, False),
     "weights twice": (lambda: nn.Sequential(*[nn.Linear(5, 5), nn.ReLU()] * 2, nn.Linear(5, 1)), FLAT, True),
 }
 
