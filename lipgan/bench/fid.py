@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from lipgan.bench.frechet import by_eigvals, _features
+from lipgan.bench.frechet import _features, by_eigvals
 from lipgan.bench.harness import Table, in_fresh_process, interleave
 from lipgan.commands import fid, parser
 from lipgan.metrics import FrechetDistance
