@@ -318,7 +318,7 @@ def test_what_can_be_refused_is_refused_before_reading(
     a, b = folders
     for arguments, message in (
         ((a, "nowhere", "--features", "random"), "nowhere does not exist; it must be a folder of images"),
-        ((a, "digit", "--features", "random"), "or a data set (digits,"),
+        ((a, "digit", "--features", "random"), "or a data set (chords, digits,"),
         ((a, b, "--features", "randon"), "unknown feature extractor 'randon'; did you mean random?"),
         ((a, b, "--features", "random", "--protocol", "torch-fid"), "unknown protocol 'torch-fid'; did you mean"),
         ((a, b, "--features", "random", "--download"), "--download fetches the weights of inception, got --features"),

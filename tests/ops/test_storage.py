@@ -179,13 +179,17 @@ def test_addresses_refuse_what_a_kernel_would_misread() -> None:
 
 @pytest.mark.cpu
 @pytest.mark.backend("triton")
-def test_kernels_refuse_addresses_that_they_would_misread() -> None:
+def test_kernels_copy_what_they_would_misread() -> None:
     from lipgan.kernels import spectral_norm as kernels
 
     weight, u, v = torch.randn(4, 4), torch.randn(4), torch.randn(4)
-    for bad in (_negated(weight), _misaligned(weight)):
-        with pytest.raises(ValueError, match="expected contiguous"):
-            kernels.spectral_norm_fwd([bad], [u], [v], 1, 1e-12)
+    for odd in (_negated(weight), _misaligned(weight)):
+        same = odd.resolve_neg().contiguous().clone()
+        ours, expected = (kernels.spectral_norm_fwd([w], [u], [v], 1, 1e-12) for w in (odd, same))
+        for one, other in zip((*ours[0], *ours[1:]), (*expected[0], *expected[1:]), strict=True):
+            assert torch.equal(one, other)
+    with pytest.raises(ValueError, match="expected contiguous"):
+        kernels.spectral_norm_fwd([weight.T], [u], [v], 1, 1e-12)
 
 
 # ---- new memory ----
@@ -307,7 +311,7 @@ def test_polar_kernels_of_nothing(shape: tuple[int, ...]) -> None:
 def test_perceptron_of_one_layer_and_of_one_sample(backend: str, kind: str) -> None:
     # A linear critic: g is the weight for every sample.
     w = torch.tensor([[3.0, 4.0]])
-    penalty, norms, (grad,) = penalize(torch.randn(1, 2), [w], [None], [], [], kind, 1.0, 1.0, backend=backend)
+    penalty, norms, (grad,), _ = penalize(torch.randn(1, 2), [w], [None], [], [], kind, 1.0, 1.0, backend=backend)
     assert penalty == 16
     assert norms.tolist() == [5]
     torch.testing.assert_close(grad, 2 * 4 * w / 5)

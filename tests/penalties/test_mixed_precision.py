@@ -83,10 +83,12 @@ def test_autocast_is_finite_where_float32_is(dtype: torch.dtype, engine: str) ->
     # bfloat16 has 8 bits: each of six products and their sums rounds by up to 2^-9, the square doubles it.
     rtol = 1e-5 if dtype == torch.float16 else 12 * 2**-8
     torch.testing.assert_close(penalty, plain, rtol=rtol, atol=0)
+    # Where SiLU is a line to the last digit, its second derivative is 0 or 1e-20.
+    largest = max(float(exact.norm()) for exact in expected)
     for grad, exact in zip(grads, expected, strict=True):
         assert grad.isfinite().all()
         assert grad.dtype == torch.float32
-        assert (grad - exact).norm() <= 2 * rtol * exact.norm() + 1e-30
+        assert (grad - exact).norm() <= 2 * rtol * exact.norm() + 1e-12 * largest
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
