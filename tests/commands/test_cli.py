@@ -241,8 +241,10 @@ def start(out: Path, *arguments: str) -> "subprocess.Popen[str]":
     "arguments",
     [
         [],
-        ["--recipe", "wgan-gp", "--n-critic", "2", "--accumulation", "2", "--instance-noise", "0.5"],
-        ["--recipe", "historical-averaging", "--lr-decay", "linear", "--precision", "bfloat16"],
+        [
+            *("--recipe", "wgan-gp", "--n-critic", "2", "--accumulation", "2", "--instance-noise", "0.5"),
+            *("--lr-decay", "linear", "--precision", "bfloat16"),
+        ],
     ],
     ids=lambda arguments: arguments[1] if arguments else "sngan",
 )

@@ -129,16 +129,16 @@ def test_every_kernel_is_among_the_cases() -> None:
 
 
 def test_the_command_compiles_an_op_within_the_limits() -> None:
-    """One op; the whole table is a step of .ci/run."""
-    done = _run("-m", "lipgan.kernels.aot", "--op", "matrix_sqrt", "--targets", "sm_90,gfx942")
+    """One op; the whole table is a step of .ci/run, for a GPU of AMD as well."""
+    done = _run("-m", "lipgan.kernels.aot", "--op", "matrix_sqrt", "--targets", "sm_90")
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [line.split() for line in done.stdout.splitlines() if line.startswith("_")]
     for name in ("gram", "product"):
-        for precision, targets in (("ieee", {"sm_90", "gfx942"}), ("tf32x3", {"sm_90"})):
+        for precision in ("ieee", "tf32x3"):
             found = {
                 row[1] for row in rows if row[0] == f"_matrix_sqrt_{name}_kernel" and f"PRECISION={precision}" in row
             }
-            assert found == targets
+            assert found == {"sm_90"}
 
 
 def _build_largest() -> dict[str, list[int]]:
