@@ -11,26 +11,13 @@
 #include <type_traits>
 
 #include "integers.h"
+#include "lanes.h"
 #include "threads.h"
-#include "vector.h"
 
 namespace lipgan::cpu::LIPGAN_ISA {
 namespace {
 
-#if defined(__AVX512F__)
-constexpr int kRegister = 64;
-#elif defined(__AVX2__)
-constexpr int kRegister = 32;
-#else
-constexpr int kRegister = 16;
-#endif
-
-// Registers, one element of several matrices each. Comparisons give masks of integers; `mask ? x : y` chooses by lane.
-template <class T> struct Lanes;
-template <> struct Lanes<float> { typedef float type __attribute__((vector_size(kRegister))); };
-template <> struct Lanes<double> { typedef double type __attribute__((vector_size(kRegister))); };
-
-template <class T> constexpr int kLanes = kRegister / static_cast<int>(sizeof(T));
+// A vector holds one element of several matrices. Comparisons give masks of integers; `mask ? x : y` chooses by lane.
 
 template <class V>
 inline V sqrt_of(V x) {
@@ -72,7 +59,7 @@ constexpr int64_t kRotations = 512;  // kept before they are applied to the eige
 
 template <class T>
 struct Group {
-  using V = typename Lanes<T>::type;
+  using V = Vector<T>;
   static constexpr int W = kLanes<T>;
 
   const MatrixSqrtFwd& args;
@@ -90,7 +77,7 @@ struct Group {
 
   static int64_t bytes(int64_t n) {
     const int64_t blocks = (n + kRows - 1) / kRows;
-    return kRegister * (n * n + blocks * kRows * n + 4 * n + 2 * (kRotations + n)) +
+    return kVectorBytes * (n * n + blocks * kRows * n + 4 * n + 2 * (kRotations + n)) +
            (static_cast<int64_t>(sizeof(Sweep)) * kRotations + 63) / 64 * 64;
   }
 

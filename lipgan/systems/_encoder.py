@@ -13,7 +13,7 @@ from lipgan import models
 from lipgan.recipe import Recipe
 from lipgan.systems._readout import Readout, body_of
 
-__all__ = ["Encoder", "EncoderDecoder", "NoisyEncoder", "coded", "critic_of"]
+__all__ = ["Encoder", "EncoderDecoder", "NoisyEncoder", "beside", "coded", "critic_of"]
 
 
 def coded(recipe: Recipe, shape: tuple[int, ...]) -> Recipe:
@@ -53,6 +53,25 @@ class Encoder(nn.Module):
         return cast(Tensor, mean) if noise is None else mean + log_std.exp() * noise
 
 
+def beside(recipe: Recipe, features: int, width: int, outputs: int) -> tuple[nn.Sequential, nn.Sequential]:
+    """Layers for a second input ``[B, latent_dim]``, and those for it and features, joined: ``[B, features + width]``.
+
+    Args:
+        recipe: of the length of the second input.
+        features: of the first one.
+        width: units of a layer.
+        outputs: numbers of a result.
+    """
+    entry = nn.Sequential(nn.Linear(recipe.latent_dim, width), nn.LeakyReLU(0.2))
+    return entry, nn.Sequential(
+        nn.Linear(features + width, width),
+        nn.LeakyReLU(0.2),
+        nn.Linear(width, width),
+        nn.LeakyReLU(0.2),
+        nn.Linear(width, outputs),
+    )
+
+
 class NoisyEncoder(nn.Module):
     """Samples ``[B, *shape]`` -> codes ``[B, latent_dim]`` of any distribution: the noise goes through the network.
 
@@ -72,14 +91,7 @@ class NoisyEncoder(nn.Module):
         super().__init__()
         self.latent_dim = recipe.latent_dim
         self.body, features = body_of(critic_of(recipe, shape))
-        self.noise = nn.Sequential(nn.Linear(recipe.latent_dim, width), nn.LeakyReLU(0.2))
-        self.head = nn.Sequential(
-            nn.Linear(features + width, width),
-            nn.LeakyReLU(0.2),
-            nn.Linear(width, width),
-            nn.LeakyReLU(0.2),
-            nn.Linear(width, recipe.latent_dim),
-        )
+        self.noise, self.head = beside(recipe, features, width, recipe.latent_dim)
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
         """Codes of ``x [B, *shape]``, with ``noise [B, latent_dim]``, standard normal; without, those of noise 0.

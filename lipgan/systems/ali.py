@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lipgan._checks import check_choice
 from lipgan.recipe import Recipe
-from lipgan.systems._encoder import Encoder, EncoderDecoder, coded, critic_of
+from lipgan.systems._encoder import Encoder, EncoderDecoder, beside, coded, critic_of
 from lipgan.systems._readout import body_of
 from lipgan.systems._unused import refuse
 from lipgan.systems.base import Batch, LossOutput
@@ -116,14 +116,7 @@ class JointCritic(nn.Module):
     def __init__(self, recipe: Recipe, shape: tuple[int, ...], width: int = 256) -> None:
         super().__init__()
         self.body, features = body_of(critic_of(recipe, shape))
-        self.codes = nn.Sequential(nn.Linear(recipe.latent_dim, width), nn.LeakyReLU(0.2))
-        self.head = nn.Sequential(
-            nn.Linear(features + width, width),
-            nn.LeakyReLU(0.2),
-            nn.Linear(width, width),
-            nn.LeakyReLU(0.2),
-            nn.Linear(width, 1),
-        )
+        self.codes, self.head = beside(recipe, features, width, 1)
 
     def forward(self, x: Tensor, codes: Tensor) -> Tensor:
         """``x [B, *shape]`` and ``codes [B, latent_dim]``."""

@@ -161,16 +161,12 @@ def _wrapped(x: Any) -> Any:
     return DeviceTensor(x) if isinstance(x, Tensor) and not isinstance(x, DeviceTensor) else x
 
 
-def _directly(func: Any, args: Any, kwargs: Any) -> Any:
-    return func(*args, **kwargs)
-
-
-# What runs an operation on the numbers of tensors: `emulated_graph` puts itself in its place.
-runner: Callable[[Any, Any, Any], Any] = _directly
+# What runs operations on the numbers of tensors in the place of the operations: a capture of `emulated_graph`.
+capture: Callable[[Any, Any, Any], Any] | None = None
 
 
 def _call(func: Any, args: Any, kwargs: Any) -> Any:
-    return runner(func, args, kwargs)
+    return func(*args, **kwargs) if capture is None else capture(func, args, kwargs)
 
 
 def _check_generators(args: Any, kwargs: Any) -> None:

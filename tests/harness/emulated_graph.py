@@ -32,14 +32,14 @@ class EmulatedGraph:
         self._before: list[tuple[Tensor, Tensor]] = []
         self._made: set[int] = set()
         state = torch.get_rng_state()
-        emulated_device.runner = self._note
+        emulated_device.capture = self._note
         try:
             with emulated_device.crossings() as records:
                 self._records = records
                 self.outcome = function()
                 self._check()
         finally:
-            emulated_device.runner = emulated_device._directly
+            emulated_device.capture = None
             torch.set_rng_state(state)
             for tensor, content in reversed(self._before):
                 tensor.copy_(content)
@@ -54,19 +54,15 @@ class EmulatedGraph:
 
     def _note(self, func: Any, args: Any, kwargs: Any) -> Any:
         self._check()
-        given = [item for item in tree_flatten((args, kwargs))[0] if isinstance(item, Tensor)]
-        schema = getattr(func, "_schema", None)
-        if (schema is not None and schema.is_mutable) or func is aten.native_batch_norm.default:
-            for tensor in given:
+        mutates = getattr(func, "_schema", None) is not None and func._schema.is_mutable
+        if mutates or func is aten.native_batch_norm.default:
+            for tensor in _tensors((args, kwargs)):
                 if tensor.untyped_storage()._cdata not in self._made:
                     self._before.append((tensor, tensor.clone()))
         result = func(*args, **kwargs)
-        storages = {tensor.untyped_storage()._cdata for tensor in given}
-        results = [item for item in tree_flatten(result)[0] if isinstance(item, Tensor)]
-        made = [tensor for tensor in results if tensor.untyped_storage()._cdata not in storages]
+        made = _fresh(result, (args, kwargs))
         self._made |= {tensor.untyped_storage()._cdata for tensor in made}
-        # Views are of memory that others write.
-        if made or not results or (schema is not None and schema.is_mutable):
+        if made or mutates or not _tensors(result):  # views are of memory that others write
             self._steps.append((func, args, kwargs, made))
         return result
 
@@ -78,23 +74,22 @@ class EmulatedGraph:
                     for tensor in made:
                         _poison(tensor)
                     continue
-                result = func(*args, **kwargs)
-                storages = {
-                    item.untyped_storage()._cdata
-                    for item in tree_flatten((args, kwargs))[0]
-                    if isinstance(item, Tensor)
-                }
-                fresh = [
-                    item
-                    for item in tree_flatten(result)[0]
-                    if isinstance(item, Tensor) and item.untyped_storage()._cdata not in storages
-                ]
-                for tensor, new in zip(made, fresh, strict=True):
+                for tensor, new in zip(made, _fresh(func(*args, **kwargs), (args, kwargs)), strict=True):
                     tensor.copy_(new)
 
     @staticmethod
     def warm_up(function: Callable[[], Any], device: torch.device) -> Any:
         return function()
+
+
+def _tensors(items: Any) -> list[Tensor]:
+    return [item for item in tree_flatten(items)[0] if isinstance(item, Tensor)]
+
+
+def _fresh(result: Any, given: Any) -> list[Tensor]:
+    """The results in memory of their own."""
+    storages = {tensor.untyped_storage()._cdata for tensor in _tensors(given)}
+    return [tensor for tensor in _tensors(result) if tensor.untyped_storage()._cdata not in storages]
 
 
 def _poison(tensor: Tensor) -> None:

@@ -2,10 +2,14 @@
 
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 from penalty_critics import active_modes
+
+from lipgan.penalties import engines
+from lipgan.penalties.tape import Tape
 
 
 @pytest.fixture(autouse=True)
@@ -23,3 +27,17 @@ def _leaves_nothing_behind() -> Iterator[None]:
 def checked_plans(monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything is recorded at once, and what was recorded is compared with the tape."""
     monkeypatch.setenv("LIPGAN_CHECK_PLANS", "1")
+
+
+@pytest.fixture
+def tapes(monkeypatch: pytest.MonkeyPatch) -> list[Tape]:
+    """Those that were run, with plans left unchecked, which would run more."""
+    run: list[Tape] = []
+
+    def noted(*args: Any, **options: Any) -> Tape:
+        run.append(Tape(*args, **options))
+        return run[-1]
+
+    monkeypatch.setattr(engines, "Tape", noted)
+    monkeypatch.setenv("LIPGAN_CHECK_PLANS", "0")
+    return run

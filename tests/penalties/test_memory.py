@@ -53,19 +53,6 @@ def critic_with(module: nn.Module) -> nn.Sequential:
     return nn.Sequential(nn.Linear(5, 6), module, nn.Linear(6, 1)).double()
 
 
-@pytest.fixture
-def tapes(monkeypatch: pytest.MonkeyPatch) -> list[Tape]:
-    """Those that were tried."""
-    tried: list[Tape] = []
-
-    def make(*args: Any, **kwargs: Any) -> Tape:
-        tried.append(Tape(*args, **kwargs))
-        return tried[-1]
-
-    monkeypatch.setattr(engines, "Tape", make)
-    return tried
-
-
 def served_by(critic: nn.Module, x: Tensor = FLAT, engine: str = "auto", **options: Any) -> str:
     penalty = gradient_penalty(critic, x, kind="r1", engine=engine, **options)
     theirs = gradient_penalty(critic, x, kind="r1", engine="autograd", **options)

@@ -15,7 +15,6 @@ from torch.nn.utils import parametrizations, parametrize
 
 import lipgan
 from lipgan.nn.spectral_norm import SpectralNorm
-from lipgan.penalties import engines
 from lipgan.penalties.engines import UnsupportedCriticError
 from lipgan.penalties.tape import Tape
 
@@ -67,21 +66,6 @@ CRITICS: dict[str, Callable[..., nn.Module]] = {
     "group": grouped,
     "partly grouped": partly_grouped,
 }
-
-
-@pytest.fixture
-def tapes(monkeypatch: pytest.MonkeyPatch) -> list[Tape]:
-    """Those that were run."""
-    run: list[Tape] = []
-    real = engines.Tape
-
-    def noted(*args: Any, **options: Any) -> Tape:
-        run.append(real(*args, **options))
-        return run[-1]
-
-    monkeypatch.setattr(engines, "Tape", noted)
-    monkeypatch.setenv("LIPGAN_CHECK_PLANS", "0")
-    return run
 
 
 def group_of(critic: nn.Module) -> Any:

@@ -15,7 +15,7 @@ from penalty_critics import Conditional, draws, grads_of, samples
 from torch import Tensor, nn
 
 import lipgan
-from lipgan.penalties import engines, plans
+from lipgan.penalties import plans
 from lipgan.penalties.critic_call import CriticCall
 from lipgan.penalties.perceptron import recognize
 from lipgan.penalties.tape import Tape
@@ -40,21 +40,6 @@ class Wrapped(nn.Module):
 def smooth() -> nn.Module:
     torch.manual_seed(1)
     return Wrapped(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 4)).double()
-
-
-@pytest.fixture
-def tapes(monkeypatch: pytest.MonkeyPatch) -> list[Tape]:
-    """Those that were run."""
-    run: list[Tape] = []
-    real = engines.Tape
-
-    def noted(*args: Any, **options: Any) -> Tape:
-        run.append(real(*args, **options))
-        return run[-1]
-
-    monkeypatch.setattr(engines, "Tape", noted)
-    monkeypatch.setenv("LIPGAN_CHECK_PLANS", "0")
-    return run
 
 
 def step(critic: nn.Module, x: Tensor, engine: str, *, seed: int = 0, **options: Any) -> list[Tensor]:
