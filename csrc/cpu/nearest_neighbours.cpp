@@ -2,7 +2,8 @@
 //
 // The threads share the rows of x. A block of rows meets one panel of y after the other: a product in float gives
 // -2 <x, y> for the points moved by a common offset, and with the squares of their lengths bounds below and above D.
-// Few pairs are near enough to be looked at, and fewer still need D itself.
+// Few pairs are near enough to be looked at, and fewer still need D itself. Among the points of one set, a pair is met
+// once and offered to both.
 #include "lipgan/nearest_neighbours.h"
 
 #include <cmath>
@@ -67,10 +68,19 @@ struct Search {
   float* products = nullptr;   // [threads, rows of a block, width]
   float* spare = nullptr;      // [threads, lanes, d]
   double* counts = nullptr;    // [threads, 2, n]
+  // Where a pair is met once: what each thread has found.
+  double *own_squared = nullptr, *own_indices = nullptr;  // [threads, n, k], like squared and indices
+  float* own_reach = nullptr;                             // [threads, n, filled up]: as `reach`, of the k-th of them
   double slack = 0, tiny = 0;  // |bound - D| <= slack (|x|^2 + |y|^2) + tiny
   double scale = 1;            // of squares: a power of 2
 
   int64_t num_panels() const { return ceil_div(n, kWidth); }
+
+  // Whether a pair is met once. Then each thread has lists of its own for all points: they should take no more memory
+  // than the copies of the points, and the pairs that each list begins with, none near, be few among all.
+  bool pairs(int num_threads) const {
+    return same && !counting && 16 * num_threads * k <= 8 * d && 64 * num_threads * k <= n;
+  }
 
   void prepare(Arena& arena, int num_threads) {
     offset = arena.take<double>(d);
@@ -84,6 +94,10 @@ struct Search {
     products = arena.take<float>(num_threads * kBlockRows * kWidth);
     spare = arena.take<float>(num_threads * L * d);
     counts = arena.take<double>(counting ? num_threads * 2 * n : 0);
+    const int64_t lists = pairs(num_threads) ? num_threads : 0;
+    own_squared = arena.take<double>(lists * n * k);
+    own_indices = arena.take<double>(lists * n * k);
+    own_reach = arena.take<float>(lists * num_panels() * kWidth);
     // The sum of d products, the roundings of their factors, and those of the norms and of what is added to them.
     slack = static_cast<double>(d + 32) * 0x1p-24 * (1 + static_cast<double>(d + 32) * 0x1p-23);
     tiny = static_cast<double>(d + 1) * 0x1p-120;  // of factors and products that are too small for float
@@ -93,6 +107,7 @@ struct Search {
 
   void run(const Team& team) {
     move(team);
+    if (pairs(team.num_threads)) return run_pairs(team);
     if (counting) {
       double* own = counts + team.thread * 2 * n;
       for (int64_t j = 0; j < 2 * n; ++j) own[j] = 0;
@@ -120,6 +135,34 @@ struct Search {
         double total = 0;
         for (int thread = 0; thread < team.num_threads; ++thread) total += counts[thread * 2 * n + j];
         y_counts[j] = total;
+      }
+    }
+  }
+
+  void run_pairs(const Team& team) {
+    const int64_t filled = num_panels() * kWidth;
+    double *best = own_squared + team.thread * n * k, *index = own_indices + team.thread * n * k;
+    float* limits = own_reach + team.thread * filled;
+    for (int64_t t = 0; t < n * k; ++t) best[t] = std::numeric_limits<double>::infinity(), index[t] = 0;
+    for (int64_t j = 0; j < filled; ++j) limits[j] = std::numeric_limits<float>::infinity();
+    const int64_t blocks = ceil_div(n, kBlockRows);
+    for (int64_t block = team.thread; block < blocks; block += team.num_threads) {
+      const int64_t first = block * kBlockRows, last = min(first + kBlockRows, n);
+      for (int64_t p = first / kWidth; p < num_panels(); ++p) {
+        float* product = products + team.thread * kBlockRows * kWidth;
+        multiply_panel(first, last, p, product);
+        const int64_t columns = min(kWidth, n - p * kWidth);
+        for (int64_t i = first; i < last; ++i, product += kWidth) {
+          meet(i, p * kWidth, max(i + 1 - p * kWidth, 0), columns, product, best, index, limits);
+        }
+      }
+    }
+    team.barrier();
+    for (int64_t i = n * team.thread / team.num_threads; i < n * (team.thread + 1) / team.num_threads; ++i) {
+      begin_row(i);
+      for (int64_t t = 0; t < team.num_threads * k; ++t) {
+        const int64_t place = (t / k * n + i) * k + t % k;
+        offer(own_squared[place], own_indices[place], squared + i * k, indices + i * k);
       }
     }
   }
@@ -223,12 +266,42 @@ struct Search {
     for (int64_t j = 0; j < columns; ++j) {
       if (!(product[j] + low[j] <= limit) || (same && first + j == i)) continue;
       const double distance = squared_distance(x + i * d, y + (first + j) * d, d);
-      if (!(distance < best[k - 1])) continue;
-      int64_t t = k - 1;
-      for (; t > 0 && distance < best[t - 1]; --t) best[t] = best[t - 1], index[t] = index[t - 1];
-      best[t] = distance;
-      index[t] = static_cast<double>(first + j);
-      limit = reach(best[k - 1], scale, x_norms[i]);
+      if (offer(distance, static_cast<double>(first + j), best, index)) limit = reach(best[k - 1], scale, x_norms[i]);
+    }
+  }
+
+  // Puts a point at its place among the k nearest, if it is one of them; among equal distances the lower index first.
+  bool offer(double distance, double point, double* best, double* index) const {
+    const auto precedes = [&](int64_t t) { return distance < best[t] || (distance == best[t] && point < index[t]); };
+    int64_t t = k - 1;
+    if (!precedes(t)) return false;
+    for (; t > 0 && precedes(t - 1); --t) best[t] = best[t - 1], index[t] = index[t - 1];
+    best[t] = distance;
+    index[t] = point;
+    return true;
+  }
+
+  // Offers the points first + j to i, and i to them, for begin <= j < columns.
+  void meet(int64_t i, int64_t first, int64_t begin, int64_t columns, const float* product, double* best,
+            double* index, float* limits) const {
+    const float *low = y_low + first, *theirs = limits + first;
+    const float mine = y_low[i];
+    float limit = limits[i];
+    int any = 0;
+#pragma omp simd reduction(| : any)
+    for (int64_t j = begin; j < columns; ++j) any |= (product[j] + low[j] <= limit) | (product[j] + mine <= theirs[j]);
+    if (!any) return;
+    for (int64_t j = begin; j < columns; ++j) {
+      const bool by_i = product[j] + low[j] <= limit, by_j = product[j] + mine <= theirs[j];
+      if (!by_i && !by_j) continue;
+      const int64_t column = first + j;
+      const double distance = squared_distance(x + i * d, y + column * d, d);
+      const auto give = [&](int64_t to, int64_t point) {
+        if (!offer(distance, static_cast<double>(point), best + to * k, index + to * k)) return;
+        limits[to] = reach(best[to * k + k - 1], scale, x_norms[to]);
+      };
+      if (by_i) give(i, column), limit = limits[i];
+      if (by_j) give(column, i);
     }
   }
 
