@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
-from lipgan.linalg.matrix_sqrt import polar
 from lipgan.nn._pickling import make_picklable
+from lipgan.ops.polar_factor import polar_factor
 
 __all__ = ["Orthogonal", "OrthogonalConv2d", "OrthogonalLinear", "orthogonal"]
 
@@ -35,10 +35,10 @@ class Orthogonal(nn.Module):
 
     def _factor(self, weight: Tensor) -> Tensor:
         blocks = weight.reshape(self.groups, weight.shape[0] // self.groups, -1)
-        # In float64, so that the norm misses 1 by the rounding of the entries only. The factors are products of
-        # matrices, which autocast would take in a half type.
+        blocks = blocks if weight.dtype == torch.float64 else blocks.float()
+        # The factors are products of matrices, which autocast would take in a half type.
         with torch.autocast(weight.device.type, enabled=False):
-            u, _ = polar(blocks.double())
+            u = polar_factor(blocks[0] if self.groups == 1 else blocks)
         return u.to(weight.dtype).reshape(weight.shape)
 
     def forward(self, weight: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ def orthogonal(module: nn.Module, name: str = "weight") -> nn.Module:
 
     Args:
         module: Linear, Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d or ConvTranspose3d.
-        name: of the parameter: float64, float32 or a half type; factored in float64 and rounded once.
+        name: of the parameter: float64, float32 or a half type, which is factored in float32 and rounded once.
 
     Returns:
         ``module``, changed in place. ``state_dict`` has ``parametrizations.weight.original``.

@@ -179,6 +179,12 @@ class _Lyapunov(torch.autograd.Function):
         return u, to_x, None, None, None
 
 
+def lyapunov(g: Tensor, x: Tensor, roots: Tensor, vectors: Tensor) -> Tensor:
+    """T of ``X T + T X = G``, differentiable any number of times; eigenvalues and eigenvectors of X are given."""
+    result: Tensor = _Lyapunov.apply(g, x, roots, vectors, None)  # type: ignore[no-untyped-call]
+    return result
+
+
 class _Root(torch.autograd.Function):
     """``a -> (root, roots, vectors)``; the last two are constants, and known of the root."""
 
@@ -227,15 +233,11 @@ class _Polar(torch.autograd.Function):
         # create_graph=True: the same by Lyapunov equations, whose derivatives are Lyapunov equations again.
         #   u^T du = Y with h Y + Y h = u^T da - da^T u;  h dh + dh h = a^T da + da^T a;  beside u, du = da h^-1.
         inner = u.mT @ grad_u
-        skew, even = (
-            _Lyapunov.apply(g, h, roots, vectors, None)  # type: ignore[no-untyped-call]
-            for g in (inner - inner.mT, 2 * reference.symmetric_part(grad_h))
-        )
+        skew, even = (lyapunov(g, h, roots, vectors) for g in (inner - inner.mT, 2 * reference.symmetric_part(grad_h)))
         total = u @ skew + a @ even
         if a.shape[-2] > a.shape[-1]:
             twice = 2 * torch.eye(a.shape[-1], dtype=a.dtype, device=a.device).expand_as(h)
-            inverse = _Lyapunov.apply(twice, h, roots, vectors, None)  # type: ignore[no-untyped-call]
-            total = total + (grad_u - u @ inner) @ inverse
+            total = total + (grad_u - u @ inner) @ lyapunov(twice, h, roots, vectors)
         gradient: Tensor = total
         return gradient
 

@@ -165,7 +165,7 @@ _MARGIN = 1e-4
 # Near 1 the nearest polynomial is that of Newton and Schulz, which takes 1 - x to 5/2 (1 - x)^3 and is at most 1 on
 # [0, 1], and Remez's equations lose their digits.
 _NEAR = 0.99
-_NEWTON_SCHULZ = (15 / 8, -10 / 8, 3 / 8)
+NEWTON_SCHULZ = (15 / 8, -10 / 8, 3 / 8)
 
 
 @functools.lru_cache(maxsize=256)
@@ -185,7 +185,7 @@ def polar_schedule(smallest: float) -> tuple[tuple[float, float, float, float], 
     low = smallest
     while 1 - low > 1e-15:
         if low > _NEAR:
-            a, b, c = _NEWTON_SCHULZ
+            a, b, c = NEWTON_SCHULZ
             low = _value(a, b, c, low)
         else:
             a, b, c, error = optimal_odd_polynomial(max(low, _CUSHION))

@@ -1,0 +1,135 @@
+"""The orthogonal polar factor of matrices by products only, and its derivative: for weights that are to be orthogonal.
+
+Derivation: docs/numerics/matrix_sqrt.md, "Orthogonal weights".
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lipgan.reference.matrix_sqrt import NEWTON_SCHULZ, polar_schedule, symmetric_part
+
+# From a matrix whose singular values reach down to this share of the largest, at the latest, the steps converge fast.
+_SMALLEST = 0.02
+# Steps of Newton and Schulz after the schedule, each of which makes what is small 15/8 times as large.
+_FURTHER = 8
+# Where ``|I - u^T u|`` is below this, every singular value grows or falls towards 1.
+_NEAR = 0.8
+_MOST_ITERATIONS = 40
+
+
+def polar_factor_fwd(a: Tensor) -> Tensor | None:
+    """``u`` of ``a = u h`` for ``a [..., m, n]``, ``m >= n``, with orthonormal columns; None where it is not reached.
+
+    Steps ``u <- u (p I + q u^T u + r (u^T u)^2)`` until the next one changes rounding only; in float32, the last
+    correction is of what float64 shows, and is rounded once. Matrices that lose rank, or nearly so, and such as are not
+    finite, are not reached.
+    """
+    n, eps = a.shape[-1], torch.finfo(a.dtype).eps
+    rounding = n**0.5 * eps  # of a product, in the Frobenius norm
+    # Scaled so that the mean square of its singular values is 1: what an orthogonal matrix becomes, whatever its scale.
+    gram = a.mT @ a
+    mean = gram.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
+    u, gram = a * mean.rsqrt(), gram / mean
+    eye = torch.eye(n, dtype=a.dtype, device=a.device)
+    near = scaled = False
+    schedule = iter(polar_schedule(_SMALLEST))
+    further = _FURTHER
+    while True:
+        off = gram - eye
+        error = _norm(off)
+        if 0.375 * error**2 <= rounding:  # what is left of it
+            return _corrected(u) if u.dtype == torch.float32 else _step(u, gram, 1.5, -0.5)
+        if not error < torch.inf:
+            return None
+        square = gram @ gram
+        error_squared = _norm(square - gram - off)  # the norm of the square
+        near = near or error_squared < _NEAR**2
+        p, q, r = NEWTON_SCHULZ
+        if not near and not scaled:
+            scaled = True
+            bound = torch.linalg.matrix_norm(square).sqrt()[..., None, None] * (1 + n * eps)  # of |gram|
+            u, gram, square = u * bound.rsqrt(), gram / bound, square / bound.square()
+        if not near:
+            p, q, r, _ = next(schedule, (*NEWTON_SCHULZ, 0.0))
+        if (p, q, r) == NEWTON_SCHULZ:
+            further -= 1
+            if further < 0:
+                return None
+        u = _step(u, gram.mul_(q).add_(square, alpha=r), p, 1.0)
+        if near and 0.3125 * error_squared**1.5 <= rounding:  # what is left
+            return _corrected(u) if u.dtype == torch.float32 else u
+        gram = u.mT @ u
+
+
+def _corrected(u: Tensor) -> Tensor:
+    """``u (u^T u)^(-1/2)``, to second order of ``u^T u - I``, which is small, with the rounding of float32 once."""
+    wide = u.double()
+    gram = wide.mT @ wide
+    gram.diagonal(dim1=-2, dim2=-1).sub_(1)
+    off = gram.float()
+    return wide.sub_(u @ (0.5 * off - 0.375 * (off @ off))).float()
+
+
+def _norm(x: Tensor) -> float:
+    """The largest Frobenius norm among matrices."""
+    return float(torch.linalg.matrix_norm(x).amax()) if x.numel() else 0.0
+
+
+def _step(u: Tensor, factor: Tensor, beta: float, alpha: float) -> Tensor:
+    """``beta u + alpha u factor``."""
+    add = torch.addmm if u.ndim == 2 else torch.baddbmm
+    return add(u, u, factor, beta=beta, alpha=alpha)
+
+
+def polar_factor_bwd(grad: Tensor, u: Tensor, a: Tensor) -> Tensor | None:
+    """The gradient to ``a [..., m, n]`` of its polar factor, from that to ``u``; None where a loses rank or nearly so.
+
+    ``u Y + (I - u u^T) grad h^-1`` with ``h = u^T a`` and ``h Y + Y h = u^T grad - grad^T u``.
+    """
+    h, inner = symmetric_part(u.mT @ a), u.mT @ grad
+    y = _solve_skew(h, inner - inner.mT)
+    if y is None:
+        return None
+    result = u @ y
+    if u.shape[-2] > u.shape[-1]:
+        factor, info = torch.linalg.cholesky_ex(h)
+        if bool(info.any()):
+            return None
+        result = result + (grad - u @ inner) @ torch.cholesky_inverse(factor)
+    return result
+
+
+def _solve_skew(h: Tensor, s: Tensor) -> Tensor | None:
+    """The skew Y of ``h Y + Y h = s``, of a skew s, by conjugate gradients; None if they take long.
+
+    ``Y h = -(h Y)^T``: an iteration is one product. Their number grows with the root of the condition of h; an orthogonal
+    weight takes one.
+    """
+
+    def apply(y: Tensor) -> Tensor:
+        product = h @ y
+        return product - product.mT
+
+    def dot(x: Tensor, y: Tensor) -> Tensor:
+        return (x * y).sum((-2, -1), keepdim=True)
+
+    tiny = torch.finfo(h.dtype).tiny
+    # The solution where h is a multiple of I.
+    y = s / (2 * h.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None])
+    residual = s - apply(y)
+    direction, length = residual, dot(residual, residual)
+    goal = dot(s, s) * (4 * torch.finfo(h.dtype).eps) ** 2
+    for _ in range(_MOST_ITERATIONS):
+        if bool((length <= goal).all()):
+            return y
+        image = apply(direction)
+        curvature = dot(direction, image)
+        # Of one matrix of several that is solved already, both are 0.
+        share = length / curvature.clamp_min(tiny)
+        y = y + share * direction
+        residual = residual - share * image
+        before, length = length, dot(residual, residual)
+        direction = residual + (length / before.clamp_min(tiny)) * direction
+    return None
