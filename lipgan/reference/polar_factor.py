@@ -104,8 +104,8 @@ def polar_factor_bwd(grad: Tensor, u: Tensor, a: Tensor) -> Tensor | None:
 def _solve_skew(h: Tensor, s: Tensor) -> Tensor | None:
     """The skew Y of ``h Y + Y h = s``, of a skew s, by conjugate gradients; None if they take long.
 
-    ``Y h = -(h Y)^T``: an iteration is one product. Their number grows with the root of the condition of h; an orthogonal
-    weight takes one.
+    ``Y h = -(h Y)^T``: an iteration is one product. Their number grows with the root of the condition of h; an
+    orthogonal weight takes one.
     """
 
     def apply(y: Tensor) -> Tensor:
