@@ -62,11 +62,15 @@ class _Pair:
         names: tuple[str, str],
         method: str,
         roundings: tuple[Rounding, Rounding],
+        checked: bool,
     ) -> None:
         self.names, self.roundings = names, roundings
         self.how = "eigh" if method == "eigh" else "cholesky"
         self.factors = [side if isinstance(side, Factor) else None for side in sides]
-        self.given = [None if isinstance(s, Factor) else as_covariance(n, s) for n, s in zip(names, sides, strict=True)]
+        self.given = [
+            None if isinstance(s, Factor) else s.detach().double() if checked else as_covariance(name, s)
+            for name, s in zip(names, sides, strict=True)
+        ]
         self.wanted = [isinstance(side, Tensor) and side.requires_grad for side in sides]
 
     def factor(self, k: int) -> Factor:
@@ -379,10 +383,11 @@ class _TraceSqrtProduct(torch.autograd.Function):
         method: str,
         roundings: tuple[Rounding, Rounding],
         bounded: bool,
+        checked: bool,
         infos: list[TraceInfo],
         *tensors: Tensor,
     ) -> Tensor:
-        pair = _Pair(sides, names, method, roundings)
+        pair = _Pair(sides, names, method, roundings, checked)
         outcome = _solve(pair, method, bounded)
         used = [k for k in (0, 1) if pair.factors[k] is not None]
         errors = [_factor_error(pair, k) if bounded else (math.inf, math.inf) for k in used]
@@ -401,7 +406,7 @@ class _TraceSqrtProduct(torch.autograd.Function):
         # once_differentiable sees only whether grad depends on something, and the factors depend on the arguments too.
         if torch.is_grad_enabled():
             raise RuntimeError("trace_sqrt_product is differentiable once, and create_graph=True asks for twice")
-        result: list[Tensor | None] = [None, None, None, None, None, None]
+        result: list[Tensor | None] = [None] * 7  # of what are no tensors
         for factor, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True):
             result.append(None if factor is None else (0.5 * grad * (factor @ factor.mT)).to(dtype))
         return tuple(result)
@@ -415,6 +420,7 @@ def trace_sqrt_product_info(
     names: tuple[str, str] = ("s1", "s2"),
     roundings: tuple[Rounding, Rounding] | None = None,
     bounded: bool = True,
+    checked: bool = False,
 ) -> tuple[Tensor, TraceInfo]:
     """:func:`trace_sqrt_product` of one pair, with what is known of its error; a side may be a :class:`Factor`.
 
@@ -424,6 +430,7 @@ def trace_sqrt_product_info(
         names: what the errors call the two.
         roundings: what passes for rounding in each, if it does not follow from their dtypes.
         bounded: whether ``error_bound`` is asked for, which takes inverses of the factors; else it may be inf.
+        checked: whether covariances are known to be finite and exactly symmetric.
 
     Returns:
         The trace, 0-dim float64, differentiable once in those arguments that are tensors; and a :class:`TraceInfo`.
@@ -447,7 +454,7 @@ def trace_sqrt_product_info(
     if roundings is None:
         first_rounding, second_rounding = (Rounding((s.matrix if isinstance(s, Factor) else s).dtype) for s in sides)
         roundings = first_rounding, second_rounding
-    trace = _TraceSqrtProduct.apply(sides, names, method, roundings, bounded, infos, *tensors)  # type: ignore[no-untyped-call]
+    trace = _TraceSqrtProduct.apply(sides, names, method, roundings, bounded, checked, infos, *tensors)  # type: ignore[no-untyped-call]
     return trace, infos[0]
 
 

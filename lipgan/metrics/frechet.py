@@ -56,6 +56,7 @@ class _Side:
     factor: Tensor | None  # [d, r]
     name: str  # of the covariance
     dtype: torch.dtype = torch.float64  # that the numbers of the covariance had
+    checked: bool = False  # whether the covariance is known to be finite and exactly symmetric
 
     def rounding(self, scale: float) -> Rounding:
         """What negative eigenvalues of the covariance, multiplied by ``scale``, may come from."""
@@ -76,7 +77,7 @@ def _side(number: int, mean: Array, cov: Array, factor: Array | None) -> _Side:
     name = f"sigma{number}"
     sigma, dtype = as_covariance(name, cov, len(mu))
     matrix = None if factor is None else as_factor(f"factor{number}", factor, sigma, dtype)
-    return _Side(mu, sigma, matrix, name, dtype)
+    return _Side(mu, sigma, matrix, name, dtype, checked=True)
 
 
 def _in_order(first: _Side, second: _Side) -> tuple[_Side, _Side]:
@@ -100,6 +101,7 @@ def _distance(first: _Side, second: _Side, method: str, bounded: bool) -> tuple[
         names=(first.name, second.name),
         roundings=(first.rounding(scale), second.rounding(scale)),
         bounded=bounded,
+        checked=first.checked and second.checked,
     )
     terms = _terms(difference, first.cov.diagonal(), second.cov.diagonal(), scale)
     # Sums of d terms, each rounded.
