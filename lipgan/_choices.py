@@ -96,6 +96,7 @@ BENCHMARKS = (
     "step",
     "overhead",
     "sweep",
+    "peers",
 )
 
 #: The modules of `lipgan.studies`, in the order of the lectures, and what each shows.

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import datetime
 import multiprocessing
 import os
 import platform
 import statistics
+import subprocess
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -30,7 +32,7 @@ class Table:
 
     def render(self) -> str:
         """The table as Markdown, which reads well in a terminal too."""
-        cells = [[_format(row.get(column, "")) for column in self.columns] for row in self.rows]
+        cells = [[format_cell(row.get(column, "")) for column in self.columns] for row in self.rows]
         widths = [max(len(line[k]) for line in [self.columns, *cells]) for k in range(len(self.columns))]
 
         def line(values: list[str]) -> str:
@@ -41,7 +43,7 @@ class Table:
         return "\n".join([self.title, "", *body, *(["", *self.notes] if self.notes else [])])
 
 
-def _format(value: Any) -> str:
+def format_cell(value: Any) -> str:
     if isinstance(value, float):
         if 0 < abs(value) < 5e-3:
             return f"{value:.1e}"
@@ -58,18 +60,24 @@ _LONG_SECONDS = 1.0
 
 
 def interleave(
-    variants: Mapping[str, Callable[[], object]], *, seconds: float, warmup: int = 2, rounds: int = 5
+    variants: Mapping[str, Callable[[], object]],
+    *,
+    seconds: float,
+    warmup: int = 2,
+    rounds: int = 5,
+    between: Callable[[], object] | None = None,
 ) -> dict[str, float]:
     """Median seconds of a call of each variant; the variants take turns in every round.
 
     A turn is one call that is not counted, then calls for 20 ms, and at least one. Where a call takes more than a
-    second, every call counts, and a turn is one of them.
+    second, every call counts, and a turn is one of them. With ``between``, a turn is one call, which counts.
 
     Args:
         variants: name to function; what it returns is dropped outside of the time.
         seconds: rounds go on for about this long, and at least ``rounds`` times.
         warmup: calls of each before the first round.
         rounds: the least number of rounds.
+        between: runs before each call, outside of the time, such as `Caches.empty`.
     """
     times: dict[str, list[float]] = {name: [] for name in variants}
     long: set[str] = set()
@@ -86,7 +94,9 @@ def interleave(
     done = 0
     while done < rounds or time.perf_counter() - begin < seconds:
         for name, run in variants.items():
-            if name not in long:
+            if between is not None:
+                between()
+            elif name not in long:
                 run()
             turn = time.perf_counter()
             while True:
@@ -95,10 +105,21 @@ def interleave(
                 end = time.perf_counter()
                 times[name].append(end - start)
                 del result
-                if end - turn > _TURN_SECONDS:
+                if between is not None or end - turn > _TURN_SECONDS:
                     break
         done += 1
     return {name: statistics.median(values) for name, values in times.items()}
+
+
+class Caches:
+    """What other work leaves in the caches in place of the data of a call: the rest of a training step, say."""
+
+    def __init__(self, numbers: int = 16_000_000) -> None:
+        self._numbers = torch.ones(numbers)
+
+    def empty(self) -> None:
+        """Read and write 64 MB."""
+        self._numbers.mul_(1.0)
 
 
 def in_fresh_process(function: Callable[..., T], *args: Any) -> T:
@@ -148,6 +169,8 @@ def machine() -> dict[str, str]:
 
     native = _backend.native()
     return {
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        "commit": _commit(),
         "cpu": _cpu_name(),
         "cores": str(os.cpu_count()),
         "threads": str(torch.get_num_threads()),
@@ -157,6 +180,18 @@ def machine() -> dict[str, str]:
         "torch": str(torch.__version__),
         "lipgan": __version__,
     }
+
+
+def _commit() -> str:
+    """Of the sources, where they lie in a clone; with a plus sign where they have changed since."""
+    folder = Path(__file__).parents[2]
+    if not (folder / ".git").exists():
+        return "-"
+    described = ["git", "-C", str(folder), "describe", "--always", "--exclude=*", "--dirty=+"]
+    try:
+        return subprocess.run(described, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "-"
 
 
 def _cpu_name() -> str:

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from peers import peer, torchvision_or_stand_in
+from peers import peer
 from PIL import Image
 from torch import Tensor
 
+from lipgan.bench.peers import present_or_stand_in
 from lipgan.compat.clean_fid import compute_fid
 from lipgan.metrics import FeatureStats, frechet_distance
 
@@ -67,7 +68,7 @@ class ToTensor:
 
 @pytest.fixture
 def theirs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    with torchvision_or_stand_in(), torchvision_or_stand_in("requests"):
+    with present_or_stand_in(), present_or_stand_in("requests"):
         module = peer("cleanfid.fid")
         transforms = SimpleNamespace(ToTensor=ToTensor)
         monkeypatch.setattr(peer("cleanfid.utils"), "torchvision", SimpleNamespace(transforms=transforms))

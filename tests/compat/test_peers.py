@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from peers import peer, torchvision_or_stand_in
+from peers import peer
 from torch import Tensor
 
+from lipgan.bench.peers import present_or_stand_in
 from lipgan.compat.prdc import compute_prdc
 from lipgan.compat.pytorch_fid import calculate_frechet_distance
 from lipgan.metrics import (
@@ -23,7 +24,7 @@ from lipgan.metrics import (
 
 @pytest.fixture(autouse=True, scope="module")
 def _torchvision() -> Iterator[None]:
-    with torchvision_or_stand_in():
+    with present_or_stand_in():
         yield
 
 

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from peers import peer, torchvision_or_stand_in
+from peers import peer
 from PIL import Image
 
+from lipgan.bench.peers import present_or_stand_in
 from lipgan.compat import pytorch_fid
 from lipgan.compat.pytorch_fid import calculate_fid_given_paths, main, save_fid_stats
 from lipgan.metrics import features, frechet_distance
@@ -54,7 +55,7 @@ def by_hand(folders: list[str]) -> float:
 
 @pytest.fixture
 def theirs() -> Iterator[Any]:
-    with torchvision_or_stand_in():
+    with present_or_stand_in():
         yield peer("pytorch_fid.fid_score")
 
 

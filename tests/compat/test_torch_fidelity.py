@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from peers import peer, torchvision_or_stand_in
+from peers import peer
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from lipgan.bench.peers import present_or_stand_in
 from lipgan.compat.torch_fidelity import calculate_metrics
 from lipgan.metrics import frechet_distance_from_features, inception_score, kernel_distance, prdc
 
@@ -163,7 +164,7 @@ def test_images_of_another_dtype(folders: tuple[str, str]) -> None:
 
 @pytest.fixture
 def theirs() -> Iterator[Any]:
-    with torchvision_or_stand_in():
+    with present_or_stand_in():
         yield peer("torch_fidelity")
 
 

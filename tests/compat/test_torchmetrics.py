@@ -11,15 +11,17 @@ from typing import Any
 
 import pytest
 import torch
-from peers import peer, torchvision_or_stand_in
+from peers import peer
 from torch import Tensor, nn
+
+from lipgan.bench.peers import present_or_stand_in
 
 pytestmark = pytest.mark.filterwarnings("ignore:Metric .* will save all extracted features in buffer")
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _torchvision() -> Iterator[None]:
-    with torchvision_or_stand_in():
+    with present_or_stand_in():
         yield
 
 
@@ -236,7 +238,7 @@ def process(rank: int, folder: Path) -> None:
     from processes import leave
 
     dist.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=2)
-    with warnings.catch_warnings(), torchvision_or_stand_in():
+    with warnings.catch_warnings(), present_or_stand_in():
         warnings.simplefilter("ignore")
         values = {}
         for name in (FID, KID, IS):
