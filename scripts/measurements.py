@@ -10,8 +10,8 @@ A page says where a table goes, by the benchmark, the number of the table in it,
     <!-- end -->
 
 ``<!-- table: machine -->`` stands for the facts of the machine, ``<!-- table: summary -->`` for the table of the
-README. Of several runs, a cell is the median; that of a ratio is followed by the least and the largest. A benchmark that
-no file has is an error: no figure stays that was not seen.
+README. Of several runs, a cell is the median; that of a ratio is followed by the least and the largest. A benchmark
+that no file has is an error: no figure stays that was not seen.
 """
 
 from __future__ import annotations
