@@ -41,6 +41,7 @@ def report(device: str | None = None) -> str:
         f"triton     {_version('triton')}",
         f"lipgan._C  {_native()}",
         f"_cuda      {_cuda()}",
+        f"memory     {_memory()}",
         f"LIPGAN_BACKEND  {os.environ.get('LIPGAN_BACKEND') or 'not set: the best available'}",
     ]
     for op, forms in FORMS.items():
@@ -97,6 +98,15 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "not installed" if importlib.util.find_spec(package) is None else "from source"
+
+
+def _memory() -> str:
+    """What this process keeps of outputs that are gone."""
+    module = native()
+    if module is None:
+        return "nothing is kept for outputs without lipgan._C"
+    kept = module.cached_bytes() / 2**20
+    return f"{kept:.0f} MiB kept for outputs, of at most 1024; lipgan.ops.empty_cache() frees it"
 
 
 def _native() -> str:

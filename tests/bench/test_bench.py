@@ -5,6 +5,7 @@ import json
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch import nn
 
 from lipgan import bench
 from lipgan.__main__ import main
-from lipgan.bench import compiled_penalty, critic_loss, fid, frechet, harness, kid, prdc
+from lipgan.bench import compiled_penalty, critic_loss, fid, frechet, harness, kid, peers, prdc
 from lipgan.bench import gradient_penalty as penalties
 from lipgan.bench import spectral_norm as benchmark
 
@@ -46,6 +47,32 @@ def test_long_calls_are_not_repeated_for_their_caches(monkeypatch: pytest.Monkey
 
     harness.interleave({"slow": slow, "a": lambda: calls.append("a")}, seconds=0, warmup=2, rounds=2)
     assert calls == ["slow", "a", "a", *["slow", "a", "a"] * 2]
+
+
+def test_between_calls_comes_what_empties_the_caches(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    harness.interleave(
+        {"a": lambda: calls.append("a")}, seconds=0, warmup=1, rounds=2, between=lambda: calls.append("-")
+    )
+    assert calls == ["a", "-", "a", "-", "a"]
+    harness.Caches(10).empty()
+
+
+def test_peers_that_are_absent_are_shown_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def double(module: Any, seed: int) -> tuple[peers.Run, peers.Run]:
+        return (lambda: module.pi * 2), (lambda: 6.2831853)
+
+    rows = [("one", "numpy", "math", double, 1e-6), ("two", "some-package", "no_such_package.module", double, 1e-6)]
+    monkeypatch.setattr(peers, "PEERS", rows)
+    monkeypatch.setattr(peers, "in_fresh_process", lambda function, *args: function(*args))
+    (table,) = peers.run(seconds=0)
+    assert table.rows[0]["ratio"] > 0
+    assert table.rows[1] == {"what": "two", "package": "some-package", "version": "absent"}
+    monkeypatch.setattr(
+        peers, "PEERS", [("one", "numpy", "math", lambda module, seed: (lambda: 1.0, lambda: 2.0), 1e-6)]
+    )
+    with pytest.raises(AssertionError, match=r"numpy says 1\.0, lipgan says 2\.0"):
+        peers.run(seconds=0)
 
 
 @pytest.mark.slow
@@ -105,7 +132,8 @@ def test_run_writes_tables_json_and_a_picture(tmp_path: Path, capsys: pytest.Cap
     assert "| small" in printed
     saved = json.loads((tmp_path / "out.json").read_text())
     assert saved["machine"]["threads"] == "1"
-    speed, memory, growth = saved["results"]["spectral-norm"]
+    speed, cold, memory, growth = saved["results"]["spectral-norm"]
+    assert [row["model"] for row in cold["rows"]] == ["small", "large"]
     assert [row["model"] for row in speed["rows"]] == ["small", "large"]
     assert [row["variant"] for row in memory["rows"]] in (["torch", "per layer", "grouped"], [])
     assert [row["n"] for row in growth["rows"]] == [1, 2]
