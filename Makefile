@@ -9,6 +9,8 @@ SECONDS := 300
 # Processes that the tests run in. A process starts with a run of tests and takes over from others at the end.
 WORKERS := 2
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+# A module is compiled when it is first imported, not again in each of the processes that the tests start.
+unexport PYTHONDONTWRITEBYTECODE
 # A short run: labels, larger learning rates than those of the recipe, which fall to 0, and a shorter average.
 STEPS := 1400
 
@@ -23,8 +25,9 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed
 	$(PYTEST) -m "not slow"
 
-test-all: test
-	$(PYTEST) -m slow
+# In one run: the tests are read, and PyTorch is imported, once.
+test-all: $(VENV)/.installed
+	$(PYTEST)
 
 # The packages whose metrics and classes lipgan.compat stands in for, in a folder of their own, and the tests against
 # them. Without what they depend on: torchvision would bring another torch along, and the rest is here.

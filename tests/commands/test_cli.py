@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from PIL import Image
+from processes import Command
 from system_checks import assert_same
 
 from lipgan import _signals, data, recipes
@@ -194,7 +195,7 @@ def test_training_needs_no_tensorboard(tmp_path: Path, monkeypatch: pytest.Monke
 # --- runs that end early
 
 
-def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+def wait_until(condition: Callable[[], bool], process: Command) -> None:
     while not condition():
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)
@@ -214,47 +215,13 @@ def heed_signals() -> None:
         signal.signal(number, signal.SIG_DFL)
 
 
-def start(out: Path, *arguments: str) -> "subprocess.Popen[str]":
+def start(out: Path, *arguments: str) -> Command:
     """A run that would take hours, and writes its folder every five steps."""
-    # Bits depend on how many threads share a sum.
-    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    command = [
-        sys.executable,
-        "-m",
-        "lipgan",
-        *QUICK,
-        "--out",
-        str(out),
-        "--steps",
-        "1000000",
-        "--save-every",
-        "5",
-        *arguments,
-    ]
-    return subprocess.Popen(
-        command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=heed_signals
-    )
+    return Command([*QUICK, "--out", str(out), "--steps", "1000000", "--save-every", "5", *arguments])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        [],
-        [
-            *("--recipe", "wgan-gp", "--n-critic", "2", "--accumulation", "2", "--instance-noise", "0.5"),
-            *("--lr-decay", "linear", "--precision", "bfloat16"),
-        ],
-    ],
-    ids=lambda arguments: arguments[1] if arguments else "sngan",
-)
-def test_a_killed_run_resumes_to_the_bits_of_an_uninterrupted_one(arguments: list[str], tmp_path: Path) -> None:
-    out, whole = tmp_path / "killed", tmp_path / "whole"
-    process = start(out, *arguments)
-    wait_until(lambda: step_of(out) >= 5, process)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
+def assert_resumes_as_if_never_killed(out: Path, whole: Path) -> None:
+    """The run in ``out`` ends in the bits of an uninterrupted one, which goes to ``whole``."""
     state = torch.load(out / "checkpoint.pt", weights_only=True)
     assert state["step"] >= 5
     steps = state["step"] + 7
@@ -269,6 +236,18 @@ def test_a_killed_run_resumes_to_the_bits_of_an_uninterrupted_one(arguments: lis
     )
     for name in ("metrics.jsonl", "samples.png"):
         assert (out / name).read_bytes() == (whole / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_a_killed_run_with_all_that_is_random_resumes_to_the_bits_of_an_uninterrupted_one(tmp_path: Path) -> None:
+    out = tmp_path / "killed"
+    arguments = ["--recipe", "wgan-gp", "--n-critic", "2", "--accumulation", "2", "--instance-noise", "0.5"]
+    process = start(out, *arguments, "--lr-decay", "linear", "--precision", "bfloat16")
+    wait_until(lambda: step_of(out) >= 5, process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert_resumes_as_if_never_killed(out, tmp_path / "whole")
 
 
 @pytest.mark.slow
@@ -352,7 +331,9 @@ def test_a_signal_that_comes_out_as_another_exception_is_one_line(
 
 
 @pytest.mark.slow
-def test_two_runs_in_one_folder_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_runs_in_one_folder_are_refused_and_a_killed_one_resumes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "run"
     process = start(out)
     try:
@@ -370,8 +351,7 @@ def test_two_runs_in_one_folder_are_refused(tmp_path: Path, capsys: pytest.Captu
     assert (out / ".lock").exists()
     (out / ".checkpoint.pt.abcd_123").write_bytes(b"half")
     (out / ".checkpoint.pt.kept").write_bytes(b"not ours")
-    steps = str(torch.load(out / "checkpoint.pt", weights_only=True)["step"] + 1)
-    assert resume(out, "--steps", steps) == 0
+    assert_resumes_as_if_never_killed(out, tmp_path / "whole")
     assert sorted(path.name for path in out.iterdir()) == [".checkpoint.pt.kept", *FILES]
 
 
@@ -397,32 +377,31 @@ def test_a_full_disk_keeps_the_previous_state(tmp_path: Path, capsys: pytest.Cap
     assert resume(out, "--steps", "4") == 0
 
 
+OUT_OF_MEMORY = {
+    "python": MemoryError(),
+    "cpu": RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"),
+    "accelerator": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "error",
-    [
-        MemoryError(),
-        RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"),
-        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
-    ],
-    ids=["python", "cpu", "accelerator"],
-)
 def test_out_of_memory_keeps_the_previous_state(
-    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
     assert train(out, "--steps", "2") == 0
     before = torch.load(out / "checkpoint.pt", weights_only=True)
-    capsys.readouterr()
+    for whose, error in OUT_OF_MEMORY.items():
+        capsys.readouterr()
 
-    def full(self: Trainer) -> None:
-        raise error
+        def full(self: Trainer, error: Exception = error) -> None:
+            raise error
 
-    monkeypatch.setattr(Trainer, "_train_step", full)
-    assert resume(out, "--steps", "4") == 2
-    assert "lipgan: error: out of memory; try a smaller batch" in capsys.readouterr().err
-    assert_same(torch.load(out / "checkpoint.pt", weights_only=True), before)
-    monkeypatch.undo()
+        with monkeypatch.context() as patch:
+            patch.setattr(Trainer, "_train_step", full)
+            assert resume(out, "--steps", "4") == 2, whose
+        assert "lipgan: error: out of memory; try a smaller batch" in capsys.readouterr().err, whose
+        assert_same(torch.load(out / "checkpoint.pt", weights_only=True), before)
     assert resume(out, "--steps", "4") == 0
 
 

@@ -1,9 +1,6 @@
 """lipgan.compat.torchmetrics beside the classes of torchmetrics that it stands in for."""
 
 import copy
-import os
-import subprocess
-import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from peers import peer
+from processes import leave, run
 from torch import Tensor, nn
 
 from lipgan.bench.peers import present_or_stand_in
@@ -235,7 +233,6 @@ def test_singular_covariances() -> None:
 
 def process(rank: int, folder: Path) -> None:
     import torch.distributed as dist
-    from processes import leave
 
     dist.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=2)
     with warnings.catch_warnings(), present_or_stand_in():
@@ -252,17 +249,7 @@ def process(rank: int, folder: Path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_compute_what_one_computes_of_all(tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    children = [
-        subprocess.Popen([sys.executable, __file__, str(rank), str(tmp_path)], stderr=subprocess.PIPE, env=environment)
-        for rank in range(2)
-    ]
-    try:
-        errors = [child.communicate(timeout=300)[1].decode() for child in children]
-    finally:
-        for child in children:
-            child.kill()
-    assert [child.returncode for child in children] == [0, 0], "\n".join(errors)
+    run(process, tmp_path)
     found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     for name in (FID, KID, IS):
         _, one = pair(name)
@@ -356,8 +343,3 @@ def test_features_that_are_not_finite() -> None:
         fid.update(torch.full((3, 3, 4, 4), torch.nan), real=real)
     with pytest.raises(ValueError, match="NaN"):
         fid.compute()
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    process(int(sys.argv[1]), Path(sys.argv[2]))

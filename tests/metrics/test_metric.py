@@ -1,14 +1,11 @@
 """The state of metrics summed over two processes: every one computes what one process does of all samples."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-from processes import leave
+from processes import leave, run
 from torch import Tensor
 
 from lipgan.metrics import PRDC, FrechetDistance, InceptionScore, KernelDistance
@@ -79,18 +76,7 @@ def process(rank: int, folder: Path) -> None:
 
 @pytest.mark.slow
 def test_two_processes(tmp_path: Path) -> None:
-    command = [sys.executable, __file__]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "harness")}
-    children = [
-        subprocess.Popen([*command, str(rank), str(tmp_path)], stderr=subprocess.PIPE, env=environment)
-        for rank in (0, 1)
-    ]
-    try:
-        errors = [child.communicate(timeout=120)[1].decode() for child in children]
-    finally:
-        for child in children:
-            child.kill()
-    assert [child.returncode for child in children] == [0, 0], "\n".join(errors)
+    run(process, tmp_path)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     assert torch.equal(first, second)
     torch.testing.assert_close(first, values(fill(None)), rtol=1e-12, atol=1e-12)
@@ -99,8 +85,3 @@ def test_two_processes(tmp_path: Path) -> None:
 def test_sync_needs_processes() -> None:
     with pytest.raises(RuntimeError, match=r"sync joins processes, and torch.distributed is not initialized"):
         InceptionScore().sync()
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    process(int(sys.argv[1]), Path(sys.argv[2]))

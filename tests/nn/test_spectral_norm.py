@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed
-import torch.multiprocessing
-from processes import leave
+from processes import leave, run
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
@@ -300,7 +299,6 @@ def test_compile_with_fullgraph_and_dynamic_batch(grouped: bool) -> None:
 
 
 def _replica(rank: int, path: str, grouped: bool) -> None:
-    torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{path}/rendezvous", rank=rank, world_size=2)
     model = normalized(lipgan.spectral_norm)
     if grouped:
@@ -318,7 +316,7 @@ def _replica(rank: int, path: str, grouped: bool) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("grouped", [False, True])
 def test_distributed_data_parallel_equals_one_process_on_the_joined_batch(grouped: bool, tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_replica, (str(tmp_path), grouped), nprocs=2)
+    run(_replica, str(tmp_path), grouped)
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     single = normalized(lipgan.spectral_norm)
     for _ in range(3):

@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed
-import torch.multiprocessing
 import torch.nn.functional as F
-from processes import leave
+from processes import leave, run
 from tape_critics import ImageAttention
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -470,7 +469,6 @@ DDP_KINDS: tuple[str | None, ...] = ("r1", "r2", "r1+r2", None)
 
 
 def _replica(rank: int, path: str) -> None:
-    torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{path}/rendezvous", rank=rank, world_size=2)
     real, fake = (samples((8, *IMAGES[1:]), k)[4 * rank : 4 * rank + 4] for k in (1, 2))
     results = []
@@ -493,7 +491,7 @@ def _replica(rank: int, path: str) -> None:
 
 @pytest.mark.slow
 def test_distributed_data_parallel(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_replica, (str(tmp_path),), nprocs=2)
+    run(_replica, str(tmp_path))
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     real, fake = (samples((8, *IMAGES[1:]), k) for k in (1, 2))
     expected = []

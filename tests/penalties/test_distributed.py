@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed
-import torch.multiprocessing
 from penalty_critics import ENGINES, FAKE, REAL, assert_same, draws, grads_of, image_critic
-from processes import leave
+from processes import leave, run
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -59,7 +58,6 @@ DDP_CASES = [
 
 
 def _replica(rank: int, path: str) -> None:
-    torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     torch.distributed.init_process_group("gloo", init_method=f"file://{path}/rendezvous", rank=rank, world_size=2)
     rows = slice(3 * rank, 3 * rank + 3)
@@ -102,7 +100,7 @@ def _replica(rank: int, path: str) -> None:
 
 @pytest.mark.slow
 def test_distributed_data_parallel_equals_one_process_on_the_joined_batch(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_replica, (str(tmp_path),), nprocs=2)
+    run(_replica, str(tmp_path))
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
 
     def single(make: Any, together: bool, **options: Any) -> list[Tensor]:
@@ -167,7 +165,6 @@ def _buffered_steps(critic: nn.Module, module: nn.Module, rows: slice, engine: s
 
 
 def _buffered_replica(rank: int, path: str) -> None:
-    torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{path}/rendezvous", rank=rank, world_size=2)
     results = {}
     for name, make in BUFFERED.items():
@@ -184,7 +181,7 @@ def _buffered_replica(rank: int, path: str) -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*weight_norm|.*spectral_norm:FutureWarning")
 def test_critics_with_buffers_under_distributed_data_parallel(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_buffered_replica, (str(tmp_path),), nprocs=2)
+    run(_buffered_replica, str(tmp_path))
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     for name, make in BUFFERED.items():
         module = make()

@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed
-import torch.multiprocessing
 from penalty_critics import samples
-from processes import leave
+from processes import leave, run
 from torch import Tensor, nn
 
 import lipgan
@@ -48,7 +47,6 @@ def _said(call: Callable[[], Any]) -> tuple[str, str]:
 
 
 def _worker(rank: int, path: str) -> None:
-    torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     torch.distributed.init_process_group("gloo", init_method=f"file://{path}/rendezvous", rank=rank, world_size=2)
     x = samples(6, 5)
@@ -91,7 +89,7 @@ def _worker(rank: int, path: str) -> None:
 @pytest.mark.slow
 def test_sharded_critics_are_refused_before_anything_changes(tmp_path: Path) -> None:
     pytest.importorskip("torch.distributed.fsdp")
-    torch.multiprocessing.spawn(_worker, (str(tmp_path),), nprocs=2)
+    run(_worker, str(tmp_path))
     for rank in range(2):
         said = torch.load(tmp_path / f"{rank}.pt")
         assert said.pop("group") == (

@@ -1,6 +1,8 @@
 """Data parallelism: two gloo processes train as one does on the joined batch, and `lipgan train` under torchrun."""
 
+import contextlib
 import dataclasses
+import io
 import json
 import os
 import re
@@ -15,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from processes import leave
+from processes import Command, leave, run
 
 from lipgan import data, recipes
 from lipgan.__main__ import main
@@ -59,7 +61,10 @@ def process(rank: int, folder: Path) -> None:
 
     # Bad input is one sentence of the first process, and status 2 of all.
     arguments = ["train", "--recipe", "gan", "--data", "ring", "--batch-size", "9", "--out", str(folder / "run")]
-    assert main(arguments) == 2
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        assert main(arguments) == 2
+    (folder / f"{rank}.txt").write_text(said.getvalue())
+
     # A parameter that has a gradient in one process only moves in both.
     weight = torch.nn.Parameter(torch.zeros(2))
     if rank == 0:
@@ -71,18 +76,8 @@ def process(rank: int, folder: Path) -> None:
 
 
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
-    command = [sys.executable, __file__]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "harness")}
-    children = [
-        subprocess.Popen([*command, str(rank), str(tmp_path)], stderr=subprocess.PIPE, env=environment)
-        for rank in (0, 1)
-    ]
-    try:
-        errors = [child.communicate(timeout=200)[1].decode() for child in children]
-    finally:
-        for child in children:
-            child.kill()
-    assert [child.returncode for child in children] == [0, 0], "\n".join(errors)
+    run(process, tmp_path)
+    errors = [(tmp_path / f"{rank}.txt").read_text() for rank in (0, 1)]
     sentence = "batch_size must be a multiple of accumulation times processes, 2, got 9"
     assert [line for line in errors[0].splitlines() if "lipgan" in line] == [f"lipgan: error: {sentence}"]
     assert "lipgan: error" not in errors[1]
@@ -177,13 +172,12 @@ def test_torchrun_fills_one_folder_stops_and_resumes(tmp_path: Path) -> None:
 # --- a process that is lost
 
 
-def single(rank: int, port: int, out: Path, **environment: str) -> "subprocess.Popen[str]":
+def single(rank: int, port: int, out: Path, **environment: str) -> Command:
     """One of two processes that nobody watches, as a launcher other than torchrun starts them."""
-    command = [sys.executable, "-m", "lipgan", "train", "--recipe", "gan", "--data", "ring", "--batch-size", "8"]
-    command += ["--steps", "1000000", "--save-every", "5", "--log-every", "1", "--device", "cpu", "--out", str(out)]
+    arguments = ["train", "--recipe", "gan", "--data", "ring", "--batch-size", "8", "--steps", "1000000"]
+    arguments += ["--save-every", "5", "--log-every", "1", "--device", "cpu", "--out", str(out)]
     group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": "2"}
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **group, "LOCAL_RANK": str(rank), **environment}
-    return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return Command(arguments, **group, LOCAL_RANK=str(rank), **environment)
 
 
 def free_port() -> int:
@@ -227,8 +221,3 @@ def test_a_time_limit_is_a_number_of_seconds(text: str, monkeypatch: pytest.Monk
     sentence = f"LIPGAN_DISTRIBUTED_TIMEOUT must be a number of seconds, above 0 and up to 1e6, got '{text}'"
     with pytest.raises(ValueError, match=re.escape(sentence)), distributed.group(torch.device("cpu")):
         pass
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    process(int(sys.argv[1]), Path(sys.argv[2]))
