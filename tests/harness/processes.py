@@ -1,5 +1,6 @@
 """What the tests with several processes share: a server that forks them, and has imported what takes seconds."""
 
+import importlib.util
 import multiprocessing
 import os
 import signal
@@ -22,13 +23,23 @@ _FORKED.set_forkserver_preload(["torch.distributed", "torch._dynamo", "lipgan.co
 
 
 def run(function: Callable[..., None], *arguments: Any, processes: int = 2) -> None:
-    """``function(rank, *arguments)`` in several processes of one thread; what one of them raises is raised here."""
-    torch.multiprocessing.start_processes(_alone, (function, *arguments), processes, start_method="forkserver")
+    """``function(rank, *arguments)`` in several processes of one thread; what one of them raises is raised here.
+
+    A function of a test module: the processes find it by its file, since other packages have modules named tests, too.
+    """
+    file = sys.modules[function.__module__].__file__
+    call = (file, function.__name__, *arguments)
+    torch.multiprocessing.start_processes(_alone, call, processes, start_method="forkserver")
 
 
-def _alone(rank: int, function: Callable[..., None], *arguments: Any) -> None:
+def _alone(rank: int, file: str, name: str, *arguments: Any) -> None:
     torch.set_num_threads(1)
-    function(rank, *arguments)
+    spec = importlib.util.spec_from_file_location(Path(file).stem, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    getattr(module, name)(rank, *arguments)
 
 
 def leave() -> None:

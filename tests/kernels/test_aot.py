@@ -8,7 +8,7 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -102,12 +102,21 @@ def _run(*command: str, cache: str | None = None) -> subprocess.CompletedProcess
     return subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, check=False)
 
 
-def test_every_kernel_is_among_the_cases() -> None:
-    done = _run(
-        "-c", "from lipgan.kernels import aot\nfor x in aot.launches_of(aot.CASES): print(x.name, x.describe())"
-    )
+def _cases() -> list[tuple[str, list[str]]]:
+    return [(launch.name, launch.describe().split()) for launch in aot.launches_of(aot.CASES)]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    """What this file makes where it is run, in a process that compiles."""
+    done = _run(__file__, cache=str(tmp_path_factory.mktemp("triton")))
     assert done.returncode == 0, done.stderr
-    rows = [(name, set(options)) for name, *options in map(str.split, done.stdout.splitlines())]
+    found: list[Any] = json.loads(done.stdout)
+    return found
+
+
+def test_every_kernel_is_among_the_cases(made: list[Any]) -> None:
+    rows = [(name, set(options)) for name, options in made[3]]
     for name in ("iterate", "reduce", "sigma", "scale"):
         assert any(kernel == f"spectral_norm_{name}_kernel" for kernel, _ in rows)
     for name in ("grad_dot", "grad_weight"):
@@ -130,7 +139,7 @@ def test_every_kernel_is_among_the_cases() -> None:
 
 def test_the_command_compiles_an_op_within_the_limits() -> None:
     """One op; the whole table is a step of .ci/run, for a GPU of AMD as well."""
-    done = _run("-m", "lipgan.kernels.aot", "--op", "matrix_sqrt", "--targets", "sm_90")
+    done = _run("-m", "lipgan.kernels.aot", "--op", "matrix_sqrt", "--targets", "sm_90", "--jobs", "1")
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [line.split() for line in done.stdout.splitlines() if line.startswith("_")]
     for name in ("gram", "product"):
@@ -158,10 +167,8 @@ def _build_largest() -> dict[str, list[int]]:
     }
 
 
-def test_the_checks_can_fail_and_sizes_of_one_compile(tmp_path: Path) -> None:
-    done = _run(__file__, cache=str(tmp_path))
-    assert done.returncode == 0, done.stderr
-    found, small, largest = json.loads(done.stdout)
+def test_the_checks_can_fail_and_sizes_of_one_compile(made: list[Any]) -> None:
+    found, small, largest = made[:3]
     assert found["_good_kernel"] == []
     assert found["_narrow_kernel"] == ["no 128-bit load"]
     assert "a matrix product in tf32" in found["_dot_kernel PRECISION=tf32"]
@@ -262,4 +269,4 @@ def test_ieee_means_no_other_product() -> None:
 
 
 if __name__ == "__main__":
-    print(json.dumps([_build_rule_breakers(), _build_sizes_of_one(), _build_largest()]))
+    print(json.dumps([_build_rule_breakers(), _build_sizes_of_one(), _build_largest(), _cases()]))
