@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,27 @@ BUFFERED: dict[str, Callable[[], nn.Sequential]] = {
 }
 
 
+# What the wrapper is told, and whether each step is two halves, the first of them without synchronization.
+SETTINGS: list[tuple[dict[str, Any], bool]] = [
+    ({"static_graph": True}, False),
+    ({"find_unused_parameters": True}, False),
+    ({}, True),
+]
+
+
+def _halves(critic: nn.Module, module: nn.Module, rows: slice) -> list[Tensor]:
+    """Gradients and buffers after two steps of two halves each; the wrapper averages in the second."""
+    seen: list[Tensor] = []
+    for step in range(2):
+        module.zero_grad()
+        for real, silent in ((REAL[rows] + step, True), (REAL[rows] - step, False)):
+            with critic.no_sync() if silent and isinstance(critic, DistributedDataParallel) else nullcontext():
+                loss = critic(FAKE[rows]).mean() - critic(real).mean()
+                (loss + gradient_penalty(critic, real, FAKE[rows], kind="r1+r2", engine="fused")).backward()
+        seen += [p.grad.clone() for p in module.parameters() if p.grad is not None]
+    return seen + [buffer.double() for buffer in module.buffers()]
+
+
 def _buffered_steps(critic: nn.Module, module: nn.Module, rows: slice, engine: str) -> list[Tensor]:
     """Gradients and buffers after three steps of a whole critic loss."""
     seen: list[Tensor] = []
@@ -174,6 +196,12 @@ def _buffered_replica(rank: int, path: str) -> None:
             rows = slice(3 * rank, 3 * rank + 3)
             results[name, engine] = _buffered_steps(critic, module, rows, engine)
             assert critic.module is module
+    for name in ("lipgan", "group"):
+        for number, (settings, halves) in enumerate(SETTINGS):
+            module = BUFFERED[name]()
+            critic = DistributedDataParallel(module, **settings)
+            steps = _halves(critic, module, rows) if halves else _buffered_steps(critic, module, rows, "fused")
+            results[name, number] = steps
     torch.save(results, f"{path}/{rank}.pt")
     leave()
 
@@ -195,3 +223,9 @@ def test_critics_with_buffers_under_distributed_data_parallel(tmp_path: Path) ->
                 assert_same(ours[:parameters], ranks[0][name, "autograd"][:parameters])
             else:
                 assert_same(ours, expected)
+    for name in ("lipgan", "group"):
+        for number, (_, halves) in enumerate(SETTINGS):
+            module = BUFFERED[name]()
+            steps = _halves(module, module, slice(6)) if halves else _buffered_steps(module, module, slice(6), "fused")
+            for results in ranks:
+                assert_same(results[name, number], steps)

@@ -78,10 +78,20 @@ def _worker(rank: int, path: str) -> None:
     said["group"] = _said(lambda: _shard(module, "layers")(x))
     # What needs no whole critic works: other modules, and layers that normalize themselves.
     assert lipgan.gradient_penalty(critic(), x, kind="r1", engine="fused").item() > 0
-    module = critic()
-    for k in (0, 3, 5):
-        lipgan.spectral_norm(module[k])
-    _shard(module, "layers")(x).sum().backward()
+    module, whole = critic(), critic()
+    for network in (module, whole):
+        for k in (0, 3, 5):
+            torch.manual_seed(k)
+            lipgan.spectral_norm(network[k])
+    _shard(module, "layers")
+    for _ in range(2):  # with the u and v that the first step has left
+        for network in (module, whole):
+            network.zero_grad()
+            network(x).square().sum().backward()
+        for part, other in zip(module.parameters(), whole.parameters(), strict=True):
+            # Each process has the same samples: the average of the gradients is that of one.
+            grad = part.grad.full_tensor() if hasattr(part.grad, "full_tensor") else part.grad
+            torch.testing.assert_close(grad, other.grad, rtol=1e-10, atol=1e-12)
     torch.save(said, os.path.join(path, f"{rank}.pt"))
     leave()
 
