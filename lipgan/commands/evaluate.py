@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,12 +93,19 @@ _METRICS: Mapping[str, Metric] = {
 METRICS: Mapping[str, Metric] = MappingProxyType({name: _METRICS[name] for name in _choices.METRICS})
 
 
-def main(args: argparse.Namespace) -> None:
-    """Run the command: a line for each metric on stdout, and what was compared on stderr.
+def main(args: argparse.Namespace) -> int:
+    """Run the command: a line for each metric on stdout, and what was compared on stderr; the exit status.
 
     Raises:
         ValueError, OSError: bad input; nothing was written then.
     """
+    if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        if os.environ.get("RANK", "0") != "0":
+            return 2
+        raise ValueError(
+            f"lipgan eval is for one process, since KID and PRDC want all samples at once, got WORLD_SIZE {processes}: "
+            "start it without torchrun"
+        )
     device = find_device(args.device)
     for output in (args.json, args.plot):
         if output is not None:
@@ -170,6 +178,7 @@ def main(args: argparse.Namespace) -> None:
     say(compared)
     for name, row in metrics.items():
         print(f"{name + ':':<6}{_in_words(row['values'])}  ({row['definition']}, {by})")
+    return 0
 
 
 @dataclass(frozen=True)

@@ -4,31 +4,65 @@ import argparse
 import json
 from typing import Any
 
+import torch
+
 import lipgan
 from lipgan._files import check_destination, write_atomically
 from lipgan.commands.console import find_device, progress_bar, say
-from lipgan.commands.names import find_source
-from lipgan.commands.sources import Reader, Side, find_extractor
+from lipgan.commands.names import Source, find_source
+from lipgan.commands.sources import FailedElsewhereError, Reader, Side, find_extractor
 from lipgan.data.images import default_workers
 from lipgan.metrics import protocols
 from lipgan.metrics.frechet import distance_of_statistics
+from lipgan.training import distributed
 
 __all__ = ["main"]
 
 
-def main(args: argparse.Namespace) -> None:
-    """Run the command: ``FID:  x`` on stdout, and how it was computed on stderr.
+def main(args: argparse.Namespace) -> int:
+    """Run the command: ``FID:  x`` on stdout, and how it was computed on stderr; the exit status.
+
+    Among several processes, as torchrun starts them, each takes its part of the images, and the first one tells.
 
     Raises:
         ValueError, OSError: bad input; nothing was written then, except for statistics that were complete.
     """
-    # All that can be refused at once is refused before hours of work.
-    device = find_device(args.device)
+    with distributed.group(find_device(args.device)) as device:
+        first = distributed.rank() == 0
+        try:
+            # All that can be refused at once is refused before hours of work.
+            found = _prepared(args, device)
+        except (ValueError, OSError):
+            # The same in every process.
+            if first:
+                raise
+            return 2
+        reader, sources = found
+        sides: list[Side] = []
+        for source in sources:
+            try:
+                side = reader.read(source)
+            except FailedElsewhereError:
+                return 2
+            sides.append(side)
+            if first:
+                for message in side.skipped:
+                    say(f"skipped: {message}")
+                if len(sides) == 1 and args.save_stats is not None:
+                    side.stats.save(args.save_stats)
+        if first:
+            _tell(args, *sides)
+    return 0
+
+
+def _prepared(args: argparse.Namespace, device: torch.device) -> tuple[Reader, tuple[Source, Source]]:
     package = protocols.get(args.protocol)
     sources = find_source(args.a), find_source(args.b)
     for output in (args.save_stats, args.json):
         if output is not None:
             check_destination(output)
+    if args.download and distributed.world_size() > 1:
+        raise ValueError("--download is for one process: run lipgan fid once without torchrun, then with it")
     from_images = any(source.has_images for source in sources)
     reader = Reader(
         find_extractor(args.features, args.download, package.preprocessing) if from_images else None,
@@ -37,17 +71,15 @@ def main(args: argparse.Namespace) -> None:
         batch_size=args.batch_size,
         workers=default_workers() if args.workers is None else args.workers,
         skip_broken=args.skip_broken,
-        progress=progress_bar,
+        progress=progress_bar if distributed.rank() == 0 else lambda batches, number: batches,
+        shared=True,
     )
-    sides: list[Side] = []
-    for source in sources:
-        side = reader.read(source)
-        for message in side.skipped:
-            say(f"skipped: {message}")
-        if not sides and args.save_stats is not None:
-            side.stats.save(args.save_stats)
-        sides.append(side)
-    first, second = sides
+    return reader, sources
+
+
+def _tell(args: argparse.Namespace, first: Side, second: Side) -> None:
+    """Print the distance, and write it."""
+    package = protocols.get(args.protocol)
     if first.stats.dim != second.stats.dim:
         raise ValueError(
             f"{second.source.name} has {second.stats.dim} features a sample, {first.source.name} {first.stats.dim}: "

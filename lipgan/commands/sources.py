@@ -1,5 +1,7 @@
 """What is meant by the names typed for `lipgan fid` and `lipgan eval`: images, features, statistics, extractors."""
 
+from __future__ import annotations
+
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -19,13 +21,15 @@ from lipgan.data.images import ImageError, Openable, find_images, image_batches,
 from lipgan.metrics import features
 from lipgan.metrics.feature_stats import MAX_DIM, FeatureStats
 from lipgan.metrics.features import FeatureExtractor, InceptionFeatures
+from lipgan.training import distributed
 
-__all__ = ["Reader", "Side", "as_image_files", "find_extractor"]
+__all__ = ["FailedElsewhereError", "Reader", "Side", "as_image_files", "find_extractor"]
 
 _FEATURE_ROWS = 8192
 
 
 _NO_IMAGES = "holds no images that can be used"
+_SEVERAL_SIZES = "holds images of several sizes: --size N brings all to N x N pixels"
 
 
 def find_extractor(name: str | None, download: bool, preprocessing: str = "pytorch") -> FeatureExtractor:
@@ -61,6 +65,19 @@ class Side:
     skipped: list[str] = field(default_factory=list)  # a message per broken file, one for other kinds
 
 
+@dataclass(frozen=True)
+class _Part:
+    """What one of several processes has read of a source."""
+
+    stats: FeatureStats | None  # None without samples
+    sizes: set[tuple[int, int]] = field(default_factory=set)
+    skipped: list[str] = field(default_factory=list)
+
+
+class FailedElsewhereError(RuntimeError):
+    """Another process of the group has raised an error, and tells of it."""
+
+
 @dataclass
 class Reader:
     """Reads sources, all in one way.
@@ -74,6 +91,8 @@ class Reader:
         skip_broken: leave out the image files that cannot be used, instead of raising.
         mixed: whether the extractor takes images of several sizes, batch by batch; Inception always does.
         progress: called with the batches of a source and their number, and iterated in their place.
+        shared: whether all processes of the `torch.distributed` group call :meth:`read` with the same sources. Each
+            reads its part of the samples then, and gets the statistics of all.
     """
 
     extractor: FeatureExtractor | None
@@ -84,6 +103,7 @@ class Reader:
     skip_broken: bool = False
     mixed: bool = False
     progress: Callable[[Iterator[Tensor], int], Iterator[Tensor]] = lambda batches, number: batches
+    shared: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.extractor, nn.Module):
@@ -96,17 +116,80 @@ class Reader:
             ValueError: fewer than 2 samples; a file that is broken or not what its name says; features that are too
                 long. The message names the source.
             OSError: a file cannot be read.
+            FailedElsewhereError: another process of the group has raised what is wrong.
         """
+        if not self.shared:
+            return self._joined(source, [self._part(source)])
+        part, error = None, None
+        try:
+            part = self._part(source)
+        except Exception as raised:  # of any kind: the others wait for this process
+            error = raised
+        failed = distributed.gathered(error is not None)
+        if error is not None and True not in failed[: distributed.rank()]:
+            raise error
+        if any(failed):
+            raise FailedElsewhereError(f"another process could not read {source.name}")
+        assert part is not None
+        return self._joined(source, [part] if source.kind == "statistics" else distributed.gathered(part))
+
+    def _joined(self, source: Source, parts: list[_Part]) -> Side:
         if source.kind == "statistics":
-            return Side(source, FeatureStats.load(source.name, device=self.device))
+            assert parts[0].stats is not None
+            return Side(source, parts[0].stats)
+        stats = None
+        for held in (other.stats for other in parts if other.stats is not None):
+            if stats is not None and stats.dim != held.dim:
+                raise ValueError(f"{source.name} {_SEVERAL_SIZES}")
+            stats = held if stats is None else stats.merge(held)
+        sizes = set().union(*(other.sizes for other in parts))
+        if len(sizes) > 1 and not self._takes_several_sizes():
+            raise ValueError(f"{source.name} {_SEVERAL_SIZES}")
+        return Side(
+            source,
+            _enough(source, stats),
+            sizes.pop() if len(sizes) == 1 else None,
+            None if source.kind == "features" or self.extractor is None else self.extractor.name,
+            [message for other in parts for message in other.skipped],
+        )
+
+    @property
+    def _place(self) -> tuple[int, int]:
+        """The rank of this process, and the number of those that share the samples."""
+        return (distributed.rank(), distributed.world_size()) if self.shared else (0, 1)
+
+    @property
+    def _mine(self) -> slice:
+        """The samples of this process: every second one of two processes."""
+        rank, processes = self._place
+        return slice(rank, None, processes)
+
+    def _rows_of(self, blocks: Iterator[Any]) -> Iterator[Any]:
+        """The rows of this process of each block."""
+        rank, processes = self._place
+        before = 0
+        for block in blocks:
+            mine = block[(rank - before) % processes :: processes]
+            before += len(block)
+            if len(mine):
+                yield mine
+
+    def _takes_several_sizes(self) -> bool:
+        # Inception brings all images to its own size.
+        return self.mixed or isinstance(self.extractor, InceptionFeatures)
+
+    def _part(self, source: Source) -> _Part:
+        """What this process reads of ``source``."""
+        if source.kind == "statistics":
+            return _Part(FeatureStats.load(source.name, device=self.device))
         if source.kind == "features":
-            return Side(source, self._of_features(source))
+            return _Part(self._of_features(source))
         if self.extractor is None:
             raise ValueError(f"{source.name} holds images, which need a feature extractor, got None")
         with ExitStack() as stack:
             return self._of_images(source, self.extractor, stack)
 
-    def _of_images(self, source: Source, extractor: FeatureExtractor, stack: ExitStack) -> Side:
+    def _of_images(self, source: Source, extractor: FeatureExtractor, stack: ExitStack) -> _Part:
         skipped: list[str] = []
         batches: Iterator[Tensor]
         if source.kind in ("images", "image archive"):
@@ -116,8 +199,9 @@ class Reader:
                 paths = find_images(source.name, left_out)
             else:
                 paths = stack.enter_context(archived_images(source.name, left_out))
-            if left_out:
+            if left_out and self._place[0] == 0:
                 skipped.append(left_out_in_words(source.name, left_out))
+            paths = paths[self._mine]
             total = len(paths)
 
             def skip(error: ImageError) -> None:
@@ -129,13 +213,12 @@ class Reader:
                 self.size,
                 skip=skip if self.skip_broken else None,
                 workers=self.workers,
-                # It brings all images to its own size.
-                mixed=self.mixed or isinstance(extractor, InceptionFeatures),
+                mixed=self._takes_several_sizes(),
             )
         elif source.kind == "image array":
             with _rows(source, _NO_IMAGES) as (total, _):
-                pass
-            batches = array_batches(_blocks(source), self.batch_size, self.size)
+                total = len(range(total)[self._mine])
+            batches = array_batches(self._rows_of(_blocks(source)), self.batch_size, self.size)
         else:
             dataset = data.load(source.name, self.size)
             if not dataset.is_image:
@@ -143,24 +226,23 @@ class Reader:
                     f"{source.name} holds vectors {list(dataset.shape)}, of which the features {extractor.name} "
                     "are not computed: save them as [n, d] in an .npy file"
                 )
-            samples = dataset.samples
+            samples = dataset.samples[self._mine]
             total = len(samples)
-            batches = iter(torch.split(as_image_files(samples), self.batch_size))
+            batches = iter(torch.split(as_image_files(samples), self.batch_size) if total else ())
         stats, sizes = None, set()
         for images in self.progress(batches, -(-total // self.batch_size)):
             sizes.add((images.shape[3], images.shape[2]))
             with torch.no_grad():
                 rows = extractor(images.to(self.device))
             stats = self._add(source, stats, rows)
-        pixels = sizes.pop() if len(sizes) == 1 else None
-        return Side(source, _enough(source, stats), pixels, extractor.name, skipped)
+        return _Part(stats, sizes, skipped)
 
-    def _of_features(self, source: Source) -> FeatureStats:
+    def _of_features(self, source: Source) -> FeatureStats | None:
         stats = None
         with _rows(source, "is no file of features") as (_, blocks):
-            for block in blocks:
+            for block in self._rows_of(blocks):
                 stats = self._add(source, stats, block)
-        return _enough(source, stats)
+        return stats
 
     def _add(self, source: Source, stats: FeatureStats | None, rows: Any) -> FeatureStats:
         if stats is None:

@@ -10,12 +10,25 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-__all__ = ["ProcessLostError", "average", "average_gradients", "group", "in_any", "rank", "wait", "world_size"]
+__all__ = [
+    "ProcessLostError",
+    "average",
+    "average_gradients",
+    "gathered",
+    "group",
+    "in_any",
+    "rank",
+    "wait",
+    "world_size",
+]
+
+T = TypeVar("T")
 
 TIMEOUT = "LIPGAN_DISTRIBUTED_TIMEOUT"
 # Seconds: longer than what the first process may do alone, which is to write a folder and to evaluate.
@@ -95,6 +108,16 @@ def in_any(condition: bool, device: torch.device) -> bool:
     flag = torch.tensor(float(condition), device=device)
     _all_reduce(flag)
     return bool(flag > 0)
+
+
+def gathered(value: T) -> list[T]:
+    """The values of all processes in the order of their ranks. They are pickled on the way."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    with _answering():
+        dist.all_gather_object(values, value)
+    return values
 
 
 def world_size() -> int:

@@ -1,5 +1,6 @@
 """``lipgan fid``, from files to the printed number."""
 
+import contextlib
 import io
 import json
 import os
@@ -12,7 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from PIL import Image
+from processes import leave, run
 
 from lipgan import data
 from lipgan.__main__ import main
@@ -631,3 +634,73 @@ def test_a_row_of_an_archive_that_is_cut_off(tmp_path: Path, capsys: pytest.Capt
     assert "a.npz holds no images that can be used: " in refusal(
         capsys, tmp_path / "a.npz", "digits", "--features", "pixels"
     )
+
+
+# --- several processes
+
+
+def _process(rank: int, folder: Path, sources: dict[str, list[str]]) -> None:
+    os.environ.update(WORLD_SIZE="2", RANK=str(rank), LOCAL_RANK=str(rank))
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=2)
+    said = {}
+    for name, arguments in sources.items():
+        with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+            status = main(arguments)
+        said[name] = [status, out.getvalue(), err.getvalue()]
+    (folder / f"{rank}.json").write_text(json.dumps(said))
+    leave()
+
+
+@pytest.mark.slow
+def test_two_processes_print_once_what_one_prints(
+    folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    array, rows, broken, wide = (tmp_path / name for name in ("images.npy", "rows.npy", "broken", "wide"))
+    random = np.random.default_rng(1)
+    np.save(array, random.integers(0, 256, (7, 8, 9, 3), dtype=np.uint8))
+    np.save(rows, random.normal(size=(9, 192)))
+    for folder in (broken, wide):
+        shutil.copytree(folders[0], folder)
+    second = sorted(broken.rglob("*.png"))[1]  # of the second process
+    second.write_bytes(b"no image")
+    Image.new("RGB", (4, 4)).save(sorted(wide.rglob("*.png"))[1])
+    (broken / "notes.txt").write_text("")
+    pixels = ["--features", "pixels"]
+    real, fake = map(str, folders)
+    stats, result = tmp_path / "stats.npz", tmp_path / "result.json"
+    good = {
+        "folders": ["fid", real, fake, "--features", "random", "--save-stats", str(stats), "--json", str(result)],
+        "array and data set": ["fid", str(array), "digits", *pixels, "--size", "8"],
+        "rows and statistics": ["fid", str(rows), str(tmp_path / "before.npz")],
+        "broken": ["fid", str(broken), fake, *pixels, "--skip-broken"],
+    }
+    bad = {
+        "a broken file": (["fid", str(broken), fake, *pixels], f"{second} cannot be used"),
+        "sizes": (["fid", str(wide), fake, *pixels], "images before it"),
+        "a name": (["fid", real, "nothing", *pixels], "nothing"),
+        "download": (["fid", real, fake, "--download"], "--download is for one process"),
+        "eval": (["eval", real], "lipgan eval is for one process"),
+    }
+    FeatureStats(192).update(random.normal(size=(300, 192))).save(tmp_path / "before.npz")
+    alone = {name: fid(capsys, *arguments[1:]) for name, arguments in good.items()}
+    kept = FeatureStats.load(stats)
+    stats.unlink()
+    result.unlink()
+    run(_process, tmp_path, good | {name: arguments for name, (arguments, _) in bad.items()})
+    first, other = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    for name, (number, words) in alone.items():
+        status, out, err = first[name]
+        assert (status, out.count("FID:  ")) == (0, 1), (name, err)
+        assert float(out.removeprefix("FID:  ")) == pytest.approx(number, rel=1e-8), name
+        assert sorted(err.splitlines()) == sorted(words.splitlines()), name
+        assert other[name] == [0, "", ""], name
+    assert json.loads(result.read_text())["a"]["samples"] == 24
+    merged = FeatureStats.load(stats)
+    assert merged.count == kept.count
+    torch.testing.assert_close(merged.cov, kept.cov, rtol=1e-12, atol=1e-12 * float(kept.cov.abs().max()))
+    for name, (_, sentence) in bad.items():
+        assert (first[name][0], other[name][0]) == (2, 2), name
+        told = [words for _, out, words in (first[name], other[name]) if words]
+        assert len(told) == 1, (name, told)
+        assert told[0].startswith("lipgan: error: "), name
+        assert sentence in told[0], name
