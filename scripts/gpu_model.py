@@ -136,18 +136,29 @@ def _grad_weight(a: dict[str, Any]) -> tuple[float, float, float]:
 
 def _penalty(a: dict[str, Any]) -> tuple[float, float, float]:
     grads = a["grads"]
-    written = a["norms"].nbytes + a["partials"].nbytes + (0 if a["KIND"] == "max" else a["cotangent"].nbytes)
-    return grads.nbytes, written, (2 if a["KIND"] == "max" else 4) * grads.numel()
+    written = a["norms"].nbytes + (0 if a["KIND"] == "max" else a["cotangent"].nbytes)
+    read, partial, added = _last_program(a, "partials", a["ALONE"])
+    return grads.nbytes + read, written + partial, (2 if a["KIND"] == "max" else 4) * grads.numel() + added
+
+
+def _penalty_parts(a: dict[str, Any]) -> tuple[float, float, float]:
+    grads = a["grads"]
+    read, partial, added = _last_program(a, "parts", False)
+    return grads.nbytes + read, a["norms"].nbytes + partial, 2 * grads.numel() + added
+
+
+def _last_program(a: dict[str, Any], partials: str, alone: bool) -> tuple[int, int, int]:
+    """What the ticket and the sum of the partial results take; a launch of one program writes the penalty at once."""
+    if alone:
+        return 0, a["penalty"].nbytes, 0
+    size = a[partials].nbytes
+    top = a["top"].nbytes if a["KIND"] == "max" else 0
+    return size + a["ticket"].nbytes, size + a["ticket"].nbytes + a["penalty"].nbytes + top, 2 * a[partials].numel()
 
 
 def _penalty_scale(a: dict[str, Any]) -> tuple[float, float, float]:
     grads = a["grads"]
     return grads.nbytes + a["norms"].nbytes, a["cotangent"].nbytes, 2 * grads.numel()
-
-
-def _finalize(a: dict[str, Any]) -> tuple[float, float, float]:
-    norms = a["norms"].nbytes if a["LONG"] else 0
-    return a["partials"].nbytes, a["penalty"].nbytes + norms, 2 * a["partials"].numel()
 
 
 def _gram(a: dict[str, Any]) -> tuple[float, float, float]:
@@ -178,8 +189,7 @@ LAUNCHES: dict[str, Callable[[dict[str, Any]], tuple[float, float, float]]] = {
     "_spectral_norm_grad_weight_kernel": _grad_weight,
     "_gradient_penalty_rows_kernel": _penalty,
     "_gradient_penalty_columns_kernel": _penalty,
-    "_gradient_penalty_parts_kernel": lambda a: (a["grads"].nbytes, a["parts"].nbytes, 2 * a["grads"].numel()),
-    "_gradient_penalty_finalize_kernel": _finalize,
+    "_gradient_penalty_parts_kernel": _penalty_parts,
     "_gradient_penalty_scale_kernel": _penalty_scale,
     "_gradient_penalty_interpolate_kernel": lambda a: (
         a["real"].nbytes + a["fake"].nbytes + a["mix_ptr"].nbytes, a["x_hat"].nbytes, 3 * a["real"].numel()

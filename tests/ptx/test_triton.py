@@ -183,6 +183,20 @@ def test_gradient_penalty_of_long_rows(dtype: torch.dtype, target: str) -> None:
 
 
 @pytest.mark.parametrize("target", selected(["sm_90"], TARGETS))
+@pytest.mark.parametrize("shape", [(70, 61, 1), (2, 70, 130), (2, 16385, 1)])
+def test_the_same_bits_whichever_program_comes_last(shape: tuple[int, int, int], target: str) -> None:
+    x = torch.randn(shape)
+    results = []
+    for descending in (False, True):
+        session = Session(target, options={"descending": descending})
+        with session.running():
+            for _ in range(2):  # of one ticket
+                results.append(gradient_penalty.gradient_penalty_fwd(session.copy(x), "two-sided", WEIGHT, AIM))
+    for again in results[1:]:
+        assert all(map(torch.equal, again, results[0]))
+
+
+@pytest.mark.parametrize("target", selected(["sm_90"], TARGETS))
 @pytest.mark.parametrize("kind", ["one-sided", "squared", "max"])
 @pytest.mark.parametrize(
     "shape", selected([(70, 50, 1), (3, 3, 100)], [(31, 61, 1), (2, 70, 66), long_row(torch.float32)])
