@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -27,6 +28,9 @@ from torch.utils.flop_counter import flop_registry
 
 from lipgan.bench import harness, overhead
 from lipgan.bench.spectral_norm import resnet_128, sngan_32
+from lipgan.ops import _backend
+from lipgan.ops._address import DTYPE_NUMBERS
+from lipgan.ops.spectral_norm import backends
 from lipgan.reference import gradient_penalty as reference_penalty
 from lipgan.reference import spectral_norm as reference_norm
 
@@ -201,6 +205,40 @@ LAUNCHES: dict[str, Callable[[dict[str, Any]], tuple[float, float, float]]] = {
 }  # fmt: skip
 
 
+class _CudaModule:
+    """lipgan._cuda, of which the launches are added up and not run."""
+
+    def __init__(self, work: Work) -> None:
+        self.work = work
+
+    def spectral_norm_bwd_workspace(self, layers: list[tuple[int, ...]]) -> int:
+        return 16 * len(layers)
+
+    def spectral_norm_bwd(self, dtype: int, layers: list[tuple[int, ...]], *_: int) -> None:
+        size = next(t.itemsize for t, number in DTYPE_NUMBERS.items() if number == dtype)
+        numbers, vectors = sum(h * w for *_, h, w in layers), sum(h + w for *_, h, w in layers)
+        # Twice dY, once Y; the partial products are left out, 8 bytes for each 4096 numbers at least.
+        self.work.add(
+            "spectral_norm_bwd_kernel", (3 * numbers + vectors) * size, numbers * size, 5 * numbers
+        )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _cuda_module(module: _CudaModule) -> Iterator[None]:
+    """Inside, CPU tensors go to `module` as a GPU's would go to lipgan._cuda."""
+    no_device, stream = contextlib.nullcontext(), SimpleNamespace(cuda_stream=0)
+
+    def of_device(result: Any) -> Callable[..., Any]:
+        return lambda *_: result  # a mock would take longer than what it stands for
+
+    with contextlib.ExitStack() as stack:
+        for where, name, result in (
+            (_backend, "cuda", module), (torch.cuda, "device", no_device), (torch.cuda, "current_stream", stream),
+        ):  # fmt: skip
+            stack.enter_context(mock.patch.object(where, name, of_device(result)))
+        yield
+
+
 @contextlib.contextmanager
 def recorded() -> Iterator[Work]:
     """Inside, launches of Triton kernels are added up and not run."""
@@ -218,6 +256,7 @@ def recorded() -> Iterator[Work]:
         stack.enter_context(overhead.without_launches())
         for kind in (JITFunction, InterpretedFunction):
             stack.enter_context(mock.patch.object(kind, "run", add))
+        stack.enter_context(_cuda_module(_CudaModule(work)))
         yield work
 
 
@@ -289,12 +328,16 @@ def _spectral_rows(name: str, shapes: list[tuple[int, ...]], dtype: torch.dtype)
             v = torch.nn.functional.normalize(torch.mv(matrix.H, u), dim=0, eps=1e-12)
             weight / torch.vdot(u, torch.mv(matrix, v))
 
+    def torch_backward() -> None:
+        reference_norm.spectral_norm_bwd(meta[0], None, meta[0], meta_sigma, *meta[1:], dims)
+
     return [
         Row("spectral_norm, forward", name, dtype,
             lambda: spectral_norm.spectral_norm_fwd(weights, us, vs, 1, 1e-12), torch_forward),
         Row("spectral_norm, backward", name, dtype,
-            lambda: spectral_norm.spectral_norm_bwd(weights, None, weights, sigma, uv),
-            lambda: reference_norm.spectral_norm_bwd(meta[0], None, meta[0], meta_sigma, *meta[1:], dims)),
+            lambda: spectral_norm.spectral_norm_bwd(weights, None, weights, sigma, uv), torch_backward),
+        Row("spectral_norm, backward by CUDA", name, dtype,
+            lambda: backends._cuda_bwd(weights, None, weights, sigma, uv, dims), torch_backward),
     ]  # fmt: skip
 
 
@@ -413,7 +456,7 @@ def page(host: Callable[[Row], float | None]) -> str:
 
 def host_seconds(row: Row) -> float:
     """The median of calls with launches left out."""
-    with overhead.without_launches():
+    with overhead.without_launches(), _cuda_module(_CudaModule(Work())):
         return harness.interleave({"call": row.ours}, seconds=0.2, warmup=3)["call"]
 
 

@@ -52,7 +52,7 @@ void spectral_norm_bwd(Dtype dtype, const SpectralNormBwdLayer* layers, int64_t 
 
 namespace cuda {
 
-// Forward for outer == 1 only. `layers` is on the host and may be freed after the call; the arrays that it names, sigma,
+// For outer == 1 only. `layers` is on the host and may be freed after the call; the arrays that it names, sigma,
 // workspace and table are on the current device, the last two aligned to 16 bytes.
 
 // Bytes of workspace and of table that spectral_norm_fwd needs for these shapes (host computations, for every dtype).
@@ -64,6 +64,15 @@ int64_t spectral_norm_fwd_table_size(int64_t num_layers);
 int spectral_norm_fwd(Dtype dtype, const SpectralNormFwdLayer* layers, int64_t num_layers,
                       void* sigma,  // A [num_layers]
                       int64_t n_power_iterations, double eps, void* workspace, void* table, void* stream);
+
+// Bytes of workspace that spectral_norm_bwd needs for these shapes.
+int64_t spectral_norm_bwd_workspace(const SpectralNormBwdLayer* layers, int64_t num_layers);
+
+// One cooperative launch on `stream` for each 48 layers of the group. The other remarks hold as well.
+int spectral_norm_bwd(Dtype dtype, const SpectralNormBwdLayer* layers, int64_t num_layers,
+                      const void* sigma,       // A [num_layers]
+                      const void* grad_sigma,  // A [num_layers], or null for zeros
+                      void* workspace, void* stream);
 
 }  // namespace cuda
 }  // namespace lipgan
