@@ -72,6 +72,11 @@ def matrix_tile(shapes: Sequence[Shape], itemsize: int) -> Tile:
     return Tile(block_h, block_w, num_warps=8 if block_h * block_w >= 4096 else 4)
 
 
+def double_backward_tile(shapes: Sequence[Shape]) -> Tile:
+    """Tile of the kernels that hold three matrices at once: 4096 elements, 16 a thread of each, in float64 as well."""
+    return matrix_tile(shapes, itemsize=8)
+
+
 def column_tile(shapes: Sequence[Shape]) -> Tile:
     """Tile of the kernel that sums partial rows: few columns a program, since its grid is one row of tiles.
 

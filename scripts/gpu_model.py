@@ -138,6 +138,18 @@ def _grad_weight(a: dict[str, Any]) -> tuple[float, float, float]:
     return numbers * t + a["uv"].nbytes + a["partials"].nbytes + _tables(a), numbers * t, 3 * numbers
 
 
+def _double_dot(a: dict[str, Any]) -> tuple[float, float, float]:
+    numbers = sum(h * w for h, w, *_ in _rows(a["geometry"]))
+    return 3 * numbers * _bits(a["DTYPE"]) + a["uv"].nbytes + _tables(a), a["partials"].nbytes, 6 * numbers
+
+
+def _double_grads(a: dict[str, Any]) -> tuple[float, float, float]:
+    numbers, t = sum(h * w for h, w, *_ in _rows(a["geometry"])), _bits(a["DTYPE"])
+    scalars = a["to_sigma"].nbytes + a["to_grad_sigma"].nbytes
+    read = 3 * numbers * t + a["partials"].nbytes + a["sigma_ptr"].nbytes + _tables(a)
+    return read, 2 * numbers * t + scalars, 4 * numbers
+
+
 def _penalty(a: dict[str, Any]) -> tuple[float, float, float]:
     grads = a["grads"]
     written = a["norms"].nbytes + (0 if a["KIND"] == "max" else a["cotangent"].nbytes)
@@ -191,6 +203,8 @@ LAUNCHES: dict[str, Callable[[dict[str, Any]], tuple[float, float, float]]] = {
     "spectral_norm_scale_kernel": _scale,
     "_spectral_norm_grad_dot_kernel": _grad_dot,
     "_spectral_norm_grad_weight_kernel": _grad_weight,
+    "_spectral_norm_double_dot_kernel": _double_dot,
+    "_spectral_norm_double_grads_kernel": _double_grads,
     "_gradient_penalty_rows_kernel": _penalty,
     "_gradient_penalty_columns_kernel": _penalty,
     "_gradient_penalty_parts_kernel": _penalty_parts,
@@ -338,6 +352,9 @@ def _spectral_rows(name: str, shapes: list[tuple[int, ...]], dtype: torch.dtype)
             lambda: spectral_norm.spectral_norm_bwd(weights, None, weights, sigma, uv), torch_backward),
         Row("spectral_norm, backward by CUDA", name, dtype,
             lambda: backends._cuda_bwd(weights, None, weights, sigma, uv, dims), torch_backward),
+        Row("spectral_norm, second order", name, dtype,
+            lambda: spectral_norm.spectral_norm_double_bwd(weights, weights, weights, sigma, uv),
+            lambda: reference_norm.spectral_norm_double_bwd(meta[0], meta[0], meta[0], meta_sigma, *meta[1:], dims)),
     ]  # fmt: skip
 
 

@@ -48,7 +48,7 @@ FORMS: Mapping[str, Mapping[str, Mapping[str, str]]] = MappingProxyType(
         "spectral_norm": {
             "forward": _each(*_SN),
             "backward": _each(*_SN),
-            "second order": _by_reference(*_SN),
+            "second order": {**_each("reference", "native", "triton"), "cuda": "triton"},
         },
         "gradient_penalty": {"forward": _each(*_GP), "backward": _each(*_GP), "second order": _by_reference(*_GP)},
         "interpolate": {"forward": _each(*_GP), "backward": _by_reference(*_GP), "second order": _by_reference(*_GP)},
@@ -186,7 +186,8 @@ def _resolve(op: str, backend: str | None, device: str, first: str | None) -> st
             raise UnavailableError(f"backend {backend!r} cannot serve {op} on {device}: {reason}")
         return backend
     order = _ORDER.get(device, ("reference",))
-    for candidate in order if first is None else (first, *order):
+    candidates: tuple[str, ...] = order if first is None else (first, *order)
+    for candidate in candidates:
         if explain(op, candidate, device) is None:
             return candidate
     raise AssertionError("the reference serves everywhere")

@@ -516,10 +516,12 @@ def test_backward_of_the_op(
 ) -> None:
     """Shapes, dimensions and layouts that the kernel does not know of, by the backend's function."""
     monkeypatch.setattr(_backend, "cuda", lambda: Executed(library))
+    backends._bwd_sizes.cache_clear()
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=7))
     ys = [torch.randn(5, 7), torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last), torch.randn(6, 4, 3)]
-    grads = [torch.randn(7, 5).T, torch.randn(4, 3, 2, 2), torch.randn(6, 4, 3)]
+    # Not contiguous; a negation that is put off; neither.
+    grads = [torch.randn(7, 5).T, torch.randn(4, 3, 2, 2, dtype=torch.complex64).conj().imag, torch.randn(6, 4, 3)]
     vectors = [torch.randn(size) for size in backends._vector_sizes(ys, dims)]
     sigma, grad_sigma = torch.rand(3) + 0.5, torch.randn(3) if with_sigma else None
     arguments = grads, grad_sigma, ys, sigma

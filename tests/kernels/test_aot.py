@@ -110,7 +110,7 @@ def test_every_kernel_is_among_the_cases() -> None:
     rows = [(name, set(options)) for name, *options in map(str.split, done.stdout.splitlines())]
     for name in ("iterate", "reduce", "sigma", "scale"):
         assert any(kernel == f"spectral_norm_{name}_kernel" for kernel, _ in rows)
-    for name in ("grad_dot", "grad_weight"):
+    for name in ("grad_dot", "grad_weight", "double_dot", "double_grads"):
         assert any(kernel == f"_spectral_norm_{name}_kernel" for kernel, _ in rows)
     for name in ("interpolate", "rows", "columns", "parts", "scale"):
         assert any(kernel == f"_gradient_penalty_{name}_kernel" for kernel, _ in rows)

@@ -54,6 +54,14 @@ def spectral(h: int, w: int, n: int, backward: bool = False) -> Driver:
     return run
 
 
+def second_order(h: int, w: int) -> Driver:
+    torch.manual_seed(0)
+    inputs = grouped.double_inputs([(h, w)], [0], torch.float32)
+    return lambda s: grouped.spectral_norm_double_bwd(
+        *(s.copy(x) if isinstance(x, Tensor) else [s.copy(y) for y in x] for x in inputs)
+    )
+
+
 def product(m: int, n: int, precision: str = "ieee", dtype: torch.dtype = torch.float32) -> Driver:
     x = torch.randn(m, n, generator=torch.Generator().manual_seed(0)).to(dtype)
     return lambda s: matrix_sqrt.polynomial(
@@ -228,6 +236,14 @@ SOURCE: dict[str, tuple[str, str, str, Driver]] = {
     "u, one too many": (
         "grad_weight", "u_scaled = tl.load(u + rows, mask=rows < h,", "u_scaled = tl.load(u + rows, mask=rows <= h,",
         spectral(9, 61, 0, backward=True)),
+    "v of the second order, one too many": (
+        "double_dot", "v = tl.load(uv + h + cols, mask=cols < w,", "v = tl.load(uv + h + cols, mask=cols <= w,",
+        second_order(9, 61)),
+    "sums of the second order, of one tile alone": (
+        "double_grads", "along = load_sum(partials, tiles, STEP)", "along = load_sum(partials, 1, STEP)",
+        second_order(9, 1030)),
+    "what goes to sigma, by no program": (
+        "double_grads", "if tile == 0:", "if tile < 0:", second_order(9, 61)),
     "depth of a product, unmasked": (
         "gram", "a_tile = tl.load(a + a_offsets, mask=inside_rows & inside[None, :]",
         "a_tile = tl.load(a + a_offsets, mask=inside_rows", gram(70, 61)),

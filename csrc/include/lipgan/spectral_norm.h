@@ -9,6 +9,10 @@
 //
 // followed by Y = W / sigma. With no iteration, sigma = u^T W v of the u and v given. Y = W where sigma is 0.
 // Backward, with u and v constant:  dW = (dY - (<dY, Y> - sigma * dsigma) u v^T) / sigma.
+// Its own backward, for G, the gradient of a number by dW, with q = u^T G v and r = 1 / sigma: the gradients of the number
+//
+//   by dY     r (G - q Y)        by sigma    -r^2 (<G, dY> - <dY, Y> q)
+//   by Y      -r q dY            by dsigma   q
 #pragma once
 #include <cstdint>
 
@@ -37,6 +41,17 @@ struct SpectralNormBwdLayer {
   int64_t outer, h, inner;
 };
 
+struct SpectralNormDoubleBwdLayer {
+  const void* grad;    // T [outer, h, inner]: G
+  const void* grad_y;  // T [outer, h, inner]
+  const void* y;       // T [outer, h, inner]
+  const void* u;       // T [h]
+  const void* v;       // T [w]
+  void* to_grad_y;     // T [outer, h, inner]
+  void* to_y;          // T [outer, h, inner]
+  int64_t outer, h, inner;
+};
+
 namespace cpu {
 
 void spectral_norm_fwd(Dtype dtype, const SpectralNormFwdLayer* layers, int64_t num_layers,
@@ -47,6 +62,12 @@ void spectral_norm_bwd(Dtype dtype, const SpectralNormBwdLayer* layers, int64_t 
                        const void* sigma,       // A [num_layers]
                        const void* grad_sigma,  // A [num_layers], or null for zeros
                        int num_threads);
+
+void spectral_norm_double_bwd(Dtype dtype, const SpectralNormDoubleBwdLayer* layers, int64_t num_layers,
+                              const void* sigma,    // A [num_layers]
+                              void* to_sigma,       // A [num_layers]
+                              void* to_grad_sigma,  // A [num_layers]
+                              int num_threads);
 
 }  // namespace cpu
 
