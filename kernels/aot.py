@@ -154,6 +154,7 @@ def _spectral_norm_cases() -> None:
             ys, sigma, uv = spectral_norm.spectral_norm_fwd(weights, us, vs, n, eps=1e-12)
         for grad_sigma in (sigma, None) if dtype == torch.float32 else (sigma,):
             spectral_norm.spectral_norm_bwd(weights, grad_sigma, ys, sigma, uv)
+        spectral_norm.spectral_norm_double_bwd(weights, weights, ys, sigma, uv)
 
     for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
         forward_and_backward(dtype, [(1024, 8192)])  # the largest register tile

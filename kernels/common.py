@@ -1,4 +1,6 @@
-"""What the kernels of several ops share: arithmetic to the nearest, and tiles of matrices."""
+"""What kernels of several ops share: arithmetic to the nearest, tiles of matrices, the last program of a launch."""
+
+from typing import Any
 
 import torch
 import triton
@@ -17,6 +19,66 @@ def materialized(tensor: torch.Tensor) -> torch.Tensor:
     if tensor.is_neg() or tensor._is_zerotensor() or tensor.data_ptr() % tensor.element_size():
         return tensor.clone()
     return tensor
+
+
+def is_capturing(like: torch.Tensor) -> bool:
+    """Whether what is launched now goes into a CUDA graph."""
+    return like.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
+def stream_of(like: torch.Tensor) -> int:
+    """The current stream of a tensor's device, as a number; 0 where there are none."""
+    return torch._C._cuda_getCurrentRawStream(like.get_device()) if like.is_cuda else 0
+
+
+# Tickets by (device, stream): launches on one stream come one after the other. And those that CUDA graphs have yet to
+# take, by device: the launches of a graph may run beside each other and beside all others.
+_tickets: dict[Any, torch.Tensor] = {}
+_for_graphs: dict[torch.device, list[torch.Tensor]] = {}
+_TICKETS_FOR_GRAPHS = 1024
+
+
+def ticket_of(like: torch.Tensor) -> torch.Tensor:
+    """The ticket, int32 [1], that a launch on the current stream of a tensor's device hands to `is_last_program`.
+
+    It is 0 whenever a launch begins, since each leaves it so. A launch in a CUDA graph gets one of its own, for good:
+    nothing says how long the graph lives. Where all are taken, or none were made before the capture, the graph sets to
+    0 what it takes.
+    """
+    device = like.device
+    if is_capturing(like):
+        left = _for_graphs.get(device)
+        return left.pop() if left else torch.zeros(1, dtype=torch.int32, device=device)
+    key = device, stream_of(like)
+    if key not in _tickets:
+        _tickets[key] = torch.zeros(1, dtype=torch.int32, device=device)
+        if like.is_cuda and device not in _for_graphs:
+            # Each in a line of the cache of its own, written before a graph on any stream takes one.
+            lines = torch.zeros(_TICKETS_FOR_GRAPHS, 32, dtype=torch.int32, device=device)
+            torch.cuda.current_stream(device).synchronize()
+            _for_graphs[device] = list(lines[:, :1].unbind())
+    return _tickets[key]
+
+
+def forget_tickets() -> None:
+    """For those who end launches before they are done: what these leave behind is no ticket."""
+    _tickets.clear()
+    _for_graphs.clear()
+
+
+@triton.jit
+def is_last_program(ticket):
+    """Whether this program of a launch is the last one to ask; it then sees what all of them stored before they asked.
+
+    It sets the ticket back to 0, for the next launch.
+    """
+    # One thread takes the ticket and so releases what all have stored. (Scalars are stored by that thread, which counts
+    # where a barrier waits for no stores to memory.) The newest Triton has a barrier here itself.
+    tl.debug_barrier()
+    is_last = tl.atomic_add(ticket, 1, sem="acq_rel", scope="gpu") == tl.num_programs(0) - 1
+    if is_last:
+        tl.store(ticket, 0)
+    return is_last
 
 
 @triton.jit

@@ -14,7 +14,7 @@ Shape = tuple[int, int]
 # Partial results of a reduction that one program combines per step.
 PARTIALS_PER_STEP = 256
 
-# Norms, or parts of them, that the one program which sums them up takes per step.
+# Norms, or parts of them, that the program which sums them up takes per step.
 SUMMANDS_PER_STEP = 1024
 
 # Warps of the kernels that treat a matrix as one array.
@@ -70,6 +70,11 @@ def matrix_tile(shapes: Sequence[Shape], itemsize: int) -> Tile:
     tallest = next_power_of_2(max((h for h, _ in shapes), default=1))
     block_h = max(min(elements // block_w, tallest), 4)
     return Tile(block_h, block_w, num_warps=8 if block_h * block_w >= 4096 else 4)
+
+
+def double_backward_tile(shapes: Sequence[Shape]) -> Tile:
+    """Tile of the kernels that hold three matrices at once: 4096 elements, 16 a thread of each, in float64 as well."""
+    return matrix_tile(shapes, itemsize=8)
 
 
 def column_tile(shapes: Sequence[Shape]) -> Tile:
@@ -163,14 +168,14 @@ def norm_column_tile(h: int, w: int, itemsize: int) -> Tile:
     return Tile(block_h, block_w, _warps(block_h * block_w, itemsize))
 
 
-def partials_tile(w: int, itemsize: int) -> Tile:
-    """Tile of the one program that sums up norms, or joins the w parts of each norm first.
+def partials_tile(w: int) -> Shape:
+    """Norms a step, and parts of each, that the last program of a launch sums up: 4 numbers a thread, or 8, of 256.
 
-    It depends on w only: with nothing beside the one program, lanes without work cost less than a compilation.
+    It takes few registers, since all programs of the launch get as many as the last one. It depends on w only: lanes
+    without work cost less than a compilation.
     """
     block_w = min(next_power_of_2(w), SUMMANDS_PER_STEP)
-    block_h = SUMMANDS_PER_STEP if w == 1 else 4 * SUMMANDS_PER_STEP // block_w
-    return Tile(block_h, block_w, _warps(2 * block_h * block_w, itemsize))
+    return SUMMANDS_PER_STEP // block_w, block_w
 
 
 # Neighbours that one pass over all pairs finds: a program keeps them in registers.

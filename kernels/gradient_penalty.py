@@ -16,9 +16,10 @@ where s is a power of two not above the largest |x_i|: x / s is exact, lies in [
 well, and s sqrt(q) overflows only where the norm does. The cotangent is (g / s) (phi'(n) / (n / s)) with s from n,
 whose first factor is below 2 and whose second one is of the size of phi'(n); a g below 2^-126 of its norm may get lost.
 
-No kernel uses atomics: partial results go to scratch memory and are combined in a fixed order, so equal inputs give
-equal bits. All arithmetic is in the accumulation dtype A (float64 for float64, float32 otherwise): values are widened
-right after a load and rounded once on a store.
+The norms, the penalty and (except for "max" and long rows) the cotangent are one launch: partial results go to scratch
+memory, and the program that takes the last ticket adds them up, in a fixed order, so that equal inputs give equal bits
+whichever program that is. The ticket is the only atomic operation. All arithmetic is in the accumulation dtype A
+(float64 for float64, float32 otherwise): values are widened right after a load and rounded once on a store.
 """
 
 import functools
@@ -33,7 +34,15 @@ import triton.language as tl
 from torch import Tensor
 
 from . import config
-from .common import accumulation_dtype, divide, materialized, matrix_tile, square_root
+from .common import (
+    accumulation_dtype,
+    divide,
+    is_last_program,
+    materialized,
+    matrix_tile,
+    square_root,
+    ticket_of,
+)
 
 KINDS = ("two-sided", "one-sided", "squared", "max")
 
@@ -131,6 +140,72 @@ def _store_partial(partials, n, inside, scale, target, KIND: tl.constexpr):
 
 
 @triton.jit
+def _finish(
+    partials,  # A [count]; [2, count] for "max"; [2, count, parts] if LONG
+    norms,  # A [count]; written if LONG
+    penalty,  # A []
+    top,  # A [2], for "max": the maximum of the norms, and the slope of each norm that attains it
+    ticket,  # int32 []: 0 before a launch and after it
+    count,
+    parts,
+    scale,
+    target,
+    KIND: tl.constexpr,
+    LONG: tl.constexpr,
+    SUM_H: tl.constexpr,
+    SUM_W: tl.constexpr,
+):
+    """The penalty, from what _store_partial has left; or, if LONG, from the parts of rows, with the norms.
+
+    It is the work of the program that comes here last. Norms that share the maximum share its gradient evenly, as in
+    torch.amax.
+    """
+    ACC: tl.constexpr = penalty.dtype.element_ty
+    if is_last_program(ticket):
+        # For "max" each lane keeps the largest norm that it has met, and how often it has; no norm is -1.
+        total = tl.full([SUM_H], -1.0 if KIND == "max" else 0.0, ACC)
+        ties = tl.zeros([SUM_H], ACC)
+        for first in range(0, count, SUM_H):
+            rows = first + tl.arange(0, SUM_H)
+            inside = rows < count
+            if LONG:
+                s, q = tl.zeros([SUM_H], ACC), tl.zeros([SUM_H], ACC)
+                for part in range(0, parts, SUM_W):
+                    pointers, mask = matrix_tile(partials, first, part, count, parts, SUM_H, SUM_W)
+                    part_s = tl.load(pointers, mask=mask, other=0.0)
+                    part_q = tl.load(pointers + tl.cast(count, tl.int64) * parts, mask=mask, other=0.0)
+                    step_s = tl.max(part_s, axis=1)
+                    _, inverse = _power_of_2(step_s)
+                    ratio = part_s * inverse[:, None]
+                    s, q = _joined(s, q, step_s, tl.sum(ratio * ratio * part_q, axis=1))
+                n = s * square_root(q)
+                tl.store(norms + rows, n, mask=inside)
+                if KIND == "max":
+                    value, tie = tl.where(inside, n, -1.0), inside.to(ACC)
+                else:
+                    value = tl.where(inside, _phi(n, scale, target, KIND), 0.0)
+            elif KIND == "max":
+                value = tl.load(partials + rows, mask=inside, other=-1.0)
+                tie = tl.load(partials + count + rows, mask=inside, other=0.0)
+            else:
+                value = tl.load(partials + rows, mask=inside, other=0.0)
+            if KIND == "max":
+                ties = tl.where(value > total, tie, tl.where(value == total, ties + tie, ties))
+                # Neither > nor a maximum lets a NaN in.
+                total = tl.where((value > total) | (value != value), value, total)
+            else:
+                total += value
+        if KIND == "max":
+            m = _largest(total)
+            distance = m - target
+            tl.store(penalty, (scale * distance) * distance)
+            tl.store(top, m)
+            tl.store(top + 1, divide(2.0 * scale * distance, tl.sum(tl.where(total == m, ties, 0.0), axis=0)))
+        else:
+            tl.store(penalty, tl.sum(total, axis=0))
+
+
+@triton.jit
 def _gradient_penalty_interpolate_kernel(
     real,  # T [h, w]
     fake,  # T [h, w]
@@ -166,18 +241,23 @@ def _gradient_penalty_interpolate_kernel(
 def _gradient_penalty_rows_kernel(
     grads,  # T [h, w]
     norms,  # A [h]
-    partials,  # A [programs]; [2, programs] for "max"
+    partials,  # A [programs]; [2, programs] for "max"; if ALONE the penalty
     cotangent,  # T [h, w]
+    penalty,  # A []
+    top,  # A [2], for "max"
+    ticket,  # int32 []
     h,
     w,
     scale: tl.float64,
     target: tl.float64,
     KIND: tl.constexpr,
+    ALONE: tl.constexpr,
     TINY: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_W: tl.constexpr,
+    SUM_H: tl.constexpr,
 ):
-    """Norms of rows that fit into registers, their share of the penalty, and (except for "max") the cotangent.
+    """Norms of rows that fit into registers, the penalty, and (except for "max") the cotangent.
 
     A program takes BLOCK_H whole rows and reads them once.
 
@@ -198,25 +278,34 @@ def _gradient_penalty_rows_kernel(
         value = _cotangent(g, n, _slope(n, scale, target, KIND), KIND, TINY)
         pointers, mask = matrix_tile(cotangent, row, 0, h, w, BLOCK_H, BLOCK_W)
         tl.store(pointers, value.to(cotangent.dtype.element_ty), mask=mask)
+    if not ALONE:
+        _finish(
+            partials, norms, penalty, top, ticket, tl.num_programs(0), 1, scale, target, KIND, False, SUM_H, 1
+        )  # fmt: skip
 
 
 @triton.jit
 def _gradient_penalty_columns_kernel(
     grads,  # T [samples, h, w]
     norms,  # A [samples, w]
-    partials,  # A [programs]; [2, programs] for "max"
+    partials,  # A [programs]; [2, programs] for "max"; if ALONE the penalty
     cotangent,  # T [samples, h, w]
+    penalty,  # A []
+    top,  # A [2], for "max"
+    ticket,  # int32 []
     h,
     w,
     scale: tl.float64,
     target: tl.float64,
     KIND: tl.constexpr,
+    ALONE: tl.constexpr,
     WHOLE: tl.constexpr,
     TINY: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_W: tl.constexpr,
+    SUM_H: tl.constexpr,
 ):
-    """Norms of the columns of matrices, their share of the penalty, and (except for "max") the cotangent.
+    """Norms of the columns of matrices, the penalty, and (except for "max") the cotangent.
 
     A program takes BLOCK_W columns of a matrix and reads them once (WHOLE: BLOCK_H covers h), or walks down them twice,
     in steps of BLOCK_H rows, and finds them in the cache the second time.
@@ -255,17 +344,33 @@ def _gradient_penalty_columns_kernel(
                 value = _cotangent(tl.load(pointers, mask=mask, other=0.0).to(ACC), n, slope, KIND, TINY)
                 pointers, mask = matrix_tile(cotangent, row, col, h, w, BLOCK_H, BLOCK_W)
                 tl.store(pointers, value.to(cotangent.dtype.element_ty), mask=mask)
+    if not ALONE:
+        _finish(
+            partials, norms, penalty, top, ticket, tl.num_programs(0), 1, scale, target, KIND, False, SUM_H, 1
+        )  # fmt: skip
 
 
 @triton.jit
 def _gradient_penalty_parts_kernel(
     grads,  # T [h, w]
+    norms,  # A [h]
     parts,  # A [2, h, number of parts]: s, q
+    penalty,  # A []
+    top,  # A [2], for "max"
+    ticket,  # int32 []
     h,
     w,
+    scale: tl.float64,
+    target: tl.float64,
+    KIND: tl.constexpr,
     BLOCK: tl.constexpr,
+    SUM_H: tl.constexpr,
+    SUM_W: tl.constexpr,
 ):
-    """(s, q) of one part of a long row: BLOCK elements of it a program."""
+    """(s, q) of the parts of long rows, BLOCK elements a program; from them the norms and the penalty.
+
+    Source: Gulrajani et al. 2017, eq. 3.
+    """
     ACC: tl.constexpr = parts.dtype.element_ty
     per_row = tl.cdiv(w, BLOCK)
     row, col = tl.program_id(0) // per_row, tl.program_id(0) % per_row * BLOCK
@@ -274,72 +379,8 @@ def _gradient_penalty_parts_kernel(
     part = parts + tl.program_id(0) + tl.arange(0, 1)
     tl.store(part, s)
     tl.store(part + tl.num_programs(0), q)
-
-
-@triton.jit
-def _gradient_penalty_finalize_kernel(
-    partials,  # A [count]; [2, count] for "max"; [2, count, parts] if LONG
-    norms,  # A [count]; written if LONG
-    penalty,  # A []
-    top,  # A [2], for "max": the maximum of the norms, and the slope of each norm that attains it
-    count,
-    parts,
-    scale: tl.float64,
-    target: tl.float64,
-    KIND: tl.constexpr,
-    LONG: tl.constexpr,
-    BLOCK_H: tl.constexpr,
-    BLOCK_W: tl.constexpr,
-):
-    """The penalty, from what _store_partial has left; or, if LONG, from the parts of rows, with the norms. One program.
-
-    Norms that share the maximum share its gradient evenly, as in torch.amax.
-
-    Source: Gulrajani et al. 2017, eq. 3.
-    """
-    ACC: tl.constexpr = penalty.dtype.element_ty
     scale, target = tl.full([], scale, ACC), tl.full([], target, ACC)
-    # For "max" each lane keeps the largest norm that it has met, and how often it has; no norm is -1.
-    total = tl.full([BLOCK_H], -1.0 if KIND == "max" else 0.0, ACC)
-    ties = tl.zeros([BLOCK_H], ACC)
-    for first in range(0, count, BLOCK_H):
-        rows = first + tl.arange(0, BLOCK_H)
-        inside = rows < count
-        if LONG:
-            s, q = tl.zeros([BLOCK_H], ACC), tl.zeros([BLOCK_H], ACC)
-            for part in range(0, parts, BLOCK_W):
-                pointers, mask = matrix_tile(partials, first, part, count, parts, BLOCK_H, BLOCK_W)
-                part_s = tl.load(pointers, mask=mask, other=0.0)
-                part_q = tl.load(pointers + tl.cast(count, tl.int64) * parts, mask=mask, other=0.0)
-                step_s = tl.max(part_s, axis=1)
-                _, inverse = _power_of_2(step_s)
-                ratio = part_s * inverse[:, None]
-                s, q = _joined(s, q, step_s, tl.sum(ratio * ratio * part_q, axis=1))
-            n = s * square_root(q)
-            tl.store(norms + rows, n, mask=inside)
-            if KIND == "max":
-                value, tie = tl.where(inside, n, -1.0), inside.to(ACC)
-            else:
-                value = tl.where(inside, _phi(n, scale, target, KIND), 0.0)
-        elif KIND == "max":
-            value = tl.load(partials + rows, mask=inside, other=-1.0)
-            tie = tl.load(partials + count + rows, mask=inside, other=0.0)
-        else:
-            value = tl.load(partials + rows, mask=inside, other=0.0)
-        if KIND == "max":
-            ties = tl.where(value > total, tie, tl.where(value == total, ties + tie, ties))
-            # Neither > nor a maximum lets a NaN in.
-            total = tl.where((value > total) | (value != value), value, total)
-        else:
-            total += value
-    if KIND == "max":
-        m = _largest(total)
-        distance = m - target
-        tl.store(penalty, (scale * distance) * distance)
-        tl.store(top, m)
-        tl.store(top + 1, divide(2.0 * scale * distance, tl.sum(tl.where(total == m, ties, 0.0), axis=0)))
-    else:
-        tl.store(penalty, tl.sum(total, axis=0))
+    _finish(parts, norms, penalty, top, ticket, h, per_row, scale, target, KIND, True, SUM_H, SUM_W)
 
 
 @triton.jit
@@ -444,13 +485,10 @@ def gradient_penalty_interpolate(real: Tensor, fake: Tensor, mix: Tensor) -> Ten
 class _Plan:
     """What a penalty needs to know of its sizes; the launches lack their arrays, scale and target."""
 
-    count: int  # of norms, or of partial results of them
-    parts: int
     scaled: int  # what the weight is divided by
     partials_size: int  # 0: the only partial result is the penalty
     measure: Callable[..., Any]
     sizes: tuple[int, int]
-    finalize: Callable[..., Any] | None
     scale: Callable[..., Any] | None
     scale_sizes: tuple[int, int]
     is_max: bool
@@ -470,31 +508,33 @@ def _plan(b: int, c: int, s: int, dtype: torch.dtype, kind: str) -> _Plan:
     if is_long:
         tile = config.flat_tile(1, c, itemsize)
         parts = _programs(1, c, tile)
-        count, programs = b, b * parts
+        programs = b * parts
     else:
         tile = config.row_tile(b, c, itemsize) if by_rows else config.norm_column_tile(c, s, itemsize)
         _check_width(c if by_rows else s, tile)
         programs = config.ceil_div(b, tile.block_h) if by_rows else b * config.ceil_div(s, tile.block_w)
-        count, parts = programs, 1
+        parts = 1
     # The sum over the norms of a single program is the penalty.
-    is_done = programs == 1 and not is_max and not is_long
+    is_alone = programs == 1 and not is_max and not is_long
     options = config.launch_options(tile.num_warps)
+    sum_h, sum_w = config.partials_tile(parts)
     if is_long:
-        measure = partial(_gradient_penalty_parts_kernel[(programs,)], BLOCK=tile.block_w, **options)
+        measure = partial(
+            _gradient_penalty_parts_kernel[(programs,)],
+            KIND=kind, BLOCK=tile.block_w, SUM_H=sum_h, SUM_W=sum_w, **options,
+        )  # fmt: skip
     elif by_rows:
-        measure = partial(_gradient_penalty_rows_kernel[(programs,)], KIND=kind, TINY=tiny, **tile.blocks, **options)
+        measure = partial(
+            _gradient_penalty_rows_kernel[(programs,)],
+            KIND=kind, ALONE=is_alone, TINY=tiny, SUM_H=sum_h, **tile.blocks, **options,
+        )  # fmt: skip
     else:
         measure = partial(
             _gradient_penalty_columns_kernel[(programs,)],
-            KIND=kind, WHOLE=c <= tile.block_h, TINY=tiny, **tile.blocks, **options,
+            KIND=kind, ALONE=is_alone, WHOLE=c <= tile.block_h, TINY=tiny, SUM_H=sum_h, **tile.blocks,
+            **options,
         )  # fmt: skip
-    finalize = scale = None
-    if not is_done:
-        tile = config.partials_tile(parts, acc.itemsize)
-        finalize = partial(
-            _gradient_penalty_finalize_kernel[(1,)],
-            KIND=kind, LONG=is_long, **tile.blocks, **config.launch_options(tile.num_warps),
-        )  # fmt: skip
+    scale = None
     samples, h, w = (1, b, c) if by_rows else (b, c, s)
     if (is_max or is_long) and c:
         tile = config.flat_tile(h, w, itemsize)
@@ -503,13 +543,10 @@ def _plan(b: int, c: int, s: int, dtype: torch.dtype, kind: str) -> _Plan:
             KIND=kind, PER_COLUMN=not by_rows, TINY=tiny, **tile.blocks, **config.launch_options(tile.num_warps),
         )  # fmt: skip
     return _Plan(
-        count=count,
-        parts=parts,
         scaled=1 if is_max else b * s,
-        partials_size=0 if is_done else programs * (2 if is_max or is_long else 1),
+        partials_size=0 if is_alone else programs * (2 if is_max or is_long else 1),
         measure=measure,
         sizes=(b, c) if by_rows else (c, s),
-        finalize=finalize,
         scale=scale,
         scale_sizes=(h, w),
         is_max=is_max,
@@ -564,12 +601,12 @@ def gradient_penalty_fwd(
     # A float argument annotated as float64 arrives as such, and is not a compile-time constant: weights may change.
     numbers = weight / plan.scaled, float(target)
     with torch.cuda.device_of(grads):
+        # A launch of one program needs no ticket.
+        ticket = ticket_of(grads) if plan.partials_size else penalty
         if plan.is_long:
-            plan.measure(grads, partials, *plan.sizes)
+            plan.measure(grads, norms, partials, penalty, top, ticket, *plan.sizes, *numbers)
         else:
-            plan.measure(grads, norms, partials, cotangent, *plan.sizes, *numbers)
-        if plan.finalize is not None:
-            plan.finalize(partials, norms, penalty, top, plan.count, plan.parts, *numbers)
+            plan.measure(grads, norms, partials, cotangent, penalty, top, ticket, *plan.sizes, *numbers)
         if plan.scale is not None:
             plan.scale(grads, norms, top, cotangent, *plan.scale_sizes, *numbers)
     return penalty, norms, cotangent

@@ -21,6 +21,15 @@ def spectral_norm_bwd(
     dims: Sequence[int],
     num_threads: int,
 ) -> list[Tensor]: ...
+def spectral_norm_double_bwd(
+    grads: Sequence[Tensor],
+    grad_ys: Sequence[Tensor],
+    ys: Sequence[Tensor],
+    sigma: Tensor,
+    uv: Tensor,
+    dims: Sequence[int],
+    num_threads: int,
+) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor]: ...
 def matrix_sqrt_fwd(
     a: Tensor, inverse: bool, eps: float, resolution: float, spectrum: bool, num_threads: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]: ...

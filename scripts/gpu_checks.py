@@ -133,6 +133,17 @@ def normalized_and_back(weights: list[Tensor], us: list[Tensor], vs: list[Tensor
     return [*ys, sigma, *new_us, *new_vs, *grads]
 
 
+def normalized_and_back_twice(
+    weights: list[Tensor], us: list[Tensor], vs: list[Tensor], backend: str | None
+) -> list[Tensor]:
+    """Sigma, and the gradients of the weights of numbers that hang on such gradients, as a penalty's do."""
+    leaves = [weight.detach().requires_grad_() for weight in weights]
+    ys, sigma, _, _ = spectral_norm_group(leaves, us, vs, 1, backend=backend)
+    given = [torch.cos(y.detach()) for y in ys]
+    grads = torch.autograd.grad(ys, leaves, given, create_graph=True)
+    return [sigma.detach(), *torch.autograd.grad(grads, leaves, [torch.sin(3.0 * y.detach()) for y in ys])]
+
+
 def _scales_of_gradients(truth: list[Tensor]) -> list[float]:
     """Of the outputs of `normalized_and_back`: a gradient is a difference of two terms of up to 1 / sigma."""
     count = (len(truth) - 1) // 4
@@ -161,6 +172,11 @@ def cases(small: bool) -> list[Case]:
         found.append(Case("spectral_norm", f"{name}, {len(shapes)} weights",
                           lambda ws, u, v, backend: normalized_and_back(ws, u, v, backend),
                           [weights, us, vs], 8 + 4 * largest**0.5, scales=_scales_of_gradients))  # fmt: skip
+        # With r = 1 / sigma: r^2 times a product of n terms of size 1, times an entry of u v^T, some n^-1/2.
+        found.append(Case("spectral_norm", f"{name}, {len(shapes)} weights, second order",
+                          lambda ws, u, v, backend: normalized_and_back_twice(ws, u, v, backend), [weights, us, vs], 64,
+                          scales=lambda truth, size=16 * largest**0.5: [
+                              1.0, *(size / float(sigma) ** 2 for sigma in truth[0])]))  # fmt: skip
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         for shape in GRADIENTS[1:3] if small else GRADIENTS:
             real, fake, mix = (

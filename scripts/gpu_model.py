@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -27,6 +28,9 @@ from torch.utils.flop_counter import flop_registry
 
 from lipgan.bench import harness, overhead
 from lipgan.bench.spectral_norm import resnet_128, sngan_32
+from lipgan.ops import _backend
+from lipgan.ops._address import DTYPE_NUMBERS
+from lipgan.ops.spectral_norm import backends
 from lipgan.reference import gradient_penalty as reference_penalty
 from lipgan.reference import spectral_norm as reference_norm
 
@@ -134,20 +138,43 @@ def _grad_weight(a: dict[str, Any]) -> tuple[float, float, float]:
     return numbers * t + a["uv"].nbytes + a["partials"].nbytes + _tables(a), numbers * t, 3 * numbers
 
 
+def _double_dot(a: dict[str, Any]) -> tuple[float, float, float]:
+    numbers = sum(h * w for h, w, *_ in _rows(a["geometry"]))
+    return 3 * numbers * _bits(a["DTYPE"]) + a["uv"].nbytes + _tables(a), a["partials"].nbytes, 6 * numbers
+
+
+def _double_grads(a: dict[str, Any]) -> tuple[float, float, float]:
+    numbers, t = sum(h * w for h, w, *_ in _rows(a["geometry"])), _bits(a["DTYPE"])
+    scalars = a["to_sigma"].nbytes + a["to_grad_sigma"].nbytes
+    read = 3 * numbers * t + a["partials"].nbytes + a["sigma_ptr"].nbytes + _tables(a)
+    return read, 2 * numbers * t + scalars, 4 * numbers
+
+
 def _penalty(a: dict[str, Any]) -> tuple[float, float, float]:
     grads = a["grads"]
-    written = a["norms"].nbytes + a["partials"].nbytes + (0 if a["KIND"] == "max" else a["cotangent"].nbytes)
-    return grads.nbytes, written, (2 if a["KIND"] == "max" else 4) * grads.numel()
+    written = a["norms"].nbytes + (0 if a["KIND"] == "max" else a["cotangent"].nbytes)
+    read, partial, added = _last_program(a, "partials", a["ALONE"])
+    return grads.nbytes + read, written + partial, (2 if a["KIND"] == "max" else 4) * grads.numel() + added
+
+
+def _penalty_parts(a: dict[str, Any]) -> tuple[float, float, float]:
+    grads = a["grads"]
+    read, partial, added = _last_program(a, "parts", False)
+    return grads.nbytes + read, a["norms"].nbytes + partial, 2 * grads.numel() + added
+
+
+def _last_program(a: dict[str, Any], partials: str, alone: bool) -> tuple[int, int, int]:
+    """What the ticket and the sum of the partial results take; a launch of one program writes the penalty at once."""
+    if alone:
+        return 0, a["penalty"].nbytes, 0
+    size = a[partials].nbytes
+    top = a["top"].nbytes if a["KIND"] == "max" else 0
+    return size + a["ticket"].nbytes, size + a["ticket"].nbytes + a["penalty"].nbytes + top, 2 * a[partials].numel()
 
 
 def _penalty_scale(a: dict[str, Any]) -> tuple[float, float, float]:
     grads = a["grads"]
     return grads.nbytes + a["norms"].nbytes, a["cotangent"].nbytes, 2 * grads.numel()
-
-
-def _finalize(a: dict[str, Any]) -> tuple[float, float, float]:
-    norms = a["norms"].nbytes if a["LONG"] else 0
-    return a["partials"].nbytes, a["penalty"].nbytes + norms, 2 * a["partials"].numel()
 
 
 def _gram(a: dict[str, Any]) -> tuple[float, float, float]:
@@ -176,10 +203,11 @@ LAUNCHES: dict[str, Callable[[dict[str, Any]], tuple[float, float, float]]] = {
     "spectral_norm_scale_kernel": _scale,
     "_spectral_norm_grad_dot_kernel": _grad_dot,
     "_spectral_norm_grad_weight_kernel": _grad_weight,
+    "_spectral_norm_double_dot_kernel": _double_dot,
+    "_spectral_norm_double_grads_kernel": _double_grads,
     "_gradient_penalty_rows_kernel": _penalty,
     "_gradient_penalty_columns_kernel": _penalty,
-    "_gradient_penalty_parts_kernel": lambda a: (a["grads"].nbytes, a["parts"].nbytes, 2 * a["grads"].numel()),
-    "_gradient_penalty_finalize_kernel": _finalize,
+    "_gradient_penalty_parts_kernel": _penalty_parts,
     "_gradient_penalty_scale_kernel": _penalty_scale,
     "_gradient_penalty_interpolate_kernel": lambda a: (
         a["real"].nbytes + a["fake"].nbytes + a["mix_ptr"].nbytes, a["x_hat"].nbytes, 3 * a["real"].numel()
@@ -189,6 +217,40 @@ LAUNCHES: dict[str, Callable[[dict[str, Any]], tuple[float, float, float]]] = {
     "_nearest_neighbours_kernel": lambda a: _pairs(a, a["squared"].nbytes + a["indices"].nbytes),
     "_ball_counts_kernel": lambda a: _pairs(a, a["counts"].nbytes),
 }  # fmt: skip
+
+
+class _CudaModule:
+    """lipgan._cuda, of which the launches are added up and not run."""
+
+    def __init__(self, work: Work) -> None:
+        self.work = work
+
+    def spectral_norm_bwd_workspace(self, layers: list[tuple[int, ...]]) -> int:
+        return 16 * len(layers)
+
+    def spectral_norm_bwd(self, dtype: int, layers: list[tuple[int, ...]], *_: int) -> None:
+        size = next(t.itemsize for t, number in DTYPE_NUMBERS.items() if number == dtype)
+        numbers, vectors = sum(h * w for *_, h, w in layers), sum(h + w for *_, h, w in layers)
+        # Twice dY, once Y; the partial products are left out, 8 bytes for each 4096 numbers at least.
+        self.work.add(
+            "spectral_norm_bwd_kernel", (3 * numbers + vectors) * size, numbers * size, 5 * numbers
+        )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _cuda_module(module: _CudaModule) -> Iterator[None]:
+    """Inside, CPU tensors go to `module` as a GPU's would go to lipgan._cuda."""
+    no_device, stream = contextlib.nullcontext(), SimpleNamespace(cuda_stream=0)
+
+    def of_device(result: Any) -> Callable[..., Any]:
+        return lambda *_: result  # a mock would take longer than what it stands for
+
+    with contextlib.ExitStack() as stack:
+        for where, name, result in (
+            (_backend, "cuda", module), (torch.cuda, "device", no_device), (torch.cuda, "current_stream", stream),
+        ):  # fmt: skip
+            stack.enter_context(mock.patch.object(where, name, of_device(result)))
+        yield
 
 
 @contextlib.contextmanager
@@ -208,6 +270,7 @@ def recorded() -> Iterator[Work]:
         stack.enter_context(overhead.without_launches())
         for kind in (JITFunction, InterpretedFunction):
             stack.enter_context(mock.patch.object(kind, "run", add))
+        stack.enter_context(_cuda_module(_CudaModule(work)))
         yield work
 
 
@@ -279,12 +342,19 @@ def _spectral_rows(name: str, shapes: list[tuple[int, ...]], dtype: torch.dtype)
             v = torch.nn.functional.normalize(torch.mv(matrix.H, u), dim=0, eps=1e-12)
             weight / torch.vdot(u, torch.mv(matrix, v))
 
+    def torch_backward() -> None:
+        reference_norm.spectral_norm_bwd(meta[0], None, meta[0], meta_sigma, *meta[1:], dims)
+
     return [
         Row("spectral_norm, forward", name, dtype,
             lambda: spectral_norm.spectral_norm_fwd(weights, us, vs, 1, 1e-12), torch_forward),
         Row("spectral_norm, backward", name, dtype,
-            lambda: spectral_norm.spectral_norm_bwd(weights, None, weights, sigma, uv),
-            lambda: reference_norm.spectral_norm_bwd(meta[0], None, meta[0], meta_sigma, *meta[1:], dims)),
+            lambda: spectral_norm.spectral_norm_bwd(weights, None, weights, sigma, uv), torch_backward),
+        Row("spectral_norm, backward by CUDA", name, dtype,
+            lambda: backends._cuda_bwd(weights, None, weights, sigma, uv, dims), torch_backward),
+        Row("spectral_norm, second order", name, dtype,
+            lambda: spectral_norm.spectral_norm_double_bwd(weights, weights, weights, sigma, uv),
+            lambda: reference_norm.spectral_norm_double_bwd(meta[0], meta[0], meta[0], meta_sigma, *meta[1:], dims)),
     ]  # fmt: skip
 
 
@@ -403,7 +473,7 @@ def page(host: Callable[[Row], float | None]) -> str:
 
 def host_seconds(row: Row) -> float:
     """The median of calls with launches left out."""
-    with overhead.without_launches():
+    with overhead.without_launches(), _cuda_module(_CudaModule(Work())):
         return harness.interleave({"call": row.ours}, seconds=0.2, warmup=3)["call"]
 
 

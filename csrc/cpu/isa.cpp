@@ -23,6 +23,8 @@
   namespace isa {                                                                                                \
   void spectral_norm_fwd(Dtype, const SpectralNormFwdLayer*, int64_t, void*, int64_t, double, int);              \
   void spectral_norm_bwd(Dtype, const SpectralNormBwdLayer*, int64_t, const void*, const void*, int);            \
+  void spectral_norm_double_bwd(Dtype, const SpectralNormDoubleBwdLayer*, int64_t, const void*, void*, void*,    \
+                                int);                                                                            \
   void gradient_penalty_interpolate(Dtype, const void*, const void*, const void*, void*, int64_t, int64_t, int); \
   void gradient_penalty_fwd(Dtype, PenaltyKind, const void*, void*, void*, void*, int64_t, int64_t, int64_t,     \
                             double, double, int);                                                                \
@@ -119,6 +121,11 @@ void spectral_norm_fwd(Dtype dtype, const SpectralNormFwdLayer* layers, int64_t 
 void spectral_norm_bwd(Dtype dtype, const SpectralNormBwdLayer* layers, int64_t num_layers, const void* sigma,
                        const void* grad_sigma, int num_threads) {
   LIPGAN_DISPATCH(spectral_norm_bwd(dtype, layers, num_layers, sigma, grad_sigma, num_threads))
+}
+
+void spectral_norm_double_bwd(Dtype dtype, const SpectralNormDoubleBwdLayer* layers, int64_t num_layers,
+                              const void* sigma, void* to_sigma, void* to_grad_sigma, int num_threads) {
+  LIPGAN_DISPATCH(spectral_norm_double_bwd(dtype, layers, num_layers, sigma, to_sigma, to_grad_sigma, num_threads))
 }
 
 void gradient_penalty_interpolate(Dtype dtype, const void* real, const void* fake, const void* mix, void* x_hat,

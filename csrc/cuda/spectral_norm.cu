@@ -1,5 +1,5 @@
-// The launcher of the grouped forward of spectral_norm on CUDA: the work items of every layer, the table that tells the
-// kernel of them, one cooperative launch.
+// The launchers of the grouped forward and backward of spectral_norm on CUDA: the work items of every layer, what tells the
+// kernel of them (a table; the arguments of the launch), one cooperative launch.
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -8,6 +8,7 @@
 
 #include "lipgan/spectral_norm.h"
 #include "spectral_norm.cuh"
+#include "spectral_norm_backward.cuh"
 
 namespace lipgan {
 namespace cuda {
@@ -56,26 +57,62 @@ int64_t place(Row* row, char* workspace, int64_t offset) {
   return offset;
 }
 
-template <typename T>
-cudaError_t launch(const Row* table, int num_layers, int64_t row_blocks, int64_t column_blocks, int64_t chunks,
-                   void* sigma, int64_t n_power_iterations, double eps, cudaStream_t stream) {
-  const auto kernel = spectral_norm_fwd_kernel<T>;
+// The blocks of a cooperative launch for so many work items: no more than are resident at once.
+template <typename Kernel>
+cudaError_t grid_of(Kernel kernel, int64_t items, dim3* grid) {
   int device = 0, multiprocessors = 0, blocks = 0;
   cudaError_t error = cudaGetDevice(&device);
   if (error != cudaSuccess) return error;
   error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
   if (error != cudaSuccess) return error;
   error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, kThreads, 0);
+  *grid = dim3(static_cast<unsigned>(std::min<int64_t>(items, static_cast<int64_t>(multiprocessors) * blocks)));
+  return error;
+}
+
+template <typename T>
+cudaError_t launch(const Row* table, int num_layers, int64_t row_blocks, int64_t column_blocks, int64_t chunks,
+                   void* sigma, int64_t n_power_iterations, double eps, cudaStream_t stream) {
+  const auto kernel = spectral_norm_fwd_kernel<T>;
+  dim3 grid;
+  const cudaError_t error = grid_of(kernel, std::max({row_blocks, column_blocks, chunks}), &grid);
   if (error != cudaSuccess) return error;
 
   // An eps below the smallest normal number would let 1 / max(|x|, eps) overflow.
   eps = std::max(eps, Numeric<T>::smallest_normal);
   auto* sigma_out = static_cast<typename Numeric<T>::A*>(sigma);
-  const int64_t grid = std::min<int64_t>(std::max({row_blocks, column_blocks, chunks}),
-                                         static_cast<int64_t>(multiprocessors) * blocks);
   void* arguments[] = {&table,  &num_layers, &row_blocks,         &column_blocks,
                        &chunks, &sigma_out,  &n_power_iterations, &eps};
-  return cudaLaunchCooperativeKernel(kernel, dim3(static_cast<unsigned>(grid)), dim3(kThreads), arguments, 0, stream);
+  return cudaLaunchCooperativeKernel(kernel, grid, dim3(kThreads), arguments, 0, stream);
+}
+
+// The chunks of one layer of the backward, but for their place among those of the others.
+void divide(const SpectralNormBwdLayer& layer, int64_t vector, BackwardRow* row) {
+  row->grad_y = layer.grad_y;
+  row->y = layer.y;
+  row->u = layer.u;
+  row->v = layer.v;
+  row->grad_weight = layer.grad_weight;
+  row->count = layer.h * layer.inner;
+  row->w = static_cast<int>(std::max<int64_t>(layer.inner, 1));
+  const int log2_chunk = log2_ceil(std::max<int64_t>((row->count + kChunksWanted - 1) / kChunksWanted, 1));
+  row->log2_chunk = static_cast<signed char>(std::min(std::max(log2_chunk, kLog2SmallestChunk), kLog2LargestChunk));
+  row->chunks = static_cast<int>((row->count + (int64_t{1} << row->log2_chunk) - 1) >> row->log2_chunk);
+  row->vector = aligned(layer.grad_y) && aligned(layer.y) && aligned(layer.grad_weight);
+  row->whole = row->vector && layer.inner % vector == 0;
+  row->vector_v = aligned(layer.v);
+}
+
+template <typename T>
+cudaError_t launch_backward(BackwardRows* group, const void* sigma, const void* grad_sigma, cudaStream_t stream) {
+  using A = typename Numeric<T>::A;
+  const auto kernel = spectral_norm_bwd_kernel<T>;
+  dim3 grid;
+  const cudaError_t error = grid_of(kernel, group->chunks, &grid);
+  if (error != cudaSuccess) return error;
+  auto *values = static_cast<const A*>(sigma), *gradients = static_cast<const A*>(grad_sigma);
+  void* arguments[] = {group, &values, &gradients};
+  return cudaLaunchCooperativeKernel(kernel, grid, dim3(kThreads), arguments, 0, stream);
 }
 
 }  // namespace
@@ -145,6 +182,59 @@ int spectral_norm_fwd(Dtype dtype, const SpectralNormFwdLayer* layers, int64_t n
       return run(launch<__nv_bfloat16>);
   }
   return cudaErrorInvalidValue;
+}
+
+int64_t spectral_norm_bwd_workspace(const SpectralNormBwdLayer* layers, int64_t num_layers) {
+  int64_t chunks = 0;
+  for (int64_t l = 0; l < num_layers; ++l) {
+    BackwardRow row;
+    divide(layers[l], 1, &row);
+    chunks += row.chunks;
+  }
+  return chunks * static_cast<int64_t>(sizeof(double));
+}
+
+int spectral_norm_bwd(Dtype dtype, const SpectralNormBwdLayer* layers, int64_t num_layers, const void* sigma,
+                      const void* grad_sigma, void* workspace, void* stream_) {
+  const cudaStream_t stream = static_cast<cudaStream_t>(stream_);
+  if (num_layers < 0 || !aligned(workspace)) return cudaErrorInvalidValue;
+  if (dtype < Dtype::float32 || dtype > Dtype::bfloat16) return cudaErrorInvalidValue;
+
+  const int64_t size = element_size(dtype), wide = std::max<int64_t>(size, 4);  // of T and of A
+  double* dots = static_cast<double*>(workspace);
+  for (int64_t begin = 0; begin < num_layers; begin += BackwardRows::capacity) {
+    BackwardRows group;
+    group.num_layers = static_cast<int>(std::min<int64_t>(num_layers - begin, BackwardRows::capacity));
+    int64_t chunks = 0;
+    for (int i = 0; i < group.num_layers; ++i) {
+      const SpectralNormBwdLayer& layer = layers[begin + i];
+      if (layer.outer != 1 || layer.h < 0 || layer.inner < 0) return cudaErrorInvalidValue;
+      if (layer.h > kMaxExtent || layer.inner > kMaxExtent) return cudaErrorInvalidValue;
+      if (layer.h * layer.inner > int64_t{1} << 40) return cudaErrorInvalidValue;  // the number of chunks is an int
+      BackwardRow& row = group.rows[i];
+      divide(layer, 16 / size, &row);
+      row.first_chunk = static_cast<int>(chunks);
+      row.dots = dots;
+      dots += row.chunks;
+      chunks += row.chunks;
+    }
+    if (chunks == 0) continue;  // of layers without elements
+    if (chunks > INT32_MAX) return cudaErrorInvalidValue;
+    group.chunks = static_cast<int>(chunks);
+    const auto offset = [&](const void* values) { return static_cast<const char*>(values) + begin * wide; };
+    const auto run = [&](auto launcher) {
+      return launcher(&group, offset(sigma), grad_sigma ? offset(grad_sigma) : nullptr, stream);
+    };
+    cudaError_t error = cudaErrorInvalidValue;
+    switch (dtype) {
+      case Dtype::float32: error = run(launch_backward<float>); break;
+      case Dtype::float64: error = run(launch_backward<double>); break;
+      case Dtype::float16: error = run(launch_backward<__half>); break;
+      case Dtype::bfloat16: error = run(launch_backward<__nv_bfloat16>); break;
+    }
+    if (error != cudaSuccess) return error;
+  }
+  return cudaSuccess;
 }
 
 }  // namespace cuda

@@ -140,6 +140,49 @@ py::list spectral_norm_bwd(const py::sequence& grad_ys, const py::object& grad_s
   return grads;
 }
 
+py::tuple spectral_norm_double_bwd(const py::sequence& grads, const py::sequence& grad_ys, const py::sequence& ys,
+                                   const py::object& sigma, const py::object& uv, const std::vector<int64_t>& dims,
+                                   int num_threads) {
+  const size_t count = ys.size();
+  check_lengths(count, {grads.size(), grad_ys.size(), dims.size()});
+  std::vector<View> inputs;
+  std::vector<Extents> extents;
+  std::vector<lipgan::SpectralNormDoubleBwdLayer> layers;
+  inputs.reserve(3 * count);
+  int64_t vectors = 0;
+  py::list to_grad_ys(count), to_ys(count);
+  for (size_t l = 0; l < count; ++l) {
+    const View& y = inputs.emplace_back(ys[l], "y");
+    const Dtype dtype = inputs[0].dtype();
+    y.expect(dtype, y.numel(), "y");
+    const Extents& e = extents.emplace_back(extents_of(y, dims[l]));
+    const void* grad = inputs.emplace_back(grads[l], "grad").expect(dtype, y.numel(), "grad").data();
+    const void* grad_y = inputs.emplace_back(grad_ys[l], "grad_y").expect(dtype, y.numel(), "grad_y").data();
+    const NewTensor to_grad_y(y.shape(), dtype), to_y(y.shape(), dtype);
+    to_grad_ys[l] = to_grad_y.object();
+    to_ys[l] = to_y.object();
+    layers.push_back({grad, grad_y, y.data(), nullptr, nullptr, to_grad_y.data(), to_y.data(), e.outer, e.h, e.inner});
+    vectors += e.h + e.w();
+  }
+  const Dtype dtype = inputs[0].dtype(), wide = accumulation_dtype(dtype);
+  const View vectors_view(uv, "uv"), sigma_view(sigma, "sigma");
+  void* position = vectors_view.expect(dtype, vectors, "uv").data();
+  const int64_t size = static_cast<int64_t>(count);
+  const void* sigmas = sigma_view.expect(wide, size, "sigma").data();
+  const NewTensor to_sigma({size}, wide), to_grad_sigma({size}, wide);
+  for (size_t l = 0; l < count; ++l) {
+    layers[l].u = position;
+    layers[l].v = advance(position, extents[l].h, dtype);
+    position = advance(const_cast<void*>(layers[l].v), extents[l].w(), dtype);
+  }
+  {
+    py::gil_scoped_release release;
+    lipgan::cpu::spectral_norm_double_bwd(dtype, layers.data(), size, sigmas, to_sigma.data(), to_grad_sigma.data(),
+                                          num_threads);
+  }
+  return py::make_tuple(to_grad_ys, to_ys, to_sigma.object(), to_grad_sigma.object());
+}
+
 py::tuple matrix_sqrt_fwd(const py::object& a, bool inverse, double eps, double resolution, bool spectrum,
                           int num_threads) {
   const View view(a, "a");
@@ -368,6 +411,9 @@ PYBIND11_MODULE(_C, module) {
   module.def("spectral_norm_bwd", &spectral_norm_bwd, py::arg("grad_ys"), py::arg("grad_sigma"), py::arg("ys"),
              py::arg("sigma"), py::arg("uv"), py::arg("dims"), py::arg("num_threads"),
              "The gradients of the op lipgan::spectral_norm_bwd.");
+  module.def("spectral_norm_double_bwd", &spectral_norm_double_bwd, py::arg("grads"), py::arg("grad_ys"), py::arg("ys"),
+             py::arg("sigma"), py::arg("uv"), py::arg("dims"), py::arg("num_threads"),
+             "The gradients of those: by dY and Y, of each weight, by sigma and by dsigma.");
   module.def("matrix_sqrt_fwd", &matrix_sqrt_fwd, py::arg("a"), py::arg("inverse"), py::arg("eps"),
              py::arg("resolution"), py::arg("spectrum"), py::arg("num_threads"),
              "(root, roots, vectors) of the op lipgan::matrix_sqrt_fwd, and what was seen of a.");

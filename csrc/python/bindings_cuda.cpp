@@ -34,6 +34,19 @@ std::vector<lipgan::SpectralNormFwdLayer> spectral_norm_fwd_layers(const Rows& r
   return layers;
 }
 
+// grad_y, y, u, v, grad_weight, h, w
+using BackwardRows = std::vector<std::array<int64_t, 7>>;
+
+std::vector<lipgan::SpectralNormBwdLayer> spectral_norm_bwd_layers(const BackwardRows& rows) {
+  std::vector<lipgan::SpectralNormBwdLayer> layers;
+  layers.reserve(rows.size());
+  for (const auto& row : rows) {
+    layers.push_back({pointer(row[0]), pointer(row[1]), pointer(row[2]), pointer(row[3]), pointer(row[4]), 1, row[5],
+                      row[6]});
+  }
+  return layers;
+}
+
 void check(cudaError_t error) {
   if (error != cudaSuccess) {
     cudaGetLastError();  // an error that was reported here is not the next call's
@@ -52,6 +65,19 @@ void spectral_norm_fwd(int dtype, const Rows& rows, int64_t sigma, int64_t n_pow
 int64_t spectral_norm_fwd_workspace(const Rows& rows) {
   const auto layers = spectral_norm_fwd_layers(rows);
   return lipgan::cuda::spectral_norm_fwd_workspace(layers.data(), static_cast<int64_t>(layers.size()));
+}
+
+void spectral_norm_bwd(int dtype, const BackwardRows& rows, int64_t sigma, int64_t grad_sigma, int64_t workspace,
+                       int64_t stream) {
+  const auto layers = spectral_norm_bwd_layers(rows);
+  check(static_cast<cudaError_t>(lipgan::cuda::spectral_norm_bwd(
+      static_cast<lipgan::Dtype>(dtype), layers.data(), static_cast<int64_t>(layers.size()), pointer(sigma),
+      pointer(grad_sigma), pointer(workspace), pointer(stream))));
+}
+
+int64_t spectral_norm_bwd_workspace(const BackwardRows& rows) {
+  const auto layers = spectral_norm_bwd_layers(rows);
+  return lipgan::cuda::spectral_norm_bwd_workspace(layers.data(), static_cast<int64_t>(layers.size()));
 }
 
 // 0 where there is no driver, or no device.
@@ -83,6 +109,11 @@ PYBIND11_MODULE(_cuda, m) {
         "Bytes of `workspace` for these layers, whatever their dtype; 16-byte aligned.");
   m.def("spectral_norm_fwd_table_size", &lipgan::cuda::spectral_norm_fwd_table_size, py::arg("num_layers"),
         "Bytes of `device_table` for this many layers; 16-byte aligned.");
+  m.def("spectral_norm_bwd", &spectral_norm_bwd, no_gil, py::arg("dtype"), py::arg("layers"), py::arg("sigma"),
+        py::arg("grad_sigma"), py::arg("workspace"), py::arg("stream"),
+        "layers: rows of (grad_y, y, u, v, grad_weight, h, w). grad_sigma: 0 for none. Asynchronous on `stream`.");
+  m.def("spectral_norm_bwd_workspace", &spectral_norm_bwd_workspace, no_gil, py::arg("layers"),
+        "Bytes of `workspace` for these layers, of which only h and w count; 16-byte aligned.");
   m.def("device_count", &device_count, no_gil, "The number of CUDA devices; 0 without a driver.");
   m.def("runtime_version", &runtime_version, no_gil,
         "The CUDA runtime that this module contains, as 1000 major + 10 minor.");

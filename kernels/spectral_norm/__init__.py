@@ -1,4 +1,4 @@
-"""Spectral normalization of a group of weights, and its backward.
+"""Spectral normalization of a group of weights, its backward, and the backward of that.
 
 A group is a list of matrices of one dtype on one device; each launch serves all of them. Three kinds of
 tables tell a program what to work on:
@@ -14,6 +14,7 @@ values are widened right after a load and rounded once on a store.
 
 from . import tables
 from .backward import spectral_norm_bwd
+from .double_backward import spectral_norm_double_bwd
 from .forward import spectral_norm_fwd
 
-__all__ = ["spectral_norm_bwd", "spectral_norm_fwd", "tables"]
+__all__ = ["spectral_norm_bwd", "spectral_norm_double_bwd", "spectral_norm_fwd", "tables"]

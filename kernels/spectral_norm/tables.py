@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import config
-from ..common import divide
+from ..common import divide, is_capturing, stream_of
 
 Plan = TypeVar("Plan")
 
@@ -88,11 +88,6 @@ def fill_kernel(
         tl.store(table + i, tl.cast(values[i], tl.int64))
 
 
-def is_capturing(like: Tensor) -> bool:
-    """Whether what is launched now goes into a CUDA graph."""
-    return like.is_cuda and torch.cuda.is_current_stream_capturing()
-
-
 class Plans(Generic[Plan]):
     """Plans by what they were made for, the latest `size` of them, and for good those that went into a CUDA graph.
 
@@ -146,10 +141,6 @@ def forget_addresses() -> None:
     _tables.clear()
 
 
-def _stream(like: Tensor) -> int:
-    return torch._C._cuda_getCurrentRawStream(like.get_device()) if like.is_cuda else 0
-
-
 def _filled(addresses: Sequence[int], device: torch.device) -> Tensor:
     count = config.ceil_div(len(addresses), FILLED) * FILLED
     table = torch.empty(count, dtype=torch.int64, device=device)
@@ -168,7 +159,7 @@ def address_table(addresses: list[int], like: Tensor) -> Tensor:
     if is_capturing(like):
         # Its memory is the graph's, and so is the launch that writes it.
         return _filled(addresses, like.device)
-    key = (like.get_device(), _stream(like), *addresses)
+    key = (like.get_device(), stream_of(like), *addresses)
     table = _tables.get(key)
     if table is None:
         table = _filled(addresses, like.device)

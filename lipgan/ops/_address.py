@@ -6,6 +6,8 @@ for good: the checks of the public functions give the readable messages, these k
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -38,3 +40,25 @@ def address(tensor: Tensor, dtype: torch.dtype, numel: int, device: str) -> int:
             f"strides {tensor.stride()}, {tensor.dtype} on {tensor.device}"
         )
     return tensor.data_ptr()
+
+
+def addresses(
+    tensors: Sequence[Tensor], dtype: torch.dtype, numels: Sequence[int], device: torch.device, copies: list[Tensor]
+) -> list[int]:
+    """:func:`address` of several tensors, each materialized: copies go to ``copies``, to live until the launch."""
+    found, itemsize, kind = [], dtype.itemsize, device.type
+    for tensor, numel in zip(tensors, numels, strict=True):
+        where = tensor.data_ptr()
+        if where % itemsize or where == 0 or tensor.is_neg():
+            copies.append(tensor.clone())
+            where = address(copies[-1], dtype, numel, kind)
+        elif (
+            tensor.dtype is not dtype
+            or tensor.numel() != numel
+            or tensor.device != device
+            or not tensor.is_contiguous()
+        ):
+            address(tensor, dtype, numel, kind)  # says what is wrong
+            raise RuntimeError(f"expected a tensor on {device}, got one on {tensor.device}")
+        found.append(where)
+    return found

@@ -47,8 +47,8 @@ FORMS: Mapping[str, Mapping[str, Mapping[str, str]]] = MappingProxyType(
     {
         "spectral_norm": {
             "forward": _each(*_SN),
-            "backward": {**_each("reference", "native", "triton"), "cuda": "triton"},
-            "second order": _by_reference(*_SN),
+            "backward": _each(*_SN),
+            "second order": {**_each("reference", "native", "triton"), "cuda": "triton"},
         },
         "gradient_penalty": {"forward": _each(*_GP), "backward": _each(*_GP), "second order": _by_reference(*_GP)},
         "interpolate": {"forward": _each(*_GP), "backward": _by_reference(*_GP), "second order": _by_reference(*_GP)},
@@ -179,19 +179,21 @@ _chosen: str | None = os.environ.get("LIPGAN_BACKEND") or None
 
 
 @functools.lru_cache(maxsize=256)
-def _resolve(op: str, backend: str | None, device: str) -> str:
+def _resolve(op: str, backend: str | None, device: str, first: str | None) -> str:
     if backend is not None:
         reason = explain(op, backend, device)
         if reason is not None:
             raise UnavailableError(f"backend {backend!r} cannot serve {op} on {device}: {reason}")
         return backend
-    for candidate in _ORDER.get(device, ("reference",)):
+    order = _ORDER.get(device, ("reference",))
+    candidates: tuple[str, ...] = order if first is None else (first, *order)
+    for candidate in candidates:
         if explain(op, candidate, device) is None:
             return candidate
     raise AssertionError("the reference serves everywhere")
 
 
-def resolve(op: str, backend: str | None, device: str) -> str:
+def resolve(op: str, backend: str | None, device: str, first: str | None = None) -> str:
     """The backend that serves the forward of ``op`` on ``device``; :data:`FORMS` reports which serve its derivatives.
 
     Args:
@@ -199,6 +201,7 @@ def resolve(op: str, backend: str | None, device: str) -> str:
         backend: one of :data:`BACKENDS`, or None for the choice of :func:`use_backend` or ``LIPGAN_BACKEND``, and
             without such a choice for the best available.
         device: a device type, such as ``"cpu"``.
+        first: what is tried before the others where none was chosen: the best for the sizes at hand.
 
     Raises:
         ValueError: no op or no backend has that name.
@@ -206,7 +209,7 @@ def resolve(op: str, backend: str | None, device: str) -> str:
     """
     if backend is None and _chosen is not None:
         check_choice("LIPGAN_BACKEND", _chosen, BACKENDS)
-    return _resolve(op, backend if backend is not None else _chosen, device)
+    return _resolve(op, backend if backend is not None else _chosen, device, first)
 
 
 def serves(op: str, device: str) -> bool:

@@ -134,3 +134,40 @@ def spectral_norm_bwd(
         grad = dy * scale[layer] - along * torch.outer(u.to(wide), v.to(wide))
         grads.append(from_matrix(grad.to(y.dtype), y, dim).contiguous())
     return grads
+
+
+def spectral_norm_double_bwd(
+    grads: Sequence[Tensor],
+    grad_ys: Sequence[Tensor],
+    ys: Sequence[Tensor],
+    sigma: Tensor,
+    us: Sequence[Tensor],
+    vs: Sequence[Tensor],
+    dims: Sequence[int],
+) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor]:
+    """The derivative of :func:`spectral_norm_bwd`. It is differentiable itself, so that every higher order follows.
+
+    With G the gradient of a number by dW, ``q = u^T G v`` and ``r = 1 / sigma``, the gradients of that number are
+    ``r (G - q Y)`` by dY, ``-r q dY`` by Y, ``-r^2 (<G, dY> - <dY, Y> q)`` by sigma and ``q`` by dsigma.
+
+    Args:
+        grads: G, shaped as the weights.
+        grad_ys, ys, sigma, us, vs, dims: of the call.
+
+    Returns:
+        The gradients by dY and by Y, in their dtypes, and by sigma and dsigma, ``[len(ys)]``.
+    """
+    scale = scale_of(sigma)
+    zero = sigma.abs() < torch.finfo(sigma.dtype).tiny  # there the scale is the constant 1
+    to_grad_ys, to_ys, to_sigma, to_grad_sigma = [], [], [], []
+    for layer, (grad, grad_y, y, u, v, dim) in enumerate(zip(grads, grad_ys, ys, us, vs, dims, strict=True)):
+        wide = sigma.dtype
+        g, dy, y_wide = grad.to(wide), grad_y.to(wide), y.to(wide)
+        q = u.to(wide) @ (to_matrix(g, dim) @ v.to(wide))
+        r = scale[layer]
+        to_grad_ys.append((r * (g - q * y_wide)).to(grad_y.dtype))
+        to_ys.append((-r * q * dy).to(y.dtype))
+        towards = -r * r * ((g * dy).sum() - (dy * y_wide).sum() * q)
+        to_sigma.append(torch.where(zero[layer], 0.0, towards))
+        to_grad_sigma.append(q)
+    return to_grad_ys, to_ys, torch.stack(to_sigma), torch.stack(to_grad_sigma)

@@ -59,8 +59,9 @@ def test_registers_and_spills(compiled: tuple[Path, str]) -> None:
         compiled[1],
         flags=re.DOTALL,
     )
-    kernels = {(name, int(architecture)) for name, architecture, *_ in entries if "spectral_norm_fwd_kernel" in name}
-    assert len(kernels) == len(DTYPES) * len(ARCHITECTURES)
+    for kernel in ("spectral_norm_fwd_kernel", "spectral_norm_bwd_kernel"):
+        built = {(name, int(architecture)) for name, architecture, *_ in entries if kernel in name}
+        assert len(built) == len(DTYPES) * len(ARCHITECTURES)
     for name, architecture, stores, loads, registers in entries:
         assert (int(stores), int(loads)) == (0, 0), f"{name} spills on sm_{architecture}"
         assert int(registers) <= REGISTER_BUDGET, f"{name} uses {registers} registers on sm_{architecture}"
@@ -78,3 +79,8 @@ def test_sixteen_byte_accesses(compiled: tuple[Path, str], architecture: int) ->
         # Two passes over the rows of a tile load 4 rows at a time, twice; the scaling loads and stores at least one.
         assert len(re.findall(r"\bLDG\.E\.128\b", text)) >= 17, dtype
         assert len(re.findall(r"\bSTG\.E\.128\b", text)) >= 1, dtype
+        (text,) = [f for f in functions if f"spectral_norm_bwd_kernelI{mangled}EE" in f.split("\n", 1)[0]]
+        # The sums ask for 4 packs of both arrays at once.
+        assert len(re.findall(r"\bLDG\.E\.128\b", text)) >= 8 + 1, dtype
+        assert len(re.findall(r"\bSTG\.E\.128\b", text)) >= 1, dtype
+        assert not re.search(r"\b(?:LDL|STL)\b", text), f"{dtype}: the rows of the launch are copied to local memory"

@@ -1,17 +1,23 @@
 """csrc/cuda/spectral_norm.cu, run by the host executor, and the module lipgan._cuda where it is built."""
 
+import contextlib
 import ctypes
 import importlib
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 import host_executor
 import numpy as np
 import pytest
 import torch
 from tolerance import assert_as_accurate
+
+from lipgan.ops import _backend
+from lipgan.ops.spectral_norm import backends
+from lipgan.reference import spectral_norm as reference
 
 needs_gxx = pytest.mark.skipif(host_executor.GXX is None, reason=host_executor.NO_GXX)
 
@@ -24,9 +30,18 @@ POISON = 0xFF  # a NaN in every dtype
 SOURCE = r"""
 #include "cuda/spectral_norm.cu"
 
+using lipgan::SpectralNormBwdLayer;
 using lipgan::SpectralNormFwdLayer;
 
 extern "C" {
+int64_t bwd_workspace_size(const SpectralNormBwdLayer* layers, int64_t num_layers) {
+  return lipgan::cuda::spectral_norm_bwd_workspace(layers, num_layers);
+}
+int spectral_norm_bwd(int dtype, const SpectralNormBwdLayer* layers, int64_t num_layers, const void* sigma,
+                      const void* grad_sigma, void* workspace) {
+  return lipgan::cuda::spectral_norm_bwd(static_cast<lipgan::Dtype>(dtype), layers, num_layers, sigma, grad_sigma,
+                                         workspace, nullptr);
+}
 int64_t workspace_size(const SpectralNormFwdLayer* layers, int64_t num_layers) {
   return lipgan::cuda::spectral_norm_fwd_workspace(layers, num_layers);
 }
@@ -46,7 +61,8 @@ Result = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]  # y [h, 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     loaded = host_executor.build(SOURCE, tmp_path_factory.mktemp("spectral_norm"))
-    loaded.workspace_size.restype = loaded.table_size.restype = ctypes.c_int64
+    for function in (loaded.workspace_size, loaded.table_size, loaded.bwd_workspace_size):
+        function.restype = ctypes.c_int64
     return loaded
 
 
@@ -338,6 +354,213 @@ def test_empty(library: ctypes.CDLL) -> None:
     assert library.spectral_norm_fwd(0, None, *arguments) == 0
 
 
+Backward = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]  # dY [h, w], Y [h, w], u [h], v [w]
+
+
+def run_backward(
+    library: ctypes.CDLL,
+    layers: Sequence[Backward],
+    sigma: torch.Tensor,
+    grad_sigma: torch.Tensor | None,
+    *,
+    multiprocessors: int = 3,
+    order: int = 2,
+    misaligned: bool = False,
+) -> list[torch.Tensor]:
+    """The grouped backward on the host executor."""
+    dtype = layers[0][0].dtype
+    arena = Arena()
+    inputs = [[arena.copy(t, misaligned) for t in layer] for layer in layers]
+    outputs = [arena.empty(layer[0].shape, dtype, misaligned) for layer in layers]
+    rows = np.array(
+        [[*(t.data_ptr() for t in (*ins, out)), 1, *out.shape] for ins, out in zip(inputs, outputs, strict=True)],
+        dtype=np.int64,
+    )
+    scalars = [None if t is None else arena.copy(t) for t in (sigma, grad_sigma)]
+    table, count = ctypes.c_void_p(rows.ctypes.data), ctypes.c_int64(len(layers))
+    workspace = arena.empty([library.bwd_workspace_size(table, count)], torch.uint8)
+    host_executor.configure(library, multiprocessors=multiprocessors, seed=order)
+    error = library.spectral_norm_bwd(
+        DTYPES.index(dtype), table, count, *(ctypes.c_void_p(t if t is None else t.data_ptr()) for t in scalars),
+        ctypes.c_void_p(workspace.data_ptr()),
+    )  # fmt: skip
+    assert error == 0, library.host_executor_message().decode()
+    arena.assert_guards_untouched()
+    return [out.clone() for out in outputs]
+
+
+def backward_inputs(
+    shapes: Sequence[tuple[int, int]], dtype: torch.dtype
+) -> tuple[list[Backward], torch.Tensor, torch.Tensor]:
+    layers = []
+    for h, w in shapes:
+        y, u, v = random_layer(h, w, dtype)
+        layers.append((torch.randn(h, w, dtype=torch.float64).to(dtype), y, u, v))
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    return layers, torch.rand(len(shapes), dtype=wide) + 0.5, torch.randn(len(shapes), dtype=wide)
+
+
+def assert_gradients_accurate(
+    results: Sequence[torch.Tensor],
+    layers: Sequence[Backward],
+    sigma: torch.Tensor,
+    grad_sigma: torch.Tensor | None,
+) -> None:
+    """Against the formula in float64, and against PyTorch's in the accumulation dtype."""
+    for i, (result, layer) in enumerate(zip(results, layers, strict=True)):
+
+        def formula(kind: torch.dtype, i: int = i, layer: Backward = layer) -> tuple[torch.Tensor, float]:
+            dy, y, u, v = (t.to(kind) for t in layer)
+            s = sigma[i].to(kind)
+            along = (dy * y).sum() / s - (0.0 if grad_sigma is None else grad_sigma[i].to(kind))
+            # What the terms of the sum, and those of the difference, amount to.
+            terms = (dy * y).abs().sum() * u.abs().max() * v.abs().max() / s + dy.abs().max()
+            return dy / s - along * torch.outer(u, v), float(terms / s)
+
+        exact, size = formula(torch.float64)
+        peer, _ = formula(sigma.dtype)
+        narrow = torch.finfo(sigma.dtype).eps / torch.finfo(result.dtype).eps
+        assert_as_accurate(
+            result, peer.to(result.dtype), exact, roundings=4.0, scale=float(exact.abs().max()) + size * narrow
+        )
+
+
+@needs_gxx
+@pytest.mark.parametrize("misaligned", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_backward(library: ctypes.CDLL, dtype: torch.dtype, misaligned: bool) -> None:
+    # Rows that 16 bytes divide or not, wider than a block's step and narrower than 16 bytes; several chunks, and their
+    # edges.
+    shapes = [(1, 1), (61, 1), (1, 257), (7, 13), (64, 27), (9, 16), (3, 2056), (33, 256), (17, 513)]
+    layers, sigma, grad_sigma = backward_inputs(shapes, dtype)
+    for given in (grad_sigma, None):
+        results = run_backward(library, layers, sigma, given, misaligned=misaligned)
+        assert_gradients_accurate(results, layers, sigma, given)
+
+
+@needs_gxx
+def test_backward_of_vectors_that_lie_anywhere(library: ctypes.CDLL) -> None:
+    """u and v of a group lie one behind the other, so that v may begin anywhere where all else is aligned."""
+    layers, sigma, grad_sigma = backward_inputs([(40, 64), (12, 20)], torch.float32)
+    uv = torch.cat([torch.zeros(1), *(t for layer in layers for t in layer[2:])])
+    expected = run_backward(library, layers, sigma, grad_sigma)
+    at, shifted = 1, []
+    for dy, y, u, v in layers:
+        shifted.append((dy, y, uv[at : at + len(u)], uv[at + len(u) : at + len(u) + len(v)]))
+        at += len(u) + len(v)
+    arena_copy = Arena.copy
+
+    def as_it_lies(self: Arena, tensor: torch.Tensor, misaligned: bool = False) -> torch.Tensor:
+        return tensor if tensor.data_ptr() % 16 else arena_copy(self, tensor, misaligned)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Arena, "copy", as_it_lies)
+        results = run_backward(library, shifted, sigma, grad_sigma)
+    assert all(map(torch.equal, results, expected))
+
+
+@needs_gxx
+def test_backward_gives_the_same_bits_on_every_grid_and_in_every_group(library: ctypes.CDLL) -> None:
+    layers, sigma, grad_sigma = backward_inputs([(300, 40), (5, 2100), (1, 9)], torch.float32)
+    first = run_backward(library, layers, sigma, grad_sigma, multiprocessors=1, order=0)
+    for multiprocessors, order in [(1, 1), (2, 0), (16, 7)]:
+        again = run_backward(library, layers, sigma, grad_sigma, multiprocessors=multiprocessors, order=order)
+        assert all(map(torch.equal, again, first))
+    (alone,) = run_backward(library, layers[1:2], sigma[1:2], grad_sigma[1:2])
+    assert torch.equal(alone, first[1])
+
+
+@needs_gxx
+def test_backward_of_more_layers_than_a_launch_takes(library: ctypes.CDLL) -> None:
+    layers, sigma, grad_sigma = backward_inputs([(1 + i % 7, 1 + i % 11) for i in range(50)], torch.float32)
+    assert_gradients_accurate(run_backward(library, layers, sigma, grad_sigma), layers, sigma, grad_sigma)
+
+
+@needs_gxx
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_backward_where_sigma_counts_as_zero(library: ctypes.CDLL, dtype: torch.dtype) -> None:
+    layers, sigma, _ = backward_inputs([(4, 8), (0, 5), (5, 8), (6, 7)], dtype)
+    layers[0] = (layers[0][0], torch.zeros(4, 8, dtype=dtype), *layers[0][2:])
+    sigma[0], sigma[2] = torch.finfo(dtype).tiny / 4, float("nan")
+    results = run_backward(library, layers, sigma, None)
+    assert torch.equal(results[0], layers[0][0])
+    assert results[2].isnan().all(), "a NaN is not taken for 0"
+    assert results[3].isfinite().all()
+
+
+class Executed:
+    """lipgan._cuda, as far as a backward needs it, of the host executor."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self.library = library
+
+    def _rows(self, layers: Sequence[tuple[int, ...]]) -> tuple[ctypes.c_void_p, ctypes.c_int64]:
+        self.rows = np.array([[*row[:5], 1, *row[5:]] for row in layers], np.int64)
+        return ctypes.c_void_p(self.rows.ctypes.data), ctypes.c_int64(len(layers))
+
+    def spectral_norm_bwd_workspace(self, layers: Sequence[tuple[int, ...]]) -> int:
+        return self.library.bwd_workspace_size(*self._rows(layers))
+
+    def spectral_norm_bwd(self, dtype: int, layers: Sequence[tuple[int, ...]], *addresses: int) -> None:
+        *arrays, stream = addresses
+        assert stream == 7
+        host_executor.configure(self.library, multiprocessors=2, seed=2)
+        assert self.library.spectral_norm_bwd(dtype, *self._rows(layers), *map(ctypes.c_void_p, arrays)) == 0
+
+
+@needs_gxx
+@pytest.mark.parametrize("dims", [(0, 0, 0), (0, 1, 0), (1, 0, 2)])
+@pytest.mark.parametrize("with_sigma", [False, True])
+def test_backward_of_the_op(
+    library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch, dims: tuple[int, ...], with_sigma: bool
+) -> None:
+    """Shapes, dimensions and layouts that the kernel does not know of, by the backend's function."""
+    monkeypatch.setattr(_backend, "cuda", lambda: Executed(library))
+    backends._bwd_sizes.cache_clear()
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=7))
+    ys = [torch.randn(5, 7), torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last), torch.randn(6, 4, 3)]
+    # Not contiguous; a negation that is put off; neither.
+    grads = [torch.randn(7, 5).T, torch.randn(4, 3, 2, 2, dtype=torch.complex64).conj().imag, torch.randn(6, 4, 3)]
+    vectors = [torch.randn(size) for size in backends._vector_sizes(ys, dims)]
+    sigma, grad_sigma = torch.rand(3) + 0.5, torch.randn(3) if with_sigma else None
+    arguments = grads, grad_sigma, ys, sigma
+    results = backends._cuda_bwd(*arguments, torch.cat(vectors), dims)
+    for mine, exact in zip(
+        results, reference.spectral_norm_bwd(*arguments, vectors[::2], vectors[1::2], dims), strict=True
+    ):
+        torch.testing.assert_close(mine, exact, rtol=1e-5, atol=1e-5)
+        assert mine.is_contiguous()
+
+
+def test_which_backward_a_gpu_is_asked_for_first() -> None:
+    def of(shape: tuple[int, int], is_cuda: bool = True) -> str | None:
+        y = SimpleNamespace(is_cuda=is_cuda, numel=lambda: shape[0] * shape[1], element_size=lambda: 4)
+        return backends._first([y, y])
+
+    assert of((1024, 4096)) == "cuda"
+    assert of((1025, 4096)) is None
+    assert of((1, 1), is_cuda=False) is None
+    # Only where nothing else was chosen, and where it can serve.
+    assert _backend.resolve("spectral_norm", "reference", "cuda", "cuda") == "reference"
+    assert _backend.resolve("matrix_sqrt", None, "cpu", "cuda") == _backend.resolve("matrix_sqrt", None, "cpu")
+
+
+@needs_gxx
+@pytest.mark.parametrize("field", ["outer", "h", "w", "workspace", "dtype"])
+def test_invalid_arguments_of_the_backward(library: ctypes.CDLL, field: str) -> None:
+    row = np.array([[0, 0, 0, 0, 0, 1, 4, 4]], dtype=np.int64)
+    changed = {"outer": (5, 2), "h": (6, -1), "w": (7, 2**31)}
+    if field in changed:
+        at, value = changed[field]
+        row[0, at] = value
+    error = library.spectral_norm_bwd(
+        4 if field == "dtype" else 0, ctypes.c_void_p(row.ctypes.data), ctypes.c_int64(1), None, None,
+        ctypes.c_void_p(8 if field == "workspace" else 0),
+    )  # fmt: skip
+    assert error == CUDA_ERROR_INVALID_VALUE
+
+
 @needs_gxx
 @pytest.mark.parametrize("field", ["outer", "h", "w", "n_power_iterations", "workspace", "dtype"])
 def test_invalid_arguments(library: ctypes.CDLL, field: str) -> None:
@@ -373,6 +596,9 @@ def test_module_sizes() -> None:
     assert module.spectral_norm_fwd_workspace(layers) >= 8 * (64 + 2 * 576 + 1 + 2 * 8192)
     assert module.spectral_norm_fwd_workspace(layers) % 16 == 0
     assert module.spectral_norm_fwd_table_size(3) == 3 * module.spectral_norm_fwd_table_size(1) > 0
+    # A number for each chunk, of 4096 elements at least and 32768 at most.
+    backward = [[0, 0, 0, 0, 0, 64, 65], [0, 0, 0, 0, 0, 1024, 9216], [0, 0, 0, 0, 0, 0, 7]]
+    assert module.spectral_norm_bwd_workspace(backward) == 8 * (2 + 288)
     assert module.runtime_version() >= 12000
 
 
@@ -383,6 +609,9 @@ import lipgan._cuda as module
 assert module.device_count() == 0
 with pytest.raises(RuntimeError, match=r"CUDA error: .*driver|CUDA error: no CUDA-capable device"):
     module.spectral_norm_fwd(0, [[0, 0, 0, 0, 0, 0, 4, 4]], 0, 1, 1e-12, 0, 0, 0)
+with pytest.raises(RuntimeError, match=r"CUDA error: .*driver|CUDA error: no CUDA-capable device"):
+    module.spectral_norm_bwd(0, [[0, 0, 0, 0, 0, 4, 4]], 0, 0, 0, 0)
+module.spectral_norm_bwd(0, [], 0, 0, 0, 0)
 module.spectral_norm_fwd(0, [], 0, 1, 1e-12, 0, 0, 0)
 """
 

@@ -119,9 +119,9 @@ def test_every_kernel_is_among_the_cases(made: list[Any]) -> None:
     rows = [(name, set(options)) for name, options in made[3]]
     for name in ("iterate", "reduce", "sigma", "scale"):
         assert any(kernel == f"spectral_norm_{name}_kernel" for kernel, _ in rows)
-    for name in ("grad_dot", "grad_weight"):
+    for name in ("grad_dot", "grad_weight", "double_dot", "double_grads"):
         assert any(kernel == f"_spectral_norm_{name}_kernel" for kernel, _ in rows)
-    for name in ("interpolate", "rows", "columns", "parts", "finalize", "scale"):
+    for name in ("interpolate", "rows", "columns", "parts", "scale"):
         assert any(kernel == f"_gradient_penalty_{name}_kernel" for kernel, _ in rows)
     for flag in ("OTHERS=True", "OTHERS=False"):
         assert any(kernel == "_nearest_neighbours_kernel" and flag in options for kernel, options in rows)

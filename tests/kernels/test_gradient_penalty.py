@@ -8,10 +8,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lipgan.kernels import config
+from lipgan.kernels import common, config
 from lipgan.kernels import gradient_penalty as kernels
 from tolerance import assert_as_accurate
 from torch import Tensor
+from triton.runtime.interpreter import InterpretedFunction
 
 pytestmark = pytest.mark.interpreter
 
@@ -278,7 +279,7 @@ def test_ties_share_the_gradient(shape: tuple[int, int, int], small: bool, reque
 
 @pytest.mark.usefixtures("_small_launches")
 def test_ties_in_different_steps() -> None:
-    # Rows in two parts go 16 a step, so these four meet in two lanes of the program that compares them.
+    # Rows in two parts go 4 a step, so these four meet in two lanes of the program that compares them.
     grads = make((33, 12, 1), torch.float64)
     for row in (0, 5, 16, 32):
         grads[row] = 10.0
@@ -310,10 +311,45 @@ def test_what_is_not_finite_reaches_the_penalty(
 
 @pytest.mark.parametrize("kind", kernels.KINDS)
 def test_equal_inputs_give_equal_bits(kind: str) -> None:
+    common.forget_tickets()
     for shape in [(9, 300, 1), (3, 70, 66)]:
         grads = make(shape, torch.float32)
         first, second = (kernels.gradient_penalty_fwd(grads, kind, WEIGHT, TARGET) for _ in range(2))
         assert all(map(torch.equal, first, second))
+    # One ticket for all of them, which each has put back.
+    (ticket,) = common._tickets.values()
+    assert ticket.tolist() == [0]
+
+
+@pytest.mark.usefixtures("_small_launches")
+@pytest.mark.parametrize("kind", kernels.KINDS)
+def test_launches(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One launch; two where the norms of all samples or of all parts of one have to be known before the cotangent."""
+    launches: list[str] = []
+    run = InterpretedFunction.run
+    monkeypatch.setattr(
+        InterpretedFunction, "run", lambda f, *a, **k: launches.append(f.fn.__name__) or run(f, *a, **k)
+    )
+    for shape, first in (((700, 3, 1), "rows"), ((3, 5, 64), "columns"), ((3, 17, 1), "parts")):
+        launches.clear()
+        kernels.gradient_penalty_fwd(make(shape, torch.float32), kind, WEIGHT, TARGET)
+        then = ["_gradient_penalty_scale_kernel"] if kind == "max" or first == "parts" else []
+        assert launches == [f"_gradient_penalty_{first}_kernel", *then]
+
+
+def test_a_launch_in_a_graph_has_a_ticket_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(3)
+    of_stream = common.ticket_of(x)
+    assert common.ticket_of(x) is of_stream
+    monkeypatch.setattr(common, "stream_of", lambda like: 7)
+    assert common.ticket_of(x) is not of_stream, "a launch on another stream runs beside this one"
+    monkeypatch.setattr(common, "is_capturing", lambda like: True)
+    monkeypatch.setattr(common, "_for_graphs", {x.device: list(torch.zeros(2, 32, dtype=torch.int32)[:, :1].unbind())})
+    # Two that were made before; then the graph writes its own.
+    tickets = [common.ticket_of(x) for _ in range(3)]
+    assert len({ticket.data_ptr() for ticket in (*tickets, of_stream)}) == 4
+    assert all(ticket.tolist() == [0] for ticket in tickets)
+    assert not common._for_graphs[x.device]
 
 
 def test_the_penalty_of_one_program_is_that_of_many(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -409,6 +445,6 @@ def test_launch_shapes(itemsize: int) -> None:
             tile = config.flat_tile(h, w, itemsize)
             assert tile.block_h * tile.block_w * itemsize <= 16384
     for parts in (1, 2, 12, 1000, 5000):
-        tile = config.partials_tile(parts, max(itemsize, 4))
-        assert tile.block_h * tile.block_w <= 4096
-        assert registers(tile) <= 16
+        block_h, block_w = config.partials_tile(parts)
+        assert block_h * block_w == config.SUMMANDS_PER_STEP
+        assert block_w == config.SUMMANDS_PER_STEP or parts <= block_w < 2 * parts

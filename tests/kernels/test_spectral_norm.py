@@ -153,6 +153,35 @@ def test_backward_is_the_gradient_of_torch(shape: tuple[int, int]) -> None:
     torch.testing.assert_close(grad, expected, rtol=1e-10, atol=1e-12 * float(expected.abs().max()))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_double_backward_is_as_accurate_as_torch(dtype: torch.dtype) -> None:
+    shapes = [(1, 13), (23, 16), (9, 1030)]
+    inputs = kernels.double_inputs(shapes, [0] * len(shapes), dtype)
+    kernels.assert_double_accurate(kernels.spectral_norm_double_bwd(*inputs), inputs, [0] * len(shapes))
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (16, 32)])
+def test_double_backward_is_the_gradient_of_torch(shape: tuple[int, int]) -> None:
+    (g,), (dy,), (y,), sigma, (u,), (v,) = kernels.double_inputs([shape], [0], torch.float64)
+    variables = [x.clone().requires_grad_() for x in (dy, y, sigma, torch.zeros(1, dtype=torch.float64))]
+    grad_y, of_y, s, grad_sigma = variables
+    weight = grad_y / s - ((grad_y * of_y).sum() / s - grad_sigma) * torch.outer(u, v)
+    expected = torch.autograd.grad((weight * g).sum(), variables)
+    (to_grad_y,), (to_y,), *scalars = kernels.spectral_norm_double_bwd([g], [dy], [y], sigma, [u], [v])
+    for mine, theirs in zip((to_grad_y, to_y, *scalars), expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-11)
+
+
+def test_double_backward_of_arguments_that_do_not_fit() -> None:
+    grads, grad_ys, ys, sigma, us, vs = kernels.double_inputs([(4, 6), (3, 5)], [0, 0], torch.float32)
+    with pytest.raises(ValueError, match=r"expected gradients of shape \(3, 5\), got \(3, 5\) and \(5, 3\)"):
+        kernels.spectral_norm_double_bwd(grads, [grad_ys[0], grad_ys[1].T], ys, sigma, us, vs)
+    with pytest.raises(ValueError, match=r"expected 2 contiguous torch\.float32 on cpu for sigma"):
+        kernels.spectral_norm_double_bwd(grads, grad_ys, ys, sigma.double(), us, vs)
+    with pytest.raises(ValueError, match=r"expected 18 contiguous torch\.float32 on cpu for u and v"):
+        kernels.spectral_norm_double_bwd(grads, grad_ys, ys, sigma, us, [vs[0], vs[1][:3]])
+
+
 @pytest.mark.parametrize("delta", [-1, 0, 1])
 def test_sizes_around_the_tiles(delta: int) -> None:
     # Each shape is a group of its own, because a group takes the tile of its widest matrix.

@@ -100,7 +100,7 @@ def test_addresses_that_come_back_find_their_table(launched: list[str]) -> None:
     assert tables.address_table([16, 32, 48], like) is table
     assert tables.address_table([16, 32, 64], like) is not table
     assert launched == ["fill_kernel"] * 2
-    with mock.patch.object(tables, "_stream", return_value=7):  # whose launches nothing orders after ours
+    with mock.patch.object(tables, "stream_of", return_value=7):  # whose launches nothing orders after ours
         assert tables.address_table([16, 32, 48], like) is not table
 
 

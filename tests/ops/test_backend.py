@@ -32,8 +32,10 @@ def test_the_table_has_the_forms_that_there_are() -> None:
     for op, functions in IMPLEMENTED.items():
         assert set(_backend.FORMS[op]["forward"]) == set(functions), op
     assert set(_backend.FORMS["spectral_norm"]["backward"]) == set(spectral_norm._BACKWARD)
-    # The CUDA form has no backward of its own: the table says whose serves.
-    assert spectral_norm._BACKWARD["cuda"] is spectral_norm._BACKWARD["triton"]
+    assert len(set(spectral_norm._BACKWARD.values())) == len(spectral_norm._BACKWARD)
+    # The CUDA form has no second order of its own: the table says whose serves.
+    assert set(_backend.FORMS["spectral_norm"]["second order"]) == set(spectral_norm._DOUBLE_BACKWARD)
+    assert spectral_norm._DOUBLE_BACKWARD["cuda"] is spectral_norm._DOUBLE_BACKWARD["triton"]
 
 
 @pytest.mark.parametrize("op", _backend.FORMS)

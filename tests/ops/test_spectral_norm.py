@@ -12,6 +12,7 @@ import scipy.linalg
 import torch
 import torch.nn.functional as F
 from devices import DEVICE
+from grouped import assert_double_accurate, double_inputs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerance import assert_as_accurate, max_error
@@ -31,6 +32,7 @@ from lipgan.ops import (
     use_backend,
 )
 from lipgan.ops._address import address
+from lipgan.ops.spectral_norm import autograd, backends
 
 _C: Any = _backend.native()  # None where it was not built: its tests are skipped then
 
@@ -197,6 +199,96 @@ def test_first_and_second_order_gradients(backend: str, shape: tuple[int, ...], 
 
     assert torch.autograd.gradcheck(function, weight.requires_grad_())
     assert torch.autograd.gradgradcheck(function, weight)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_second_order_is_as_accurate_as_the_reference(backend: str, dtype: torch.dtype) -> None:
+    shapes, dims = [shape for shape, _ in SHAPES], [dim for _, dim in SHAPES]
+    *arrays, sigma, us, vs = double_inputs(shapes, dims, dtype)
+    # Gradients of other strides, as double backward gives them.
+    arrays[0][6], arrays[1][9] = arrays[0][6].T.contiguous().T, arrays[1][9].T.contiguous().T
+    results = backends.double_bwd(*arrays, sigma, backends.join_vectors(us, vs), dims, backend)
+    assert_double_accurate(results, (*arrays, sigma, us, vs), dims)
+
+
+@pytest.mark.backend("native")
+@pytest.mark.parametrize("numel", [30_000, 1_200_000])
+def test_second_order_of_blocks_and_threads(isa: str, numel: int) -> None:
+    """Several blocks of rows and slabs, beyond the caches too, where stores are streamed."""
+    w = 3001
+    shapes, dims = [(numel // w, w), (numel // w // 8, 5, 8, 75)], [0, 1]
+    inputs = double_inputs(shapes, dims, torch.float32)
+    *arrays, sigma, us, vs = inputs
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            results.append(backends.double_bwd(*arrays, sigma, backends.join_vectors(us, vs), dims, "native"))
+    finally:
+        torch.set_num_threads(before)
+    assert_double_accurate(results[0], inputs, dims, roundings=64.0)
+    for mine, others in zip(*results, strict=True):
+        assert all(map(torch.equal, mine, others))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_second_order_where_sigma_counts_as_zero(backend: str) -> None:
+    *arrays, sigma, us, vs = double_inputs([(5, 7), (4, 6)], [0, 0], torch.float32)
+    sigma[0] = torch.finfo(torch.float32).tiny / 2
+    to_grad_ys, to_ys, to_sigma, to_grad_sigma = backends.double_bwd(
+        *arrays, sigma, backends.join_vectors(us, vs), [0, 0], backend
+    )
+    q = us[0] @ arrays[0][0] @ vs[0]
+    torch.testing.assert_close(to_grad_ys[0], arrays[0][0] - q * arrays[2][0])
+    torch.testing.assert_close(to_ys[0], -q * arrays[1][0])
+    assert to_sigma[0] == 0
+    assert to_sigma[1] != 0
+    torch.testing.assert_close(to_grad_sigma[0], q)
+
+
+@pytest.mark.backend("native")
+@pytest.mark.parametrize("grouped", [False, True])
+def test_a_penalty_through_the_normalization_takes_the_fused_second_order(
+    grouped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its gradients are those of plain PyTorch, of each order; the third one is of PyTorch's operations."""
+    calls: list[int] = []
+
+    def counted(*args: Any) -> Any:
+        if args[-1] == "native":
+            calls.append(len(args[0]))
+        return backends.double_bwd(*args)
+
+    monkeypatch.setattr(autograd, "double_bwd", counted)
+    layers = [draw(shape, 0, torch.float64, seed) for seed, shape in enumerate([(5, 4), (3, 5)])]
+    weights, us, vs = (list(column) for column in zip(*layers, strict=True))
+    weights = [weight.requires_grad_() for weight in weights]
+    x = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
+
+    def penalty(backend: str) -> Tensor:
+        if grouped:
+            ys, sigma, _, _ = spectral_norm_group(weights, us, vs, 0, backend=backend)
+        else:
+            alone = [spectral_norm(*layer, 0, backend=backend) for layer in zip(weights, us, vs, strict=True)]
+            ys, sigma, _, _ = zip(*alone, strict=True)
+        scores = torch.tanh(x @ ys[0].T) @ ys[1].T
+        loss = scores.square().sum() + sigma[0] * sigma[1]
+        grads = torch.autograd.grad(loss, [x, *weights], create_graph=True)
+        return sum(grad.square().sum() for grad in grads)
+
+    expected = torch.autograd.grad(penalty("reference"), weights)
+    for mine, theirs in zip(torch.autograd.grad(penalty("native"), weights), expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-10)
+    assert calls == ([2] if grouped else [1, 1])
+    third = [
+        torch.autograd.grad(
+            sum(g.square().sum() for g in torch.autograd.grad(penalty(backend), weights, create_graph=True)), weights
+        )
+        for backend in ("reference", "native")
+    ]
+    for mine, theirs in zip(*third, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-9)
 
 
 def test_gradient_of_sigma_alone_and_of_some_layers_of_a_group() -> None:

@@ -192,9 +192,18 @@ def test_votes_of_a_block(functions: str) -> None:
 SPECTRAL_NORM = r"""
 #include "cuda/spectral_norm.cu"
 
+using lipgan::SpectralNormBwdLayer;
 using lipgan::SpectralNormFwdLayer;
 
 extern "C" {
+int64_t bwd_workspace_size(const SpectralNormBwdLayer* layers, int64_t num_layers) {
+  return lipgan::cuda::spectral_norm_bwd_workspace(layers, num_layers);
+}
+int spectral_norm_bwd(int dtype, const SpectralNormBwdLayer* layers, int64_t num_layers, const void* sigma,
+                      const void* grad_sigma, void* workspace) {
+  return lipgan::cuda::spectral_norm_bwd(static_cast<lipgan::Dtype>(dtype), layers, num_layers, sigma, grad_sigma,
+                                         workspace, nullptr);
+}
 int64_t workspace_size(const SpectralNormFwdLayer* layers, int64_t num_layers) {
   return lipgan::cuda::spectral_norm_fwd_workspace(layers, num_layers);
 }
@@ -215,7 +224,8 @@ def library(request: pytest.FixtureRequest) -> compilers.CudaLibrary:
 
 def load(architecture: int, source: str = SPECTRAL_NORM, edit=lambda ptx: ptx) -> compilers.CudaLibrary:
     loaded = compilers.CudaLibrary(source, architecture, edit)
-    loaded.library.workspace_size.restype = loaded.library.table_size.restype = ctypes.c_int64
+    for name in ("workspace_size", "table_size", "bwd_workspace_size"):
+        getattr(loaded.library, name).restype = ctypes.c_int64
     return loaded
 
 
@@ -388,6 +398,94 @@ def test_barriers_taken_out() -> None:
         assert missed <= Counter(REDUNDANT), missed
 
 
+def run_backward(
+    library: compilers.CudaLibrary, shapes: list[tuple[int, int]], dtype: torch.dtype, *, blocks: int = 2,
+    misaligned: bool = False, counters: dict | None = None,
+) -> list[Tensor]:  # fmt: skip
+    """The grouped backward of random matrices, compared with its formula."""
+    torch.manual_seed(2)
+    session = compilers.Session("sm_90")
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, dtype=torch.float64).to(dtype)
+
+    layers = [(random(h, w), random(h, w), random(h) / h**0.5, random(w) / w**0.5) for h, w in shapes]
+    sigma, grad_sigma = torch.rand(len(shapes), dtype=wide) + 0.5, torch.randn(len(shapes), dtype=wide)
+    given = [[session.copy(x, misaligned) for x in layer] for layer in layers]
+
+    def empty(shape, kind: torch.dtype) -> Tensor:
+        tensor = session.allocate(torch.empty(shape, dtype=kind))
+        session.register(tensor, written=False)
+        return tensor
+
+    results = [empty(shape, dtype) for shape in shapes]
+    rows = np.array(
+        [[*(t.data_ptr() for t in (*a, b)), 1, *b.shape] for a, b in zip(given, results, strict=True)], np.int64
+    )
+    table, count = ctypes.c_void_p(rows.ctypes.data), ctypes.c_int64(len(shapes))
+    workspace = empty([library.library.bwd_workspace_size(table, count) // 8], torch.float64)
+    scalars = [session.copy(x) for x in (sigma, grad_sigma)]
+    error = library.call(
+        "spectral_norm_bwd", DTYPES.index(dtype), table, count, *(ctypes.c_void_p(x.data_ptr()) for x in scalars),
+        ctypes.c_void_p(workspace.data_ptr()), memory=session.memory, multiprocessors=blocks, counters=counters,
+    )  # fmt: skip
+    assert error == 0
+    for i, (result, layer) in enumerate(zip(results, layers, strict=True)):
+        session.assert_written(result)
+        (exact,), (peer,) = (
+            reference.spectral_norm_bwd(
+                [layer[0].to(kind)], grad_sigma[i : i + 1].to(kind), [layer[1].to(kind)], sigma[i : i + 1].to(kind),
+                [layer[2].to(kind)], [layer[3].to(kind)], [0],
+            )
+            for kind in (torch.float64, wide)
+        )  # fmt: skip
+        terms = (layer[0].double() * layer[1].double()).abs().sum() * layer[2].abs().max() * layer[3].abs().max()
+        size = float(exact.abs().max()) + 4 * float(terms) * torch.finfo(wide).eps / torch.finfo(dtype).eps
+        assert_as_accurate(result, peer.to(dtype), exact, roundings=4.0, scale=size)
+    return results
+
+
+# Two chunks, in whole packs and not, one of them in the last turn of either block; rows narrower than a pack.
+BACKWARD_GROUP = [(3, 1370), (13, 3), (1, 40), (17, 256)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_spectral_norm_backward(library: compilers.CudaLibrary, dtype: torch.dtype) -> None:
+    results = run_backward(library, BACKWARD_GROUP, dtype)
+    assert all(map(torch.equal, run_backward(library, BACKWARD_GROUP, dtype, blocks=5), results))
+    run_backward(library, BACKWARD_GROUP[1:], dtype, misaligned=True)
+
+
+def test_spectral_norm_backward_is_one_launch_of_wide_accesses(library: compilers.CudaLibrary) -> None:
+    counters: dict = {}
+    h, w = 32, 512
+    run_backward(library, [(h, w)] * 3, torch.float32, blocks=3, counters=counters)
+    (count,) = counters.values()
+    # dY twice and Y by loads of 16 bytes; v likewise, and u, once for each of these of dW. The sums of chunks.
+    assert count.load_widths[16] == 3 * (3 + 1) * h * w * 4
+    assert count.written_bytes == 3 * (h * w * 4 + 4 * 8)
+
+
+def test_barriers_of_the_backward_taken_out() -> None:
+    library = load(90)
+    clean = library.ptx
+    (name,) = (n for n in library.names.values() if "spectral_norm_bwd_kernelIf" in n)
+    start = clean.index(f".entry {name}(")
+    end = clean.find(".entry", start + 1) % len(clean)
+    places = list(BARRIER.finditer(clean, start, end))
+    assert places
+    for place in places:
+        library.ptx = clean[: place.start()] + clean[place.end() :]
+        with pytest.raises(AssertionError):  # a finding is one as well
+            run_backward(library, BACKWARD_GROUP, torch.float32)
+    # Neither may blocks go on before all have come.
+    library.ptx, count = re.subn(r"atom\.add\.release\.gpu", "atom.add.relaxed.gpu", clean)
+    assert count
+    with pytest.raises(Finding, match="race: reads what"):
+        run_backward(library, BACKWARD_GROUP, torch.float32)
+
+
 def test_the_cache_knows_what_nvcc_includes(tmp_path: Path) -> None:
     """A change of any file of csrc/ that the kernels are made of compiles them again."""
     unit = tmp_path / "unit.cu"
@@ -399,5 +497,5 @@ def test_the_cache_knows_what_nvcc_includes(tmp_path: Path) -> None:
     )  # fmt: skip
     included = {Path(p).resolve() for p in made.stdout.replace("\\\n", " ").split()[1:]}
     own = {p for p in included if csrc in p.parents}
-    assert csrc / "cuda" / "spectral_norm.cuh" in own
+    assert {csrc / "cuda" / f"{name}.cuh" for name in ("spectral_norm", "spectral_norm_backward")} <= own
     assert own <= set(compilers.included_by_nvcc())

@@ -49,6 +49,13 @@ LATE = (
     + "bra.uni $end; $far: mov.u32 %r20, 0; {end} bra.uni $meet; $end:"
 )
 LOOP = "mov.u32 %r20, 0; $loop: add.u32 %r20, %r20, {step}; setp.ne.u32 %p1, %r20, 10; @%p1 bra $loop;" + READ + "mov.b32 %r11, %r10;" + WRITE  # fmt: skip
+# Three blocks write; the last one to take a ticket, of which the first word of the input holds the number, reads.
+TICKET = (
+    "st.global.b32 [%q5], %r3; bar.sync 0; setp.eq.u32 %p1, %r0, 0; mov.u32 %r13, 0;"
+    "@%p1 atom.global.gpu.{order}.add.u32 %r13, [%q1], 1; @%p1 st.shared.b32 [%r4], %r13; bar.sync 0;"
+    "ld.shared.b32 %r13, [%r4]; setp.eq.u32 %p1, %r13, 2; mul.wide.u32 %q6, %r0, 4; add.s64 %q6, %q2, %q6;"
+    "@%p1 ld.global.b32 %r10, [%q6 + 256]; @%p1 st.global.b32 [%q1], 0;"
+)
 
 CLEAN = {
     "exchange": (EXCHANGE, {}), "in a warp": (IN_A_WARP, {}), "again": (AGAIN, {}), "copy": (COPY, {}),
@@ -152,6 +159,10 @@ FAULTS = {
         "ld.global.b32 %r10, [%q1]; setp.eq.u32 %p1, %r3, 70; @%p1 st.global.b32 [%q1], %r1;", {"grid": 2},
         "race: writes what several threads read",
     ),
+    "a ticket that orders nothing": (TICKET.format(order="relaxed"), {"grid": 3}, "race: reads what thread 0 of block"),
+    "a ticket that only releases": (TICKET.format(order="release"), {"grid": 3}, "race: reads what thread 0 of block"),
+    "a ticket before the barrier": (
+        TICKET.format(order="acq_rel").replace("bar.sync 0;", "", 1), {"grid": 3}, "race: reads what thread 0 of block"),
     "a trap": ("setp.eq.u32 %p1, %r0, 3; @%p1 trap;", {}, "trap"),
 }  # fmt: skip
 
@@ -165,6 +176,12 @@ def test_a_fault_is_found(name: str) -> None:
 
 def test_same_values_from_several_threads_are_no_race() -> None:
     run("mov.u32 %r10, 5; st.shared.b32 [%r4], %r10;")
+
+
+@pytest.mark.parametrize("descending", [False, True])
+def test_the_last_to_take_a_ticket_may_read_what_all_wrote(descending: bool) -> None:
+    out = run(TICKET.format(order="acq_rel"), grid=3, descending=descending)
+    assert out.tolist() == list(range(192))
 
 
 @pytest.mark.parametrize("lanes", [128, 64])

@@ -28,6 +28,12 @@ def penalty(shape: tuple[int, int, int], kind: str) -> Driver:
     return lambda s: gradient_penalty.gradient_penalty_fwd(s.copy(x), kind, 10.0, 1.0)
 
 
+def penalty_again(shape: tuple[int, int, int], kind: str) -> Driver:
+    """Two calls, the second of which takes the ticket that the first has left."""
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    return lambda s: [gradient_penalty.gradient_penalty_fwd(s.copy(x), kind, 10.0, 1.0) for _ in range(2)]
+
+
 def interpolate(h: int, w: int) -> Driver:
     g = torch.Generator().manual_seed(0)
     xs = torch.randn(h, w, generator=g), torch.randn(h, w, generator=g), torch.rand(h, generator=g)
@@ -46,6 +52,14 @@ def spectral(h: int, w: int, n: int, backward: bool = False) -> Driver:
         return grouped.spectral_norm_fwd([weight], [u], [v], n, 1e-12)
 
     return run
+
+
+def second_order(h: int, w: int) -> Driver:
+    torch.manual_seed(0)
+    inputs = grouped.double_inputs([(h, w)], [0], torch.float32)
+    return lambda s: grouped.spectral_norm_double_bwd(
+        *(s.copy(x) if isinstance(x, Tensor) else [s.copy(y) for y in x] for x in inputs)
+    )
 
 
 def product(m: int, n: int, precision: str = "ieee", dtype: torch.dtype = torch.float32) -> Driver:
@@ -103,10 +117,11 @@ SYNCHRONIZATION = re.compile(
 )
 
 # Launch -> instructions that may go: the first commit of a pipeline joins the next one, which is waited for as well;
-# with nothing written to shared memory since a proxy fence, another one has nothing to do; and the sums of consecutive
-# wgmma are ordered, so that a wait between them only keeps registers alive.
+# with nothing written to shared memory since a proxy fence, another one has nothing to do; the sums of consecutive
+# wgmma are ordered, so that a wait between them only keeps registers alive; and of the two barriers before a ticket is
+# taken, one is the kernel's and one is Triton's.
 REDUNDANT = {
-    "rows": {}, "columns": {}, "iterate": {},
+    "rows": {"bar.sync": 2}, "columns": {"bar.sync": 2}, "iterate": {},
     "gram": {"cp.async.commit_group": 1},
     "gram64": {"cp.async.commit_group": 1},
     "gram tf32x3": {"cp.async.commit_group": 1, "fence.proxy.async.shared::cta": 2, "wgmma.wait_group.sync.aligned": 1},
@@ -178,16 +193,27 @@ SOURCE: dict[str, tuple[str, str, str, Driver]] = {
         "columns", "tl.store(norms + sample * w + cols, n, mask=cols < w)",
         "tl.store(norms + sample * w + cols, n, mask=cols <= w)", penalty((2, 70, 66), "two-sided")),
     "partial results, one too many": (
-        "finalize", "inside = rows < count", "inside = rows <= count", penalty((2, 70, 66), "two-sided")),
+        "columns", "inside = rows < count", "inside = rows <= count", penalty((2, 70, 66), "two-sided")),
     "the sum starts at one": (
-        "finalize", "-1.0 if KIND == \"max\" else 0.0, ACC)", "-1.0 if KIND == \"max\" else 1.0, ACC)",
+        "columns", "-1.0 if KIND == \"max\" else 0.0, ACC)", "-1.0 if KIND == \"max\" else 1.0, ACC)",
         penalty((2, 70, 66), "two-sided")),
+    "a ticket that orders nothing": (
+        "columns", 'sem="acq_rel"', 'sem="relaxed"', penalty((2, 70, 66), "two-sided")),
+    "the sum by the last program but one": (
+        "columns", "== tl.num_programs(0) - 1", "== tl.num_programs(0) - 2", penalty((2, 70, 66), "two-sided")),
+    "the sum by the program with the last number": (
+        "rows", "    is_last = tl.atomic_add(ticket, 1, sem=\"acq_rel\", scope=\"gpu\") == tl.num_programs(0) - 1",
+        "    tl.atomic_add(ticket, 1, sem=\"acq_rel\", scope=\"gpu\")\n"
+        "    is_last = tl.program_id(0) == tl.num_programs(0) - 1",
+        penalty((70, 61, 1), "max")),
+    "a ticket that is not put back": (
+        "columns", "tl.store(ticket, 0)", "pass", penalty_again((2, 70, 66), "two-sided")),
     "the second part of a result, left out": (
         "parts", "tl.store(part + tl.num_programs(0), q)", "tl.store(part, q)", penalty((2, 16385, 1), "two-sided")),
     "norms of long rows, left out": (
-        "finalize", "tl.store(norms + rows, n, mask=inside)", "pass", penalty((2, 16385, 1), "two-sided")),
+        "parts", "tl.store(norms + rows, n, mask=inside)", "pass", penalty((2, 16385, 1), "two-sided")),
     "the slope of the maximum, left out": (
-        "finalize", "tl.store(top, m)\n        tl.store(top + 1,", "tl.store(top, m)\n        tl.store(top,",
+        "rows", "tl.store(top, m)\n            tl.store(top + 1,", "tl.store(top, m)\n            tl.store(top,",
         penalty((31, 61, 1), "max")),
     "v, one too many": (
         "iterate", "x = tl.load(v + cols, mask=cols < w,",
@@ -210,6 +236,14 @@ SOURCE: dict[str, tuple[str, str, str, Driver]] = {
     "u, one too many": (
         "grad_weight", "u_scaled = tl.load(u + rows, mask=rows < h,", "u_scaled = tl.load(u + rows, mask=rows <= h,",
         spectral(9, 61, 0, backward=True)),
+    "v of the second order, one too many": (
+        "double_dot", "v = tl.load(uv + h + cols, mask=cols < w,", "v = tl.load(uv + h + cols, mask=cols <= w,",
+        second_order(9, 61)),
+    "sums of the second order, of one tile alone": (
+        "double_grads", "along = load_sum(partials, tiles, STEP)", "along = load_sum(partials, 1, STEP)",
+        second_order(9, 1030)),
+    "what goes to sigma, by no program": (
+        "double_grads", "if tile == 0:", "if tile < 0:", second_order(9, 61)),
     "depth of a product, unmasked": (
         "gram", "a_tile = tl.load(a + a_offsets, mask=inside_rows & inside[None, :]",
         "a_tile = tl.load(a + a_offsets, mask=inside_rows", gram(70, 61)),
@@ -246,5 +280,12 @@ def test_masks_bounds_and_stores_taken_out(name: str) -> None:
     with session.running():
         clean = list(flat(driver(session)))
     assert any(kernel in launched for launched in session.launched), session.launched
-    faulty = Session("sm_90", compile=compiler.edited(kernel, old, new), options={"budget": 100_000})
-    assert outcome(faulty, driver, clean), "the fault was not found"
+    # The last program of a launch is another one then.
+    orders = (False, True)
+    found = []
+    for descending in orders:
+        options = {"budget": 100_000, "descending": descending}
+        found.append(
+            outcome(Session("sm_90", compile=compiler.edited(kernel, old, new), options=options), driver, clean)
+        )
+    assert any(found), "the fault was not found"

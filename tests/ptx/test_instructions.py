@@ -593,7 +593,7 @@ def test_parameters_are_laid_out_by_alignment() -> None:
         ("rcp.approx.ftz.f32 %f1, %f2;", "Unsupported instruction: rcp.approx"),
         ("ex2.approx.f32 %f1, %f2;", "Unsupported instruction: ex2.approx"),
         ("st.volatile.global.u32 [%q1], %r1;", "Unsupported instruction: st.volatile"),
-        ("atom.global.add.u32 %r1, [%q1], 1;", "Unsupported instruction: atom.global.add"),
+        ("atom.global.max.u32 %r1, [%q1], 1;", "Unsupported instruction: atom.global.max"),
         ("atom.acquire.gpu.or.b32 %r1, [%q1], 1;", "Unsupported instruction: atom.acquire"),
     ],
 )

@@ -118,6 +118,22 @@ def _spectral_backward(i, grad_ys, grad_sigma, ys, sigma, us, vs, dtype: torch.d
     return (dy - along * torch.outer(u, v)) / s, float((size / s).abs())
 
 
+@pytest.mark.parametrize(
+    ("dtype", "target"), selected([(torch.float32, "sm_90"), (torch.float64, "sm_80")], DTYPES_ON_TARGETS), ids=str
+)
+def test_spectral_norm_of_second_order(dtype: torch.dtype, target: str) -> None:
+    # Two tiles in either direction, one of them with 16-byte accesses and one without; small matrices beside them.
+    shapes = [(9, 1040), (5, 1030), (7, 13)]
+    inputs = grouped.double_inputs(shapes, [0] * len(shapes), dtype)
+    session = Session(target)
+    given = [session.copy(x) if isinstance(x, Tensor) else [session.copy(y) for y in x] for x in inputs]
+    with session.running():
+        results = grouped.spectral_norm_double_bwd(*given)
+    for result in (*results[0], *results[1], *results[2:]):
+        session.assert_written(result)
+    grouped.assert_double_accurate(results, inputs, [0] * len(shapes))
+
+
 # Rows of one tile of 32 x 64: a part of it, ragged, several; rows in a tile of their own. Columns: one tile; a ragged
 # one, walked down; several tiles and samples. Rows too long for registers, in parts.
 PENALTY_SHAPES = [(17, 64, 1), (31, 61, 1), (70, 50, 1), (2, 4099, 1), (1, 7, 64), (2, 70, 66), (3, 3, 100)]
@@ -180,6 +196,20 @@ def test_gradient_penalty(shape: tuple[int, int, int], dtype: torch.dtype, targe
 def test_gradient_penalty_of_long_rows(dtype: torch.dtype, target: str) -> None:
     for kind in gradient_penalty.KINDS if FULL else ("two-sided",):
         check_penalty(long_row(dtype), dtype, kind, target)
+
+
+@pytest.mark.parametrize("target", selected(["sm_90"], TARGETS))
+@pytest.mark.parametrize("shape", [(70, 61, 1), (2, 70, 130), (2, 16385, 1)])
+def test_the_same_bits_whichever_program_comes_last(shape: tuple[int, int, int], target: str) -> None:
+    x = torch.randn(shape)
+    results = []
+    for descending in (False, True):
+        session = Session(target, options={"descending": descending})
+        with session.running():
+            for _ in range(2):  # of one ticket
+                results.append(gradient_penalty.gradient_penalty_fwd(session.copy(x), "two-sided", WEIGHT, AIM))
+    for again in results[1:]:
+        assert all(map(torch.equal, again, results[0]))
 
 
 @pytest.mark.parametrize("target", selected(["sm_90"], TARGETS))

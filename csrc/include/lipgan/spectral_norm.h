@@ -9,6 +9,10 @@
 //
 // followed by Y = W / sigma. With no iteration, sigma = u^T W v of the u and v given. Y = W where sigma is 0.
 // Backward, with u and v constant:  dW = (dY - (<dY, Y> - sigma * dsigma) u v^T) / sigma.
+// Its own backward, for G, the gradient of a number by dW, with q = u^T G v and r = 1 / sigma: the gradients of the number
+//
+//   by dY     r (G - q Y)        by sigma    -r^2 (<G, dY> - <dY, Y> q)
+//   by Y      -r q dY            by dsigma   q
 #pragma once
 #include <cstdint>
 
@@ -37,6 +41,17 @@ struct SpectralNormBwdLayer {
   int64_t outer, h, inner;
 };
 
+struct SpectralNormDoubleBwdLayer {
+  const void* grad;    // T [outer, h, inner]: G
+  const void* grad_y;  // T [outer, h, inner]
+  const void* y;       // T [outer, h, inner]
+  const void* u;       // T [h]
+  const void* v;       // T [w]
+  void* to_grad_y;     // T [outer, h, inner]
+  void* to_y;          // T [outer, h, inner]
+  int64_t outer, h, inner;
+};
+
 namespace cpu {
 
 void spectral_norm_fwd(Dtype dtype, const SpectralNormFwdLayer* layers, int64_t num_layers,
@@ -48,11 +63,17 @@ void spectral_norm_bwd(Dtype dtype, const SpectralNormBwdLayer* layers, int64_t 
                        const void* grad_sigma,  // A [num_layers], or null for zeros
                        int num_threads);
 
+void spectral_norm_double_bwd(Dtype dtype, const SpectralNormDoubleBwdLayer* layers, int64_t num_layers,
+                              const void* sigma,    // A [num_layers]
+                              void* to_sigma,       // A [num_layers]
+                              void* to_grad_sigma,  // A [num_layers]
+                              int num_threads);
+
 }  // namespace cpu
 
 namespace cuda {
 
-// Forward for outer == 1 only. `layers` is on the host and may be freed after the call; the arrays that it names, sigma,
+// For outer == 1 only. `layers` is on the host and may be freed after the call; the arrays that it names, sigma,
 // workspace and table are on the current device, the last two aligned to 16 bytes.
 
 // Bytes of workspace and of table that spectral_norm_fwd needs for these shapes (host computations, for every dtype).
@@ -64,6 +85,15 @@ int64_t spectral_norm_fwd_table_size(int64_t num_layers);
 int spectral_norm_fwd(Dtype dtype, const SpectralNormFwdLayer* layers, int64_t num_layers,
                       void* sigma,  // A [num_layers]
                       int64_t n_power_iterations, double eps, void* workspace, void* table, void* stream);
+
+// Bytes of workspace that spectral_norm_bwd needs for these shapes.
+int64_t spectral_norm_bwd_workspace(const SpectralNormBwdLayer* layers, int64_t num_layers);
+
+// One cooperative launch on `stream` for each 48 layers of the group. The other remarks hold as well.
+int spectral_norm_bwd(Dtype dtype, const SpectralNormBwdLayer* layers, int64_t num_layers,
+                      const void* sigma,       // A [num_layers]
+                      const void* grad_sigma,  // A [num_layers], or null for zeros
+                      void* workspace, void* stream);
 
 }  // namespace cuda
 }  // namespace lipgan

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from lipgan.ops import _backend, _transforms
-from lipgan.ops.spectral_norm.backends import bwd, fwd, join_vectors, split_vectors
+from lipgan.ops.spectral_norm.backends import bwd, double_bwd, fwd, join_vectors, split_vectors
 from lipgan.reference import spectral_norm as reference
 
 
@@ -31,34 +31,22 @@ class _Backward(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.dims, _, uv, grad_sigma, sigma, *tensors = inputs
+        ctx.dims, ctx.backend, uv, grad_sigma, sigma, *tensors = inputs
         ctx.has_grad_sigma = grad_sigma is not None
         ctx.save_for_backward(uv, sigma, *tensors)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        # With G the incoming gradient, q = u^T G v, s = <dY, Y>, r = 1 / sigma:
-        #   to dY: r (G - q Y)    to Y: -r q dY    to sigma: -r^2 (<G, dY> - s q)    to dsigma: q
-        # Plain differentiable PyTorch, so that every higher order follows.
         uv, sigma, *tensors = ctx.saved_tensors
         grad_ys, ys = tensors[: len(ctx.dims)], tensors[len(ctx.dims) :]
-        us, vs = split_vectors(uv, ys, ctx.dims)
-        scale = reference.scale_of(sigma)
-        zero = sigma.abs() < torch.finfo(sigma.dtype).tiny  # there the scale is the constant 1
-        to_grad_ys, to_ys, to_sigma, to_grad_sigma = [], [], [], []
-        rows = zip(grads, grad_ys, ys, us, vs, ctx.dims, strict=True)
-        for layer, (grad, grad_y, y, u, v, dim) in enumerate(rows):
-            wide = sigma.dtype
-            g, dy, y_wide = grad.to(wide), grad_y.to(wide), y.to(wide)
-            q = u.to(wide) @ (reference.to_matrix(g, dim) @ v.to(wide))
-            r = scale[layer]
-            to_grad_ys.append((r * (g - q * y_wide)).to(grad_y.dtype))
-            to_ys.append((-r * q * dy).to(y.dtype))
-            towards = -r * r * ((g * dy).sum() - (dy * y_wide).sum() * q)
-            to_sigma.append(torch.where(zero[layer], 0.0, towards))
-            to_grad_sigma.append(q)
-        to_dsigma = torch.stack(to_grad_sigma) if ctx.has_grad_sigma else None
-        return None, None, None, to_dsigma, torch.stack(to_sigma), *to_grad_ys, *to_ys
+        if torch.is_grad_enabled() or _transforms.are_batched(grads) or not _backend.is_plain((*grads, *grad_ys)):
+            # Plain differentiable PyTorch, so that every higher order follows.
+            us, vs = split_vectors(uv, ys, ctx.dims)
+            results = reference.spectral_norm_double_bwd(grads, grad_ys, ys, sigma, us, vs, ctx.dims)
+        else:
+            results = double_bwd(grads, grad_ys, ys, sigma, uv, ctx.dims, ctx.backend)
+        to_grad_ys, to_ys, to_sigma, to_grad_sigma = results
+        return None, None, None, to_grad_sigma if ctx.has_grad_sigma else None, to_sigma, *to_grad_ys, *to_ys
 
 
 class _SpectralNorm(torch.autograd.Function):

@@ -15,11 +15,13 @@ from torch import Tensor
 
 from lipgan._dtypes import accumulation_dtype
 from lipgan.ops import _backend
-from lipgan.ops._address import DTYPE_NUMBERS, address, materialized
+from lipgan.ops._address import DTYPE_NUMBERS, address, addresses, materialized
 from lipgan.reference import spectral_norm as reference
 
 # (ys, sigma, uv): uv holds u and v of the first weight, u and v of the second, ... in one tensor of one dimension.
 Forward = tuple[list[Tensor], Tensor, Tensor]
+# The gradients by dY and Y, of each weight, by sigma and by dsigma.
+DoubleBackward = tuple[list[Tensor], list[Tensor], Tensor, Tensor]
 
 _library = torch.library.Library("lipgan", "FRAGMENT")  # type: ignore[no-untyped-call]
 _library.define(  # type: ignore[no-untyped-call]
@@ -78,6 +80,18 @@ def _reference_bwd(
     return reference.spectral_norm_bwd(grad_ys, grad_sigma, ys, sigma, us, vs, dims)
 
 
+def _reference_double_bwd(
+    grads: Sequence[Tensor],
+    grad_ys: Sequence[Tensor],
+    ys: Sequence[Tensor],
+    sigma: Tensor,
+    uv: Tensor,
+    dims: Sequence[int],
+) -> DoubleBackward:
+    us, vs = split_vectors(uv, ys, dims)
+    return reference.spectral_norm_double_bwd(grads, grad_ys, ys, sigma, us, vs, dims)
+
+
 # ---- native: C++ on CPU tensors ----
 
 
@@ -105,6 +119,21 @@ def _native_bwd(
     module = _backend.serving_native()
     grads: list[Tensor] = module.spectral_norm_bwd(grad_ys, grad_sigma, ys, sigma, uv, dims, torch.get_num_threads())
     return grads
+
+
+def _native_double_bwd(
+    grads: Sequence[Tensor],
+    grad_ys: Sequence[Tensor],
+    ys: Sequence[Tensor],
+    sigma: Tensor,
+    uv: Tensor,
+    dims: Sequence[int],
+) -> DoubleBackward:
+    module = _backend.serving_native()
+    result: DoubleBackward = module.spectral_norm_double_bwd(
+        grads, grad_ys, ys, sigma, uv, dims, torch.get_num_threads()
+    )
+    return result
 
 
 def _matrices(tensors: Sequence[Tensor], dims: Sequence[int]) -> list[Tensor]:
@@ -160,6 +189,18 @@ def _triton_fwd(
     return ys if lying is weights else _weights(ys, weights, dims), sigma, uv
 
 
+def _lying_as(
+    tensors: Sequence[Tensor], ys: Sequence[Tensor], lying: Sequence[Tensor], dims: Sequence[int]
+) -> Sequence[Tensor]:
+    """Gradients of Y, or by dW, in the shapes that ``lying`` has of Y: as :func:`_lying_as_matrices` has them."""
+    found = _lying_as_matrices(tensors, dims)
+    if lying is ys and found is not tensors:
+        return [tensor.contiguous() for tensor in tensors]
+    if lying is not ys and found is tensors:
+        return [reference.to_matrix(tensor, dim) for tensor, dim in zip(tensors, dims, strict=True)]
+    return found
+
+
 def _triton_bwd(
     grad_ys: Sequence[Tensor],
     grad_sigma: Tensor | None,
@@ -168,16 +209,30 @@ def _triton_bwd(
     uv: Tensor,
     dims: Sequence[int],
 ) -> list[Tensor]:
-    grads, lying = _lying_as_matrices(grad_ys, dims), _lying_as_matrices(ys, dims)
-    if lying is ys and grads is not grad_ys:  # in the shapes of Y, as the kernels want them
-        grads = [grad.contiguous() for grad in grad_ys]
-    elif lying is not ys and grads is grad_ys:
-        grads = [reference.to_matrix(grad, dim) for grad, dim in zip(grads, dims, strict=True)]
+    lying = _lying_as_matrices(ys, dims)
+    grads = _lying_as(grad_ys, ys, lying, dims)
     results: list[Tensor] = _kernels().spectral_norm_bwd(grads, grad_sigma, lying, sigma, uv.contiguous())
     return results if lying is ys else _weights(results, ys, dims)
 
 
-# ---- cuda: the grouped forward as one cooperative launch; its backward is Triton's ----
+def _triton_double_bwd(
+    grads: Sequence[Tensor],
+    grad_ys: Sequence[Tensor],
+    ys: Sequence[Tensor],
+    sigma: Tensor,
+    uv: Tensor,
+    dims: Sequence[int],
+) -> DoubleBackward:
+    lying = _lying_as_matrices(ys, dims)
+    to_grad_ys, to_ys, to_sigma, to_grad_sigma = _kernels().spectral_norm_double_bwd(
+        _lying_as(grads, ys, lying, dims), _lying_as(grad_ys, ys, lying, dims), lying, sigma, uv.contiguous()
+    )
+    if lying is not ys:
+        to_grad_ys, to_ys = _weights(to_grad_ys, ys, dims), _weights(to_ys, ys, dims)
+    return to_grad_ys, to_ys, to_sigma, to_grad_sigma
+
+
+# ---- cuda: the group as one cooperative launch ----
 
 
 def _cuda_fwd(
@@ -220,6 +275,59 @@ def _cuda_fwd(
     return _weights(ys, weights, dims), sigma, uv
 
 
+@functools.lru_cache(maxsize=256)
+def _bwd_sizes(shapes: tuple[torch.Size, ...], dims: tuple[int, ...]) -> tuple[list[int], list[int], list[int], int]:
+    """h, w and h w of the matrices of weights, and the bytes of workspace for them."""
+    module = _backend.cuda()
+    assert module is not None
+    hs = [shape[dim] for shape, dim in zip(shapes, dims, strict=True)]
+    numels = [shape.numel() for shape in shapes]
+    ws = [numel // h for h, numel in zip(hs, numels, strict=True)]
+    rows = [(0, 0, 0, 0, 0, h, w) for h, w in zip(hs, ws, strict=True)]
+    return hs, ws, numels, module.spectral_norm_bwd_workspace(rows)
+
+
+def _cuda_bwd(
+    grad_ys: Sequence[Tensor],
+    grad_sigma: Tensor | None,
+    ys: Sequence[Tensor],
+    sigma: Tensor,
+    uv: Tensor,
+    dims: Sequence[int],
+) -> list[Tensor]:
+    module = _backend.cuda()
+    assert module is not None
+    device, dtype, count = ys[0].device, ys[0].dtype, len(ys)
+    lying = _lying_as_matrices(ys, dims)
+    grads = _lying_as(grad_ys, ys, lying, dims)
+    uv, sigma = uv.contiguous(), sigma.contiguous()
+    scalars = accumulation_dtype(dtype)
+    copies: list[Tensor] = []
+    hs, ws, numels, size = _bwd_sizes(tuple([y.shape for y in ys]), tuple(dims))
+    (u,) = addresses((uv,), dtype, (sum(hs) + sum(ws),), device, copies)
+    values = (sigma,) if grad_sigma is None else (sigma, grad_sigma.contiguous())
+    sigma_address, *grad_sigma_address = addresses(values, scalars, (count,) * len(values), device, copies)
+    grad_addresses = addresses(grads, dtype, numels, device, copies)
+    y_addresses = addresses(lying, dtype, numels, device, copies)
+    results = [torch.empty_like(y) for y in lying]
+    layers, itemsize = [], dtype.itemsize
+    for grad, y, result, h, w in zip(grad_addresses, y_addresses, results, hs, ws, strict=True):
+        v = u + h * itemsize
+        layers.append((grad, y, u, v, result.data_ptr(), h, w))
+        u = v + w * itemsize
+    workspace = torch.empty(size, dtype=torch.uint8, device=device)
+    with torch.cuda.device(device):
+        module.spectral_norm_bwd(
+            DTYPE_NUMBERS[dtype],
+            layers,
+            sigma_address,
+            *(grad_sigma_address or (0,)),
+            address(workspace, torch.uint8, size, device.type),
+            torch.cuda.current_stream(device).cuda_stream,
+        )
+    return results if lying is ys else _weights(results, ys, dims)
+
+
 _FORWARD: dict[str, Callable[..., Forward]] = {
     "reference": _reference_fwd,
     "native": _native_fwd,
@@ -230,8 +338,26 @@ _BACKWARD: dict[str, Callable[..., list[Tensor]]] = {
     "reference": _reference_bwd,
     "native": _native_bwd,
     "triton": _triton_bwd,
-    "cuda": _triton_bwd,
+    "cuda": _cuda_bwd,
 }
+_DOUBLE_BACKWARD: dict[str, Callable[..., DoubleBackward]] = {
+    "reference": _reference_double_bwd,
+    "native": _native_double_bwd,
+    "triton": _triton_double_bwd,
+    "cuda": _triton_double_bwd,
+}
+
+
+# Of a group of weights. Its backward on a GPU moves four times as much: at 3.35 TB/s in less time than the host takes
+# for a call, so that one launch less counts (docs/numerics/spectral_norm.md).
+_BYTES_OF_ONE_LAUNCH = 32 << 20
+
+
+def _first(ys: Sequence[Tensor]) -> str | None:
+    """The backend to be tried first for a backward: CUDA's one launch where a GPU is done before its host."""
+    if not ys[0].is_cuda:
+        return None
+    return "cuda" if sum([y.numel() for y in ys]) * ys[0].element_size() <= _BYTES_OF_ONE_LAUNCH else None
 
 
 def fwd(
@@ -257,8 +383,23 @@ def bwd(
     dims: Sequence[int],
     backend: str | None,
 ) -> list[Tensor]:
-    return _BACKWARD[_backend.resolve("spectral_norm", backend, ys[0].device.type)](
+    return _BACKWARD[_backend.resolve("spectral_norm", backend, ys[0].device.type, _first(ys))](
         grad_ys, grad_sigma, ys, sigma, uv, dims
+    )
+
+
+def double_bwd(
+    grads: Sequence[Tensor],
+    grad_ys: Sequence[Tensor],
+    ys: Sequence[Tensor],
+    sigma: Tensor,
+    uv: Tensor,
+    dims: Sequence[int],
+    backend: str | None,
+) -> DoubleBackward:
+    """The derivative of :func:`bwd` for gradients ``grads`` of its results. It is no op: nothing differentiates it."""
+    return _DOUBLE_BACKWARD[_backend.resolve("spectral_norm", backend, ys[0].device.type)](
+        grads, grad_ys, ys, sigma, uv, dims
     )
 
 

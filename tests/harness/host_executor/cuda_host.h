@@ -40,6 +40,7 @@
 #define __forceinline__ inline
 #define __noinline__ __attribute__((noinline))
 #define __launch_bounds__(...)
+#define __grid_constant__
 
 struct uint4 {
   unsigned x, y, z, w;

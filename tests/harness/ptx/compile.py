@@ -25,7 +25,7 @@ from unittest import mock
 import numpy as np
 import torch
 import triton
-from lipgan.kernels import aot
+from lipgan.kernels import aot, common
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from triton.runtime.interpreter import InterpretedFunction
 
@@ -268,8 +268,13 @@ class Session:
         def run(kernel: InterpretedFunction, *arguments: Any, grid: Any, warmup: bool, **keywords: Any) -> None:
             session.launch(kernel, arguments, keywords, grid)
 
-        with mock.patch.object(InterpretedFunction, "run", run), _Tensors(self):
-            yield self
+        # A launch that ends with a finding leaves its ticket as it is.
+        common.forget_tickets()
+        try:
+            with mock.patch.object(InterpretedFunction, "run", run), _Tensors(self):
+                yield self
+        finally:
+            common.forget_tickets()
 
     def launch(self, kernel: InterpretedFunction, arguments: tuple, keywords: dict[str, Any], grid: Any) -> None:
         values = dict(zip(kernel.arg_names, arguments, strict=False)) | {

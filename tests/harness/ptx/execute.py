@@ -2,7 +2,8 @@
 
 Threads that stand at the same instruction run together; after a branch that divides them, those at the lowest address
 go first, so that they meet again where control flow joins. A barrier holds the threads of a block until all of them
-stand at it. Blocks of a plain launch run a few at a time, those of a cooperative one all together.
+stand at it. Blocks of a plain launch run a few at a time; those of a cooperative one, and those that atomic operations
+put in order, all together.
 """
 
 from collections import Counter
@@ -76,6 +77,8 @@ class Program:
                     block.runs.append((c.compile(ins), ins))
             self._check_fences([ins for _, ins in block.runs])
             self.blocks.append(block)
+        # Whether blocks are put in order by what they add.
+        self.is_ordered = any(ins.parts[0] == "atom" and {"release", "acq_rel"} & set(ins.parts) for ins in kernel.body)
 
     def _check_fences(self, body: list[Instruction]) -> None:
         """Remember the wgmma for which no wgmma.fence orders what was written to its registers.
@@ -145,10 +148,11 @@ class Launch:
 
     def __init__(
         self, program: Program, memory: GlobalMemory, parameters: bytes, grid: tuple[int, int, int], threads: int,
-        shared_bytes: int, cooperative: bool, shared_limit: int, budget: int, approximation: int,
+        shared_bytes: int, cooperative: bool, shared_limit: int, budget: int, approximation: int, descending: bool,
         counters: Counters | None,
     ) -> None:  # fmt: skip
-        self.program, self.memory, self.cooperative = program, memory, cooperative
+        self.program, self.memory, self.descending = program, memory, descending
+        self.is_ordered = cooperative or program.is_ordered
         self.parameters = np.frombuffer(bytes(parameters).ljust(program.compiler.parameter_bytes, b"\0"), np.uint8)
         if len(parameters) != program.compiler.parameter_bytes:
             raise ValueError(f"{len(parameters)} bytes of parameters for {program.compiler.parameter_bytes}")
@@ -182,7 +186,7 @@ _launches = 0
 def launch(
     program: Program, memory: GlobalMemory, parameters: bytes, grid: tuple[int, int, int], threads: int, *,
     shared_bytes: int = 0, cooperative: bool = False, shared_limit: int = 48 << 10, budget: int = 400_000,
-    approximation: int = 0, lanes: int = 4096, counters: Counters | None = None,
+    approximation: int = 0, descending: bool = False, lanes: int = 4096, counters: Counters | None = None,
 ) -> None:  # fmt: skip
     """Run a launch, or raise the first Finding.
 
@@ -197,15 +201,16 @@ def launch(
         shared_limit: bytes of shared memory that a block may use.
         budget: instructions of any group of threads, summed over the launch, before it counts as endless.
         approximation: -1, 0 or 1: approximate functions are as much too small as the ISA allows, exact, or too large.
+        descending: threads that stand at an atomic operation do it from the last one to the first.
         lanes: threads that are run side by side.
         counters: what is done is added to these.
     """
     global _launches
     _launches += 1
     state = Launch(program, memory, parameters, grid, threads, shared_bytes, cooperative, shared_limit, budget,
-                   approximation, counters)  # fmt: skip
+                   approximation, descending, counters)  # fmt: skip
     state.number = _launches
-    side_by_side = state.blocks if cooperative else max(lanes // state.padded, 1)
+    side_by_side = state.blocks if state.is_ordered else max(lanes // state.padded, 1)
     with np.errstate(all="ignore"):
         for first in range(0, state.blocks, side_by_side):
             Execution(state, first, min(side_by_side, state.blocks - first)).run()
@@ -232,9 +237,9 @@ class Execution:
         self.live = self.tid < state.threads
         self.everyone = None if self.live.all() else self.live
         self.exited = ~self.live
-        self.seen = np.zeros((blocks, blocks), S32) if state.cooperative else None
-        self.acquired = np.zeros((blocks, blocks), S32) if state.cooperative else None
-        self.released: dict[int, np.ndarray] = {}
+        self.seen = np.zeros((blocks, blocks), S32) if state.is_ordered else None
+        self.acquired = np.zeros((blocks, blocks), S32) if state.is_ordered else None
+        self.released: dict[tuple[int, int], np.ndarray] = {}
         self.registers: list[Any] = [None] * len(self.program.compiler.types)
         self.at: Instruction | None = None
         self.specials: dict[str, np.ndarray] = {}
@@ -385,12 +390,12 @@ class Execution:
                 for number in numbers:
                     which = np.flatnonzero(place == number)
                     part = self.state.memory.regions[number]
-                    part.begin(self.state.number, self.state.blocks if self.state.cooperative else 1)
+                    part.begin(self.state.number, self.state.blocks if self.state.is_ordered else 1)
                     here = which if lanes is None else lanes[which]
                     yield part, here, (a[which] - U64(part.base)).astype(S64)
                 return
             region = self.cache[key] = self.state.memory.regions[numbers[0]]
-            region.begin(self.state.number, self.state.blocks if self.state.cooperative else 1)
+            region.begin(self.state.number, self.state.blocks if self.state.is_ordered else 1)
         yield region, lanes, (a - U64(region.base)).astype(S64)
 
     def _out_of_bounds(self, address: int, width: int, lane: int) -> None:
@@ -459,48 +464,40 @@ class Execution:
         if self.state.counters is not None:
             self._count(space, address, m, width, True, how)
 
-    def atomic_add(self, address: np.ndarray, m: np.ndarray | None, value: np.ndarray) -> np.ndarray:
+    def atomic(self, address: np.ndarray, m: np.ndarray | None, value: np.ndarray, function: Any, *,
+               release: bool = False, acquire: bool = False) -> np.ndarray:  # fmt: skip
+        """word = function(word, value), one thread after the other; what was there before."""
         out = np.zeros(self.threads, U32)
         value = self.wide(value)
         for region, lanes, offset in self._access("global", address, m, 4):
-            view = region.view(4)
             chosen = np.arange(self.threads) if lanes is None else lanes
+            if self.state.descending:
+                chosen, offset = chosen[::-1], offset[::-1]
+            index, per = region.granules(offset, 4)
+            if not region.written[index].all():
+                at = int(np.argmin(region.written[index])) // per
+                self.fail("uninitialized", f"changes memory that nobody wrote ({region.name})", int(chosen[at]))
+            bad = region.write(index, self.who(chosen, per), self.seen, self.state.padded, atomic=True)
+            if bad:
+                self._report(bad, chosen, per, region)
+            view = region.view(4)
             for lane, place in zip(chosen, offset // 4, strict=True):
                 out[lane] = view[place, 0]
-                view[place, 0] += value[lane]
-                if self.seen is not None:
-                    b = self.local_block[lane]
-                    clock = self.released.setdefault(int(place), np.zeros(self.blocks, S32))
+                view[place, 0] = function(view[place, 0], value[lane])
+                b, word = self.local_block[lane], (region.base, int(place))
+                if acquire and word in self.released:
+                    np.maximum(self.acquired[b], self.released[word], out=self.acquired[b])
+                if release:
+                    clock = self.released.setdefault(word, np.zeros(self.blocks, S32))
                     np.maximum(clock, self.seen[b], out=clock)
                     clock[b] = max(clock[b], self.epoch[lane])
         return out
 
-    def atomic_or(self, address: np.ndarray, m: np.ndarray | None, value: np.ndarray) -> np.ndarray:
-        out = np.zeros(self.threads, U32)
-        value = self.wide(value)
-        for region, lanes, offset in self._access("global", address, m, 4):
-            index, per = region.granules(offset, 4)
-            if not region.written[index].all():
-                at = int(np.argmin(region.written[index])) // per
-                self.fail(
-                    "uninitialized", f"changes memory that nobody wrote ({region.name})",
-                    at if lanes is None else int(lanes[at]),
-                )  # fmt: skip
-            bad = region.write(index, self.who(lanes, per), self.seen, self.state.padded, atomic=True)
-            if bad:
-                self._report(bad, lanes, per, region)
-            view = region.view(4)
-            chosen = np.arange(self.threads) if lanes is None else lanes
-            for lane, place in zip(chosen, offset // 4, strict=True):
-                out[lane] = view[place, 0]
-                view[place, 0] |= value[lane]
-        return out
-
     def _acquire(self, address: np.ndarray, m: np.ndarray | None) -> None:
         self.spun = True
-        for _, lanes, offset in self._access("global", address, m, 4):
+        for region, lanes, offset in self._access("global", address, m, 4):
             for lane, place in zip(np.arange(self.threads) if lanes is None else lanes, offset // 4, strict=True):
-                clock = self.released.get(int(place))
+                clock = self.released.get((region.base, int(place)))
                 if clock is not None:
                     b = self.local_block[lane]
                     np.maximum(self.acquired[b], clock, out=self.acquired[b])

@@ -436,7 +436,7 @@ def _ld(c: Compiler, ins: Instruction) -> Run:
 
 @instruction("st")
 def _st(c: Compiler, ins: Instruction) -> Run:
-    parts = ins.parts[1:]
+    parts = ["shared" if p == "shared::cta" else p for p in ins.parts[1:]]
     kind = parts[-1]
     unsigned, size = STORED[BYTES[kind]], BYTES[kind]
     sources = _vector(ins.operands[1])
@@ -456,11 +456,16 @@ def _st(c: Compiler, ins: Instruction) -> Run:
 def _atom(c: Compiler, ins: Instruction) -> Run:
     write, address = c.writer(ins.operands[0], U32), c.address(ins.operands[1], U64)
     value = c.reader(ins.operands[2], U32)
-    if ins.opcode == "atom.add.release.gpu.u32":  # the arrival at a grid barrier
-        return lambda ex, m: write(ex, ex.atomic_add(address(ex), m, value(ex)), m)
-    if ins.opcode in ("atom.or.b32", "atom.global.or.b32"):  # relaxed, of the device: it orders nothing
-        return lambda ex, m: write(ex, ex.atomic_or(address(ex), m, value(ex)), m)
-    raise Unsupported(f"Unsupported instruction: {ins.text}")
+    # Of the device; without .release or .acq_rel an operation orders nothing.
+    (function,) = [f for name, f in (("add", np.add), ("or", np.bitwise_or)) if name in ins.parts] or [None]
+    known = {"add", "or", "b32", "u32", "global", "gpu", "relaxed", "release", "acq_rel"}
+    if function is None or not known.issuperset(ins.parts[1:]):
+        raise Unsupported(f"Unsupported instruction: {ins.text}")
+    acquire = "acq_rel" in ins.parts
+    release = acquire or "release" in ins.parts
+    return lambda ex, m: write(
+        ex, ex.atomic(address(ex), m, value(ex), function, release=release, acquire=acquire), m
+    )  # fmt: skip
 
 
 @instruction("cp")
