@@ -14,7 +14,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # A short run: labels, larger learning rates than those of the recipe, which fall to 0, and a shorter average.
 STEPS := 1400
 
-.PHONY: demo test test-all peers bench gpu gpu-model aot sanitize fuzz soak matrix lint docs clean
+.PHONY: demo test test-all peers bench gpu gpu-model aot sanitize fuzz soak matrix aarch64 lint docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/lipgan train --recipe sngan --conditioning auxiliary --data digits --size 12 --latent-dim 32 \
@@ -70,6 +70,10 @@ gpu-model: $(VENV)/.installed
 # What `make test` runs, on other Pythons and releases of torch. `make matrix MATRIX="3.10:oldest 3.13:newest"`
 matrix:
 	PYTHON=$(PYTHON) WORKERS=$(WORKERS) scripts/matrix.sh $(MATRIX)
+
+# The C++ kernels for ARM, by a cross compiler and an emulator. `make aarch64 AARCH64=--tests` runs the tests of the ops.
+aarch64: $(VENV)/.installed
+	PYTHON=$(BIN)/python scripts/aarch64.sh $(AARCH64)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
