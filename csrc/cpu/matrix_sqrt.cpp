@@ -246,7 +246,7 @@ struct Group {
           const V r = sqrt_of(turn ? square : V{});
           const V inverse = 1 / (turn ? r : one);
           const V sine_new = turn ? f * inverse : V{}, cosine_new = turn ? g * inverse : one;
-          e[i + 1] = in & (end > T(i + 1)) ? r : e[i + 1];
+          e[i + 1] = (in & (end > T(i + 1))) ? r : e[i + 1];
           const V base = d[i + 1] - moved;
           const V t = (d[i] - base) * sine_new + 2 * cosine_new * b;
           const V moved_new = sine_new * t;
