@@ -3,8 +3,10 @@
 The site needs no network, neither to be built nor to be read: formulas become MathML, in a font that comes with it.
 """
 
+import importlib
 import posixpath
 import re
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,12 +14,18 @@ from docutils import nodes
 from docutils.utils.math import MathError
 from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
 from sphinx.errors import SphinxError
+from sphinx.util import logging
 from sphinx.writers.html5 import HTML5Translator
 
 import lipgan
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "docs"))
+import notebook  # noqa: E402
+
+logger = logging.getLogger(__name__)
 
 project = "lipgan"
 author = "the lipgan maintainers"
@@ -54,7 +62,8 @@ autodoc_typehints = "signature"
 autodoc_inherit_docstrings = False
 # Classes of lipgan.compat are documented where the package that they derive from is not installed, too.
 autodoc_mock_imports = ["torchmetrics"]
-autodoc_default_options = {"members": True}
+# The values of tables are longer than their pages.
+autodoc_default_options = {"members": True, "no-value": True}
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 88
 napoleon_numpy_docstring = False
@@ -83,6 +92,22 @@ def show_root_page(app: Sphinx, page: str, source: list[str]) -> None:
     source[0] = re.sub(r"\]\(([^)\s]+)\)", relink, file.read_text(encoding="utf-8")) + navigation
 
 
+# Pages that can be had as notebooks, too: those whose code is the point.
+NOTEBOOKS = [*sorted((ROOT / "docs" / "howto").glob("*.md")), ROOT / "docs" / "metrics.md"]
+
+
+def offer_notebook(app: Sphinx, page: str, source: list[str]) -> None:
+    file = ROOT / "docs" / f"{page}.md"
+    if file in NOTEBOOKS:
+        place = posixpath.relpath(f"notebooks/{file.stem}.ipynb", posixpath.dirname(page) or ".")
+        source[0] += f'\n<p class="notebook"><a href="{place}" download>This page as a notebook</a></p>\n'
+
+
+def write_notebooks(app: Sphinx, error: Exception | None) -> None:
+    if error is None and app.builder.format == "html":
+        notebook.write(NOTEBOOKS, Path(app.outdir) / "notebooks")
+
+
 BRACKET = 'lspace="0" rspace="0" stretchy="false"'
 
 
@@ -108,6 +133,48 @@ def visit_math_block(self: HTML5Translator, node: nodes.math_block) -> None:
     raise nodes.SkipNode
 
 
+def split_attributes(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+    """Give attributes that are described together a line each: ``:ivar a, b:`` would be an ``b`` of the type ``a,``."""
+    for start in reversed(range(len(lines))):
+        if match := re.fullmatch(r"(:ivar )(\w+(?:, \w+)+)(:.*)", lines[start]):
+            end = start + 1
+            while end < len(lines) and lines[end].startswith("  "):
+                end += 1
+            rest = lines[start + 1 : end]
+            lines[start:end] = [line for own in match[2].split(", ") for line in (match[1] + own + match[3], *rest)]
+
+
+def leave_out(app: Sphinx, what: str, name: str, obj: object, skip: bool, options: object) -> bool | None:
+    """Fields of a named tuple say nothing beside the class, which describes them."""
+    return True if (getattr(obj, "__doc__", None) or "").startswith("Alias for field number") else None
+
+
+def find_undocumented(app: Sphinx, env: BuildEnvironment) -> None:
+    """Warn of names in the ``__all__`` of a module with a page that are themselves on no page."""
+    domain = env.domains.python_domain
+    documented = {id(found) for name in domain.objects if (found := resolve(name)) is not None}
+    for module in sorted(domain.modules):
+        names = getattr(importlib.import_module(module), "__all__", ())
+        for name in names:
+            full = f"{module}.{name}"
+            if not name.startswith("__") and full not in domain.objects and id(resolve(full)) not in documented:
+                logger.warning("%s is public and not in the reference", full, location="api/index")
+
+
+def resolve(name: str) -> object:
+    """What has that public name, and perhaps others; None for a method or a field."""
+    module, _, attribute = name.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), attribute, None)
+    except (ImportError, ValueError):
+        return None
+
+
 def setup(app: Sphinx) -> None:
     app.connect("source-read", show_root_page)
+    app.connect("source-read", offer_notebook)
+    app.connect("build-finished", write_notebooks)
+    app.connect("autodoc-process-docstring", split_attributes, priority=600)  # after napoleon
+    app.connect("autodoc-skip-member", leave_out)
+    app.connect("env-check-consistency", find_undocumented)
     app.add_html_math_renderer("mathml", (visit_math, None), (visit_math_block, None))

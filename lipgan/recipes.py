@@ -56,6 +56,7 @@ _DCGAN: Mapping[str, Any] = {"generator_lr": 2e-4, "critic_lr": 2e-4, "betas": (
 _SALIMANS = "Salimans et al. 2016, Improved Techniques for Training GANs, 1606.03498"
 _NOWOZIN = "Nowozin et al. 2016, f-GAN, 1606.00709"
 
+#: By name.
 RECIPES = _table(
     # --- the training scheme and its objectives
     Recipe(

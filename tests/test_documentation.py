@@ -6,11 +6,12 @@ A block below the line ``<!-- not run: REASON -->`` is left out. The blocks of a
 import contextlib
 import doctest
 import importlib
+import importlib.util
 import io
+import json
 import math
 import re
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -100,11 +101,54 @@ def test_pages_name_files_that_exist(page):
     assert not missing, missing
 
 
-def test_the_reference_has_every_public_name():
-    """The page of ``lipgan`` lists its names one by one, the table of the reference its modules."""
-    names = [name for name in lipgan.__all__ if not name.startswith("__")]
-    modules = [name for name in names if isinstance(getattr(lipgan, name), ModuleType)]
-    page = (ROOT / "docs" / "api" / "lipgan.md").read_text(encoding="utf-8")
-    table = (ROOT / "docs" / "api" / "index.md").read_text(encoding="utf-8")
-    assert [name for name in names if name not in modules and f":: lipgan.{name}\n" not in page] == []
-    assert [name for name in modules if f"| [lipgan.{name}]({name}.md) |" not in table] == []
+def test_figures_of_studies_are_those_of_their_page():
+    """What docs/metrics.md quotes with a deviation stands in docs/studies.md, where `scripts/gallery.py` puts it."""
+    quoted = re.findall(
+        r"-?[\d.]+ ± [\d.]+(?:e-\d+)?(?<!\.)", (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    )
+    studies = (ROOT / "docs" / "studies.md").read_text(encoding="utf-8")
+    assert quoted
+    assert [figure for figure in quoted if figure not in studies] == []
+
+
+PAGE = """# Title
+
+See [the other](other.md) and [a site](https://example.org).
+
+```python
+x = 1
+```
+
+<!-- not run: takes a GPU -->
+```python
+y = 2
+```
+
+```bash
+lipgan doctor
+```
+
+```python
+z = x + 1
+```
+"""
+
+
+def test_a_notebook_has_the_code_that_runs_here_and_all_of_the_text():
+    spec = importlib.util.spec_from_file_location("notebook", ROOT / "docs" / "notebook.py")
+    notebook = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(notebook)
+    content = json.loads(notebook.notebook(PAGE))
+    cells = [(cell["cell_type"], "".join(cell["source"])) for cell in content["cells"]]
+    assert [kind for kind, _ in cells] == ["markdown", "code", "markdown", "code"]
+    assert cells[0][1] == "# Title\n\nSee the other and [a site](https://example.org)."
+    assert cells[2][1] == "```python\ny = 2\n```\n\n```bash\nlipgan doctor\n```"
+    namespace = {}
+    for kind, text in cells:
+        if kind == "code":
+            exec(text, namespace)
+    assert (namespace["x"], namespace["z"]) == (1, 2)
+    # The same blocks as `test_code_blocks_run` takes, of every page.
+    for page in PAGES:
+        code = [text for kind, text in notebook.cells(page.read_text(encoding="utf-8")) if kind == "code"]
+        assert code == [block["code"].strip("\n") for block in blocks(page) if not block["reason"]], page

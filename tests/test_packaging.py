@@ -1,4 +1,4 @@
-"""What stands twice for reasons of other tools' formats: the conda recipe and the wheels say what pyproject.toml says."""
+"""What other tools read a second time: the recipe for conda and the table of wheels say what the project says."""
 
 import re
 import sys
@@ -27,7 +27,7 @@ def recipe() -> Any:
     yaml = pytest.importorskip("yaml")
     text = (ROOT / "scripts" / "conda" / "recipe.yaml").read_text(encoding="utf-8")
     for name, value in yaml.safe_load(text)["context"].items():
-        text = text.replace("${{ %s }}" % name, value)
+        text = text.replace(f"${{{{ {name} }}}}", value)
     return yaml.safe_load(text)
 
 

@@ -27,6 +27,7 @@ from lipgan.data.toy import grid, ring, segments, swiss_roll, two_gaussians
 
 __all__ = ["DEFAULT_SIZE", "LOADERS", "BatchOrder", "Dataset", "is_built_in", "load", "names", "segments"]
 
+#: Pixels of a side of images where none are asked for.
 DEFAULT_SIZE = 16
 
 Loader = Callable[[int | None], Dataset]
@@ -46,6 +47,7 @@ def _vectors(make: Callable[[], Dataset]) -> Loader:
     return loader
 
 
+#: What makes a data set, by the name that `load` takes.
 LOADERS: Mapping[str, Loader] = MappingProxyType(
     {
         "chords": _vectors(chords),

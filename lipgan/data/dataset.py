@@ -92,7 +92,7 @@ class Dataset:
 
     @property
     def is_image(self) -> bool:
-        """Whether a sample is an image: ``[1 or 3, h, w]``."""
+        """Whether a sample is an image, ``[1 or 3, h, w]``."""
         return len(self.shape) == 3 and self.shape[0] in (1, 3)
 
     # Kept, since looking through the labels on an accelerator makes the caller wait for it.

@@ -125,7 +125,7 @@ class FeatureStats:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the covariance was rounded to at some time: float64, or that of a file it was read from."""
+        """float64, or the dtype of the file that the covariance was read from, which it was rounded to."""
         return self._dtype
 
     @property

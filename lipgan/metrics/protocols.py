@@ -135,6 +135,7 @@ _CHOICES: Mapping[str, dict[str, Any]] = {
     },
 }
 
+#: By name.
 PROTOCOLS: Mapping[str, Protocol] = MappingProxyType({name: Protocol(name, **_CHOICES[name]) for name in _NAMES})
 
 

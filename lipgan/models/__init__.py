@@ -65,6 +65,7 @@ class Architecture:
     vectors: bool = False
 
 
+#: By name.
 ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
     {
         "autoencoder": Architecture(conv_or_mlp_generator, AutoencoderCritic, vectors=True),

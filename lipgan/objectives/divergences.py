@@ -146,6 +146,7 @@ def _half_excess(u: Tensor) -> Tensor:
     return (1 - u) / u * 0.5
 
 
+#: By name.
 DIVERGENCES: Mapping[str, Divergence] = MappingProxyType(
     {
         divergence.name: divergence

@@ -362,6 +362,7 @@ class FGAN:
         return self.divergence.variational_bound(real_scores, fake_scores)
 
 
+#: By name.
 LOSSES: Mapping[str, Loss] = MappingProxyType(
     {
         "minimax": Minimax(),

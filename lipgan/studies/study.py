@@ -127,7 +127,7 @@ class Analysis:
 
     @property
     def verdict(self) -> str:
-        """Of the study: the claims hold if each does, and do not if one does not."""
+        """Of the study, which holds if each claim does, and does not if one does not."""
         found = [finding.verdict for finding in self.findings]
         return FAILS if FAILS in found else UNKNOWN if UNKNOWN in found else HOLDS
 

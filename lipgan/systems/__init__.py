@@ -30,6 +30,7 @@ from lipgan.systems.vae_gan import VAEGAN
 
 __all__ = ["SYSTEMS", "Batch", "LossOutput", "System", "get", "latents", "names"]
 
+#: By name.
 SYSTEMS: Mapping[str, type[System]] = MappingProxyType(
     {
         "gan": GAN,

@@ -25,6 +25,7 @@ __all__ = [
     "names",
 ]
 
+#: What makes an extractor, by the name that `get` takes.
 EXTRACTORS: Mapping[str, Callable[..., FeatureExtractor]] = MappingProxyType(
     {"digits": DigitFeatures, "inception": InceptionFeatures, "pixels": Pixels, "random": RandomFeatures}
 )
