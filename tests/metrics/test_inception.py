@@ -1,6 +1,7 @@
 """The features "inception": the network of pytorch-fid, and the file of its weights."""
 
 import hashlib
+import importlib.util
 import pickle
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+import lipgan
 from lipgan.metrics.features import FeatureExtractor, InceptionFeatures, get, inception
 from lipgan.metrics.features.inception import DIMS, SHA256, URL, InceptionNetwork, cached_weights
+
+ROOT = Path(__file__).parents[2]
 
 # What pytorch-fid 0.3.0 with torchvision 0.29.2 computes from `pictures` with `random_weights`: root mean square, the
 # first three features of the first picture and the last three of the second. Logits are those of its network.
@@ -323,3 +327,28 @@ def test_other_preprocessings_are_refused(weights: Path) -> None:
     names = "pytorch, tensorflow, torchmetrics, clean"
     with pytest.raises(ValueError, match=f"preprocessing must be one of {names}, got 'cleaner'"):
         InceptionFeatures(weights, preprocessing="cleaner")
+
+
+@pytest.mark.slow
+def test_the_script_for_the_published_weights_tells_numbers_apart(
+    weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On random weights and few small images: the FID is that of the images, and a number that differs ends in 1."""
+    spec = importlib.util.spec_from_file_location("check_inception", ROOT / "scripts" / "check_inception.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    monkeypatch.setattr(script, "SIDE", 32)
+    extract = InceptionFeatures(weights, preprocessing="tensorflow")
+    found = script.examples(extract, count=2, splits=1, subset=2)
+    # The first images of the example, as torch-fidelity's network and torchmetrics leave the random numbers.
+    script.start()
+    x, y = (extract.means(script.draw(low, high, 2), 64).double() for low, high in ((0, 200), (100, 255)))
+    expected = lipgan.metrics.frechet_distance_from_features(x, y)
+    assert found["FID of 64 features"] == pytest.approx(float(expected), rel=1e-6)
+
+    monkeypatch.setattr(script, "examples", lambda extract: found)
+    monkeypatch.setattr("sys.argv", ["check_inception.py", str(weights)])
+    assert script.main() == 1
+    assert "DIFFERENT" in capsys.readouterr().out
+    monkeypatch.setattr(script, "PUBLISHED", {name: (value, 1e-6) for name, value in found.items()})
+    assert script.main() == 0
