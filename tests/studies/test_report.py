@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+from xml.etree import ElementTree
 
 import pytest
 import study_checks
@@ -34,6 +35,9 @@ def test_the_folder_holds_what_it_says(folder):
     assert sorted(path.name for path in folder.iterdir()) == sorted(report.FILES)
     with Image.open(folder / "figure.png") as picture:
         assert picture.width == pytest.approx(figures.WIDTH * 150, abs=2)
+    vectors = ElementTree.parse(folder / "figure.svg").getroot()
+    assert vectors.tag == "{http://www.w3.org/2000/svg}svg"
+    assert len(list(vectors.iter("{http://www.w3.org/2000/svg}path"))) > 20
     found = json.loads((folder / "verdicts.json").read_text())
     assert found["seeds"] == [3, 4]
     assert found["settings"]["steps"] == 100
