@@ -1,11 +1,17 @@
 """What the tests of studies share: a study on its smallest settings, and what a page must be."""
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Sequence
 from typing import Any
+from xml.etree import ElementTree
 
 import html5lib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.transforms import BboxBase
 
 from lipgan.studies import Analysis, Finished, Study, figures, get
 from lipgan.studies.runner import compute
@@ -32,9 +38,43 @@ def made(study: Study, result: Any, seeds: Sequence[int] = (0, 1)) -> list[Finis
 
 
 def drawn(study: Study, rows: Sequence[Finished]) -> bytes:
-    """The figure of these units as PNG."""
+    """The figure of these units as PNG; as SVG it is XML, and no text covers another or leaves the figure."""
     with figures.style():
-        return figures.as_png(study.draw(study.settings(False), rows))
+        figure = study.draw(study.settings(False), rows)
+        assert ElementTree.fromstring(figures.as_svg(figure)).tag == "{http://www.w3.org/2000/svg}svg"
+        assert not covered(figure)
+        return figures.as_png(figure)
+
+
+def covered(figure: Figure) -> list[str]:
+    """Texts of a figure that lie over each other, or not wholly within it."""
+    figure.draw_without_rendering()
+    hidden = [text for axes in figure.axes for text in _hidden(axes)]
+    texts = [text for text in figure.findobj(Text) if text.get_text().strip() and text.get_visible()]
+    boxes = [(repr(text.get_text()), text.get_window_extent()) for text in texts if text not in hidden]
+    found = [f"{name} leaves the figure" for name, box in boxes if not _within(box, figure.bbox)]
+    for (name, a), (other, b) in itertools.combinations(boxes, 2):
+        # A pixel of the margins that letters do not fill.
+        if min(a.x1, b.x1) - max(a.x0, b.x0) > 1 and min(a.y1, b.y1) - max(a.y0, b.y0) > 1:
+            found.append(f"{name} over {other}")
+    return found
+
+
+def _hidden(axes: Axes) -> list[Text]:
+    """What matplotlib makes and does not draw: labels of ticks beyond the ends, and of axes that are off."""
+    hidden: list[Text] = []
+    for axis in (axes.xaxis, axes.yaxis):
+        low, high = sorted(axis.get_view_interval())
+        off = not (axes.axison and axes.get_visible() and axis.get_visible())
+        hidden += [axis.label, axis.offsetText] if off else []
+        for tick in [*axis.get_major_ticks(), *axis.get_minor_ticks()]:
+            if off or not low <= tick.get_loc() <= high:
+                hidden += [tick.label1, tick.label2]
+    return hidden
+
+
+def _within(box: BboxBase, outer: BboxBase) -> bool:
+    return box.x0 >= outer.x0 - 1 and box.x1 <= outer.x1 + 1 and box.y0 >= outer.y0 - 1 and box.y1 <= outer.y1 + 1
 
 
 def verdicts(study: Study, rows: Sequence[Finished]) -> dict[str, str]:

@@ -8,6 +8,7 @@ import matplotlib.axes
 import matplotlib.figure
 import numpy as np
 import pytest
+import study_checks
 import torch
 from PIL import Image
 from torch import Tensor
@@ -15,7 +16,16 @@ from torch import Tensor
 from lipgan import data
 from lipgan.data import Dataset
 from lipgan.training import pictures
-from lipgan.training.pictures import Strip, captioned, curves, image_bytes, picture, sample_grid, samples_shown
+from lipgan.training.pictures import (
+    Strip,
+    captioned,
+    curves,
+    evaluation_page,
+    image_bytes,
+    picture,
+    sample_grid,
+    samples_shown,
+)
 
 
 def decoded(content: bytes) -> np.ndarray[Any, Any]:
@@ -316,6 +326,28 @@ def test_control_is_logarithmic_beyond_two_decades(
 
 def test_a_run_that_has_not_begun_has_curves_too() -> None:
     assert decoded(curves([], "sngan on digits, step 0")).shape == (600, 945, 3)
+
+
+def test_no_text_covers_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[str]] = []
+    monkeypatch.setattr(pictures, "as_png", lambda figure: seen.append(study_checks.covered(figure)) or b"")
+    every = {"estimate": 1.0, "fid": 9.0, "confident": 0.5, "classes": 8.0, "sigma": 1.0, "penalty": 0.001}
+    every |= {"critic_gradient_norm": 1.0, "generator_gradient_norm": 300.0}
+    curves([row(20, **every), row(40, **every)], "wgan-gp on digits, step 40")
+    picture(torch.zeros(3, 2), data.load("ring"), "gan on ring, step 1")
+    picture(torch.zeros(3, 1), Dataset("line", torch.randn(40, 1)), "gan on line, step 1")
+    chords = data.load("chords")
+    picture(chords.samples[:16], chords, "seqgan on chords, step 1")
+    images = torch.zeros(64, 1, 8, 8)
+    rows = [("prdc", "precision 0.91, recall 0.83, density 0.9, coverage 0.71", "5 nearest neighbours")] * 4
+    evaluation_page(images, images, rows, "2,000 samples of step 300 against 1,797 of digits")
+    assert seen == [[]] * 5
+    # That it would be seen.
+    figure = matplotlib.figure.Figure()
+    figure.text(0.5, 0.5, "one text")
+    figure.text(0.55, 0.5, "another one")
+    figure.text(0.95, 0.2, "longer than there is place")
+    assert [text.split("'")[1] for text in study_checks.covered(figure)] == ["longer than there is place", "one text"]
 
 
 # --- sentences and sequences
