@@ -179,3 +179,21 @@ def test_the_command_prints_each_verdict_and_where_the_page_is(capsys, tmp_path,
     overview = study_checks.Page((tmp_path / "index.html").read_text())
     assert "Bernoulli" in overview.text
     assert (tmp_path / "biased-gradients" / "index.html").exists()
+
+
+def test_processes_of_torchrun_share_the_work_and_the_first_one_writes(capsys, tmp_path, monkeypatch):
+    small = study_checks.smaller("biased-gradients", **SMALL)
+    monkeypatch.setattr("lipgan.commands.study.get", lambda name: small)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    words = (small.name, "--seeds", "1", "--out", tmp_path)
+    monkeypatch.setenv("RANK", "1")
+    assert command(capsys, *words) == (0, "", "")
+    assert [path.name for path in (tmp_path / small.name).iterdir()] == ["units-1.jsonl"]
+    monkeypatch.setenv("RANK", "0")
+    status, out, err = command(capsys, *words)
+    assert (status, err) == (0, "lipgan: biased-gradients: 2 units of work, 1 of them finished before\n")
+    assert out.splitlines()[-1].startswith("  see ")
+    assert sorted(path.name for path in (tmp_path / small.name).iterdir()) == sorted(report.FILES)
+    status, _, err = command(capsys, *words, "--overwrite")
+    assert status == 2
+    assert "--overwrite is not for several processes of torchrun" in err
