@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
 
@@ -19,11 +20,13 @@ figure { margin: 0; }
 figure svg { width: 100%; min-width: 34rem; height: auto; display: block; }
 figcaption, .small { color: #444; font-size: .9rem; }
 img { max-width: 100%; height: auto; display: block; }
+.wide img { min-width: 34rem; }
 .frames { display: grid; grid-template-columns: repeat(auto-fill, minmax(10rem, 1fr)); gap: .75rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .6rem; border-bottom: 1px solid #ccc; text-align: left; vertical-align: top; }
 thead th { border-bottom: 2px solid #666; }
+td.number { white-space: nowrap; }
 code { font-size: .9em; overflow-wrap: anywhere; }
 article { border-left: 4px solid #888; padding: .1rem 0 .1rem .9rem; margin: 1rem 0; }
 article p { margin: .3rem 0; }
@@ -46,7 +49,7 @@ def document(title: str, body: str) -> str:
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table of text, which may be wider than the page; a number stays on one line with its deviation."""
     head = "".join(f"<th>{escape(name)}</th>" for name in columns)
-    body = "".join("<tr>" + "".join(f"<td>{_unbroken(cell)}</td>" for cell in row) + "</tr>\n" for row in rows)
+    body = "".join("<tr>" + "".join(map(_cell, row)) + "</tr>\n" for row in rows)
     return f'<div class="wide">\n<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>\n</table>\n</div>\n'
 
 
@@ -69,5 +72,6 @@ def duration(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
 
 
-def _unbroken(cell: str) -> str:
-    return escape(cell).replace(" ± ", "&nbsp;±&nbsp;")
+def _cell(text: str) -> str:
+    number = re.fullmatch(r"[-+±.,\de ]+|-?inf|nan", text) is not None
+    return f'<td class="number">{escape(text)}</td>' if number else f"<td>{escape(text)}</td>"

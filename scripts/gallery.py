@@ -1,12 +1,17 @@
-"""Bring docs/studies.md up to the results of ``lipgan study all --quick``.
+"""Bring docs/studies.md up to the results of ``lipgan study all --quick``, and docs/recipes.md to the table of recipes.
 
     lipgan study all --quick --out runs/studies
     python scripts/gallery.py runs/studies
+    lipgan study losses-table --out runs/full
+    python scripts/gallery.py --recipes runs/full
 
 Between the markers ``<!-- study NAME -->`` and ``<!-- end -->`` of the page stand figure, caption and verdicts of a
 study; they are replaced by what its result folder holds. A study without a section gets one, and one without a result
 folder stays as it is. Between ``<!-- studies -->`` and ``<!-- end -->`` is a table of all sections. What stands outside
 of the markers, such as remarks, is kept. Figures go to docs/images/studies, with at most 64 colours.
+
+``--recipes`` writes what stands between ``<!-- digits -->`` and ``<!-- end -->`` of docs/recipes.md from the units of a
+full run of losses-table; it may be unfinished.
 """
 
 from __future__ import annotations
@@ -22,10 +27,12 @@ from typing import Any
 from PIL import Image
 
 from lipgan import studies
+from lipgan.studies import losses_table, runner
 from lipgan.studies.study import FAILS, HOLDS, UNKNOWN
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "studies.md"
+RECIPES = ROOT / "docs" / "recipes.md"
 IMAGES = ROOT / "docs" / "images" / "studies"
 COLOURS = 64
 #: The heading after the last section.
@@ -94,11 +101,30 @@ def figure(path: Path) -> bytes:
     return buffer.getvalue()
 
 
+def digits(text: str, results: Path) -> str:
+    """The page of the recipes with the table of what they reach on digits."""
+    study = losses_table.STUDY
+    settings = study.settings(False)
+    rows = runner.read(results / study.name / runner.UNITS, study.name, settings)
+    table = losses_table.summary(settings["recipes"], rows)
+    return pattern("digits").sub(lambda _: block("digits", table.markdown()), text)
+
+
 def main() -> None:
-    """Read the arguments, and write page and figures."""
+    """Read the arguments, and write pages and figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path, help="the folder that lipgan study wrote")
-    results: Path = parser.parse_args().results
+    parser.add_argument("results", type=Path, nargs="?", help="the folder that lipgan study all --quick wrote")
+    parser.add_argument("--recipes", type=Path, help="the folder that lipgan study losses-table wrote")
+    arguments = parser.parse_args()
+    if arguments.recipes is not None:
+        text = RECIPES.read_text(encoding="utf-8")
+        RECIPES.write_text(digits(text, arguments.recipes), encoding="utf-8")
+    if arguments.results is not None:
+        gallery(arguments.results)
+
+
+def gallery(results: Path) -> None:
+    """Write page and figures of the studies that have a folder there."""
     found: dict[str, dict[str, Any]] = {}
     for name in studies.names():
         path = results / name / "verdicts.json"

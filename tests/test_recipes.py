@@ -123,7 +123,7 @@ def test_conv_refuses_other_shapes(shape: tuple[int, ...], message: str) -> None
 
 
 def test_the_documentation_has_a_row_for_every_recipe() -> None:
-    page = (Path(__file__).parents[1] / "docs" / "recipes.md").read_text()
+    page, _ = (Path(__file__).parents[1] / "docs" / "recipes.md").read_text().split("<!-- digits -->")
     rows = [line.split("|")[1].strip() for line in page.splitlines() if line.startswith("| ")]
     for name in recipes.names():
         assert name in rows, name

@@ -290,7 +290,7 @@ def build() -> argparse.ArgumentParser:
     )
     study.add_argument("name", nargs="?", metavar="NAME", help="of a study, or all")
     study.add_argument("--list", action="store_true", help="print the names")
-    study.add_argument("--quick", action="store_true", help="a short run, of less than a minute")
+    study.add_argument("--quick", action="store_true", help="a short run, of a minute or two")
     study.add_argument(
         "--out",
         type=_path,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ from lipgan._choices import STUDIES
 from lipgan._files import write_atomically
 from lipgan.commands.console import find_device, say
 from lipgan.commands.names import check_study
-from lipgan.studies import Analysis, Study, get, run_study
+from lipgan.studies import Analysis, Study, contribute, get, run_study
 from lipgan.studies.page import overview
 from lipgan.studies.report import PAGE
 
@@ -20,6 +21,8 @@ __all__ = ["main"]
 
 def main(args: argparse.Namespace) -> None:
     """Run the studies that the arguments name, and print the verdict on each claim.
+
+    Under torchrun its processes share the units of work, and the first one writes and prints.
 
     Raises:
         ValueError, OSError: bad input, or files that cannot be written, in one sentence.
@@ -34,9 +37,16 @@ def main(args: argparse.Namespace) -> None:
     out: Path = args.out
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is not a folder")
+    member, team = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if team > 1 and args.overwrite:
+        raise ValueError("--overwrite is not for several processes of torchrun: remove the folder before")
     done: list[tuple[Study, Analysis]] = []
     for name in STUDIES if args.name == "all" else [args.name]:
         study = get(name)
+        if member:
+            seeds = {"seeds": args.seeds, "first_seed": args.seed or 0}
+            contribute(study, out, member=member, team=team, quick=args.quick, workers=args.workers, **seeds)
+            continue
         with _Bar(name) as progress:
             analysis = run_study(
                 study,
@@ -45,6 +55,7 @@ def main(args: argparse.Namespace) -> None:
                 seeds=args.seeds,
                 first_seed=args.seed or 0,
                 workers=args.workers,
+                team=team,
                 overwrite=args.overwrite,
                 progress=progress,
             )
@@ -54,7 +65,7 @@ def main(args: argparse.Namespace) -> None:
             line = f"{claim.key}: {finding.verdict}: {finding.seen}"
             print(textwrap.fill(line, 110, initial_indent="  ", subsequent_indent="    "))
         print(f"  see {out / name / PAGE}", flush=True)
-    if args.name == "all":
+    if args.name == "all" and not member:
         write_atomically(out / PAGE, overview(done).encode())
         print(f"see {out / PAGE}")
 

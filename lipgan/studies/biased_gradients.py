@@ -207,6 +207,7 @@ def _draw(settings: Settings, rows: Sequence[Finished]) -> Figure:
         gradients.set_title(f"θ* = {theta_star}, samples of {m}")
         gradients.set_xlabel("θ (probability)")
         paths.set_xlabel("step")
+        paths.set_xticks([0, settings["steps"] // 2, settings["steps"]])
         paths.set_ylim(0.35, 1.03)
     axes[0].set_ylabel("gradient in θ")
     axes[len(pairs)].set_ylabel("θ (probability)")

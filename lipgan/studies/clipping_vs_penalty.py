@@ -234,7 +234,7 @@ STUDY = Study(
     run=_run,
     analyse=_analyse,
     draw=_draw,
-    caption="Above: contours of the scores of critics over real points (grey), first seed. Below, left: the gradient "
-    "of the score in each hidden layer of deep critics. Below, right: weights of the critics of the Swiss roll, as "
-    "shares in 41 bins.",
+    caption="Above: contours of the scores of critics, higher ones lighter, over real points (grey), first seed. "
+    "Below, left: the gradient of the score in each hidden layer of deep critics. Below, right: weights of the critics "
+    "of the Swiss roll, as shares in 41 bins.",
 )

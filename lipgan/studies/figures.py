@@ -1,32 +1,23 @@
-"""The style of the figures of all studies, and their files.
-
-A figure fills half a page: 6.3 inches wide, letters of 9 points, colours that readers who see fewer of them tell apart
-(those of the training curves), and markers and dashes beside the colours.
-"""
+"""Figures of the studies, in the style of `lipgan.training.style`, and their files."""
 
 from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from types import MappingProxyType
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
-from lipgan.training.pictures import COLOURS, DASHES
+from lipgan.training.style import COLOURS, DASHES, MARKERS, WIDTH, as_png, style
 
 __all__ = [
     "COLOURS",
     "DASHES",
     "MARKERS",
-    "STYLE",
     "WIDTH",
     "as_png",
     "as_svg",
@@ -35,45 +26,6 @@ __all__ = [
     "plain_ticks",
     "style",
 ]
-
-WIDTH = 6.3
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-
-#: The style sheet, as of matplotlib.
-STYLE: Mapping[str, Any] = MappingProxyType(
-    {
-        "font.size": 9,
-        "axes.titlesize": 9,
-        "axes.labelsize": 9,
-        "legend.fontsize": 8,
-        "xtick.labelsize": 8,
-        "ytick.labelsize": 8,
-        "legend.frameon": False,
-        "axes.grid": True,
-        "grid.alpha": 0.3,
-        "grid.linewidth": 0.6,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "lines.linewidth": 1.6,
-        "lines.markersize": 5,
-        "errorbar.capsize": 2.5,
-        # Letters as outlines: the same picture on every machine.
-        "svg.fonttype": "path",
-        "svg.hashsalt": "lipgan",
-        "savefig.facecolor": "white",
-    }
-)
-
-_DPI = 150
-
-
-@contextmanager
-def style() -> Iterator[None]:
-    """Within, what is drawn has the style sheet."""
-    # matplotlib's own type lists every key, and a table of a few of them has another type.
-    values: Any = dict(STYLE)
-    with matplotlib.rc_context(values):
-        yield
 
 
 def panels(rows: int, columns: int, height: float, **options: Any) -> tuple[Figure, list[Axes]]:
@@ -107,14 +59,6 @@ def plain_ticks(axis: Axis) -> None:
     """Numbers such as 600 at the ticks of a logarithmic axis of a few octaves, in place of powers of ten."""
     axis.set_major_formatter(LogFormatter())
     axis.set_minor_formatter(LogFormatter(minor_thresholds=(1.0, 0.5)))
-
-
-def as_png(figure: Figure) -> bytes:
-    """The figure as a file of pixels."""
-    buffer = io.BytesIO()
-    with style():
-        figure.savefig(buffer, format="png", dpi=_DPI, metadata={"Software": None})
-    return buffer.getvalue()
 
 
 def as_svg(figure: Figure) -> str:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from lipgan import data, recipes
+from lipgan.recipes import is_scheduled
 from lipgan.studies import figures
 from lipgan.studies.rows import by_seed, crossed, over, values, where
 from lipgan.studies.study import Analysis, Claim, Finding, Finished, Settings, Study, Table, Unit, judge
-from lipgan.studies.trainers import adapted, fit, judged
+from lipgan.studies.trainers import FAILED, adapted, fit, judged
+from lipgan.training.trainer import Trainer
 
 __all__ = ["STUDY"]
 
@@ -27,7 +31,10 @@ _RECIPES = (
     *("label-smoothing", "feature-matching", "historical-averaging", "minibatch-discrimination"),
     *("virtual-batch-norm", "instance-noise", "unrolled", "mad-gan", "mode-regularized", "adaptive-divergence"),
     *("cramer", "ebgan", "began", "infogan", "vae-gan", "aae", "ali", "veegan", "progressive", "lapgan"),
+    *("avb", "alpha-gan"),
 )
+# A training has converged when this many judgements in a row are not better than the best before them by this share.
+_PATIENCE, _GAIN = 3, 0.05
 
 _CLAIMS = (
     Claim(
@@ -51,11 +58,41 @@ def _units(settings: Settings, seeds: Sequence[int]) -> list[dict[str, Any]]:
 
 def _run(settings: Settings, unit: Unit) -> dict[str, Any]:
     recipe = adapted(unit["recipe"], {**settings, "batch": recipes.get(unit["recipe"]).batch_size})
+    scheduled = is_scheduled(recipe)
+    steps: int = settings["scheduled"] if scheduled else settings["steps"]
+    found: list[dict[str, float]] = []
+    spent = 0.0
+    since = time.process_time()
+    reason = "steps"
+
+    def watch(trainer: Trainer) -> None:
+        nonlocal spent, since, reason
+        late = spent + time.process_time() - since > settings["seconds"] and not scheduled
+        if trainer.step % settings["every"] and trainer.step != steps and not late:
+            return
+        spent += time.process_time() - since
+        found.append({**judged(trainer, settings["samples"]), "step": trainer.step})
+        since = time.process_time()
+        if trainer.step < steps and not scheduled and (late or converged([row["fid"] for row in found])):
+            reason = "time" if late else "no gain"
+            trainer.stop()
+
     dataset = data.load("digits", settings["size"])
-    start = time.perf_counter()
-    trainer = fit(recipe, dataset, unit["seed"], settings["steps"])
-    seconds = time.perf_counter() - start
-    return {**judged(trainer, settings["samples"]), "ms": 1e3 * seconds / settings["steps"]}
+    trainer = fit(replace(recipe, steps=steps), dataset, unit["seed"], steps, at=range(1, steps + 1), watch=watch)
+    if trainer is None:
+        found.append({**FAILED, "step": found[-1]["step"] if found else 0})
+        reason = "diverged"
+    last = found[-1]
+    taken = int(last.pop("step"))
+    trace = [row["fid"] for row in found]
+    # A training that diverges before it is first judged has no time per step.
+    return {**last, "ms": 1e3 * spent / max(taken, 1), "steps": taken, "stopped": reason, "trace": trace}
+
+
+def converged(fids: Sequence[float]) -> bool:
+    """Whether the last judgements of a training are no better than the best before them."""
+    before, last = fids[:-_PATIENCE], fids[-_PATIENCE:]
+    return bool(before) and min(last) > (1 - _GAIN) * min(before)
 
 
 def _analyse(settings: Settings, rows: Sequence[Finished]) -> Analysis:
@@ -73,14 +110,21 @@ def _analyse(settings: Settings, rows: Sequence[Finished]) -> Analysis:
             f"recall: wgan-gp {over(rows, 'recall', recipe='wgan-gp')}, dcgan {over(rows, 'recall', recipe='dcgan')}",
         ),
     )
-    table = Table(
-        ("recipe", "FID of digits", "precision", "recall", "ms a step"),
-        tuple(
-            (name, *(over(rows, key, recipe=name) for key in ("fid", "precision", "recall", "ms")))
-            for name in settings["recipes"]
-        ),
-    )
-    return Analysis(findings, table)
+    return Analysis(findings, summary(settings["recipes"], rows))
+
+
+def summary(names: Sequence[str], rows: Sequence[Finished]) -> Table:
+    """A row for each of the recipes that have a finished unit: means and spreads over the seeds that it has."""
+    entries: list[tuple[str | float | int, ...]] = []
+    for name in names:
+        found = where(rows, recipe=name)
+        if found:
+            reasons = Counter(str(row.result["stopped"]) for row in found)
+            numbers = [over(rows, key, recipe=name) for key in ("fid", "precision", "recall", "steps", "ms")]
+            stopped = ", ".join(f"{reason} ({count})" for reason, count in reasons.most_common())
+            entries.append((name, *numbers, stopped, len(found)))
+    columns = ("recipe", "FID of digits", "precision", "recall", "steps", "CPU ms a step", "ended by", "seeds")
+    return Table(columns, tuple(entries))
 
 
 def _draw(settings: Settings, rows: Sequence[Finished]) -> Figure:
@@ -111,11 +155,28 @@ STUDY = Study(
     name="losses-table",
     title="All recipes on digits: quality, and time per step",
     claims=_CLAIMS,
-    method="Each recipe with its own networks and constants learns digits; samples are judged by FID, precision and "
-    "recall in the features of lipgan's classifier of digits. Times are those of this machine, and of whatever else it "
-    "did meanwhile.",
-    full={"recipes": list(_RECIPES), "size": 16, "steps": 5000, "faster": 1.0, "samples": 1500},
-    quick={"recipes": ["gan", "lsgan", "dragan", *_NEEDED], "size": 8, "steps": 60, "faster": 3.0, "samples": 500},
+    method="Each recipe with its own networks and constants learns digits of 8 x 8 pixels. A training ends when three "
+    "judgements in a row are not better than 0.95 times the lowest FID before them (no gain), after so many steps, or "
+    "after so many seconds of one core (time); what has a schedule runs to the end of it. Samples are judged by FID, "
+    "precision and recall in the features of lipgan's classifier of digits. Times are those of this machine.",
+    full={
+        "recipes": list(_RECIPES),
+        "size": 8,
+        "steps": 1500,
+        "scheduled": 700,
+        "seconds": 20,
+        "every": 100,
+        "faster": 1.0,
+        "samples": 1500,
+    },
+    quick={
+        "recipes": ["gan", "lsgan", "dragan", *_NEEDED],
+        "steps": 60,
+        "scheduled": 60,
+        "seconds": 600,
+        "faster": 3.0,
+        "samples": 500,
+    },
     seeds=(3, 2),
     units=_units,
     run=_run,

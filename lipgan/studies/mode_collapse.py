@@ -206,6 +206,8 @@ def _draw(settings: Settings, rows: Sequence[Finished]) -> Figure:
             axis.set_ylim(-3, 3)
             axis.set_xticks([])
             axis.set_yticks([])
+            if not bool((points.abs() <= 3).all(1).any()):
+                axis.text(0, 0, "all\noutside", ha="center", va="center", fontsize=8)
             if i == 0:
                 axis.set_title(f"step {round(share * settings['steps'])}")
         row[0].set_ylabel(method.replace(" ", "\n"), rotation=0, ha="right", va="center")

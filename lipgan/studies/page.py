@@ -67,12 +67,15 @@ def render(
 
 def overview(rows: Sequence[tuple[Study, Analysis]]) -> str:
     """The page of several studies, with a link to each in the folder of its name."""
-    entries = "".join(
-        f'<tr><td><a href="{study.name}/index.html">{escape(study.title)}</a></td>'
-        f"<td>{escape(claim.text)}</td><td>{_verdict(finding.verdict)}</td></tr>\n"
-        for study, analysis in rows
-        for claim, finding in zip(study.claims, analysis.findings, strict=True)
-    )
+    entries = ""
+    for study, analysis in rows:
+        link = f'<a href="{study.name}/index.html">{escape(study.title)}</a>'
+        # One cell beside all claims of the study.
+        entries += f'<tr><td rowspan="{len(study.claims)}">{link}</td>'
+        entries += "<tr>".join(
+            f"<td>{escape(claim.text)}</td><td>{_verdict(finding.verdict)}</td></tr>\n"
+            for claim, finding in zip(study.claims, analysis.findings, strict=True)
+        )
     return document(
         "Studies",
         '<h1>Studies</h1>\n<div class="wide">\n<table>\n<thead><tr><th>study</th><th>claim</th><th>verdict</th></tr>'

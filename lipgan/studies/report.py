@@ -17,7 +17,7 @@ from lipgan.studies import figures, page, runner
 from lipgan.studies.study import Analysis, Study
 from lipgan.training.lock import locked
 
-__all__ = ["FILES", "PAGE", "run_study"]
+__all__ = ["FILES", "PAGE", "contribute", "run_study"]
 
 PAGE = "index.html"
 #: What a folder of a study holds.
@@ -32,6 +32,7 @@ def run_study(
     seeds: int | None = None,
     first_seed: int = 0,
     workers: int = 1,
+    team: int = 1,
     overwrite: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Analysis:
@@ -42,6 +43,7 @@ def run_study(
         seeds: how many; None for the study's own number.
         first_seed: the others follow.
         workers: processes.
+        team: how many share the work, on this machine or others that see ``out``; all but this one call `contribute`.
         overwrite: forget the units that the folder has, instead of going on with them.
         progress: is told how many of how many units are there.
 
@@ -54,18 +56,18 @@ def run_study(
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is not a folder")
     settings = study.settings(quick)
-    number = study.seeds[quick] if seeds is None else seeds
-    every = list(range(first_seed, first_seed + number))
+    every = _every_seed(study, quick, seeds, first_seed)
     with ExitStack() as stack:
         folder.mkdir(parents=True, exist_ok=True)
         stack.enter_context(locked(folder))
         remove_leftovers(folder, FILES)
         if overwrite:
-            (folder / runner.UNITS).unlink(missing_ok=True)
+            for path in folder.glob("units*.jsonl"):
+                path.unlink()
         for name in FILES:
             check_destination(folder / name)
         units = study.units(settings, every)
-        rows = runner.finish(study, settings, units, folder, workers=workers, progress=progress)
+        rows = runner.finish(study, settings, units, folder, workers=workers, team=team, progress=progress)
         analysis = study.analyse(settings, rows)
         with figures.style():
             figure = study.draw(settings, rows)
@@ -105,6 +107,33 @@ def run_study(
         for name, content in contents.items():
             write_atomically(folder / name, content)
     return analysis
+
+
+def contribute(
+    study: Study,
+    out: Path,
+    *,
+    member: int,
+    team: int,
+    quick: bool = False,
+    seeds: int | None = None,
+    first_seed: int = 0,
+    workers: int = 1,
+) -> None:
+    """Compute the share of member 1, 2, ... of a team of which member 0 calls `run_study` with the same arguments.
+
+    Raises:
+        ValueError, OSError, ProcessLostError: as `run_study`.
+    """
+    folder = out / study.name
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = study.settings(quick)
+    units = study.units(settings, _every_seed(study, quick, seeds, first_seed))
+    runner.contribute(study, settings, units, folder, member=member, team=team, workers=workers)
+
+
+def _every_seed(study: Study, quick: bool, seeds: int | None, first: int) -> list[int]:
+    return list(range(first, first + (study.seeds[quick] if seeds is None else seeds)))
 
 
 def _command(study: Study, quick: bool, seeds: Sequence[int]) -> str:

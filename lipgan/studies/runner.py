@@ -1,4 +1,8 @@
-"""Units of work: finished ones are lines of a file, the others are computed, by one process or by several."""
+"""Units of work: finished ones are lines of a file, the others are computed, by one process or by several.
+
+Several processes are workers of one, or, for machines that share a file system, a team: each member takes every n-th
+unit and writes a file of its own, and the first member brings the files together.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +27,12 @@ from lipgan._files import write_atomically
 from lipgan.studies.study import Finished, Settings, Study, Unit
 from lipgan.training.distributed import ProcessLostError
 
-__all__ = ["UNITS", "compute", "finish", "read"]
+__all__ = ["UNITS", "compute", "contribute", "finish", "read"]
 
 UNITS = "units.jsonl"
+
+# What the first member of a team waits before it looks again for what the others have finished.
+_PATIENCE = 0.5
 
 _NUMBERS = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
 
@@ -85,37 +92,97 @@ def finish(
     folder: Path,
     *,
     workers: int = 1,
+    team: int = 1,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Finished]:
     """All units, in order: those that the folder has, and the others, each of which is added to it when it is done.
 
     Args:
-        folder: exists, and nobody else writes there.
+        folder: exists, and nobody but the team writes there.
         workers: processes; with 1 it is this one.
+        team: how many members share the work; the others call `contribute`, and this one waits for them.
         progress: is told how many of how many units are there.
 
     Raises:
         ValueError, OSError: as `read`; a disk that is full.
         ProcessLostError: a process was killed.
     """
-    path = folder / UNITS
-    known = read(path, study.name, settings)
-    header = _line({"study": study.name, "settings": dict(settings)})
-    # Written anew, without a last line that was cut short.
-    write_atomically(path, "".join([header, *(_line(_entry(unit)) for unit in known)]).encode())
-    done = {_key(finished.unit): finished for finished in known}
-    missing = [unit for unit in units if _key(unit) not in done]
+    done = _known(study, settings, folder)
     total = len(units)
-    progress(total - len(missing), total)
+
+    def tell() -> None:
+        progress(sum(_key(unit) in done for unit in units), total)
+
+    tell()
+    own = folder / UNITS
+    _begin(own, study, settings, list(done.values()))
     # Closed at once when the loop is left, so that no process goes on for a caller that has failed.
-    with path.open("ab") as file, closing(_computed(study, settings, missing, workers)) as computed:
-        for count, finished in enumerate(computed, total - len(missing) + 1):
+    with closing(_append(own, study, settings, _share(units, done, 0, team), workers)) as appended:
+        for finished in appended:
+            done[_key(finished.unit)] = finished
+            tell()
+    while any(_key(unit) not in done for unit in units):
+        time.sleep(_PATIENCE)
+        before = len(done)
+        done |= _known(study, settings, folder)
+        if len(done) > before:
+            tell()
+    parts = _parts(folder)
+    if parts:
+        _begin(own, study, settings, list(done.values()))
+        for path in parts:
+            path.unlink()
+    return [done[_key(unit)] for unit in units]
+
+
+def contribute(
+    study: Study, settings: Settings, units: Sequence[Unit], folder: Path, *, member: int, team: int, workers: int = 1
+) -> None:
+    """The share of member 1, 2, ... of a team, into a file of its own, which `finish` of member 0 takes up.
+
+    Raises:
+        ValueError, OSError, ProcessLostError: as `finish`.
+    """
+    share = _share(units, _known(study, settings, folder), member, team)
+    if share:
+        own = folder / f"units-{member}.jsonl"
+        _begin(own, study, settings, read(own, study.name, settings))
+        with closing(_append(own, study, settings, share, workers)) as appended:
+            for _ in appended:
+                pass
+
+
+def _known(study: Study, settings: Settings, folder: Path) -> dict[str, Finished]:
+    # The parts first: they are removed after their units have come into the whole.
+    paths = [*_parts(folder), folder / UNITS]
+    return {_key(finished.unit): finished for path in paths for finished in read(path, study.name, settings)}
+
+
+def _parts(folder: Path) -> list[Path]:
+    return sorted(folder.glob("units-*.jsonl"))
+
+
+def _share(units: Sequence[Unit], done: Mapping[str, Finished], member: int, team: int) -> list[Unit]:
+    """By the place of a unit among all, which does not depend on when a member looks."""
+    return [unit for place, unit in enumerate(units) if place % team == member and _key(unit) not in done]
+
+
+def _begin(path: Path, study: Study, settings: Settings, known: Sequence[Finished]) -> None:
+    """Written anew, without a last line that was cut short."""
+    header = _line({"study": study.name, "settings": dict(settings)})
+    write_atomically(path, "".join([header, *(_line(_entry(unit)) for unit in known)]).encode())
+
+
+def _append(
+    path: Path, study: Study, settings: Settings, units: Sequence[Unit], workers: int
+) -> Generator[Finished, None, None]:
+    """Each unit when it is done and on the disk."""
+    with path.open("ab") as file, closing(_computed(study, settings, units, workers)) as computed:
+        for finished in computed:
             file.write(_line(_entry(finished)).encode())
             file.flush()
             os.fsync(file.fileno())
-            done[_key(finished.unit)] = finished
-            progress(count, total)
-    return [done[_key(unit)] for unit in units]
+            yield finished
 
 
 def _computed(study: Study, settings: Settings, units: Sequence[Unit], workers: int) -> Generator[Finished, None, None]:

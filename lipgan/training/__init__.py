@@ -3,6 +3,7 @@
 trainer.py     what a step is
 random.py      the random numbers of a run, apart from the user's own
 checkpoint.py  files that are whole or absent, and read without unpickling code
+style.py       the style of all figures
 pictures.py    sample grids and curves as PNG bytes
 showing.py     what a generator makes, as such a picture
 report.py      the page of a run

@@ -20,10 +20,9 @@ from torch.nn import functional as F
 
 from lipgan.data import Dataset
 from lipgan.data.chords import CHORDS, legal
+from lipgan.training.style import COLOURS, DASHES, WIDTH, as_png, style
 
 __all__ = [
-    "COLOURS",
-    "DASHES",
     "LABELS",
     "Strip",
     "captioned",
@@ -46,7 +45,6 @@ _CAPTIONED_COLUMNS, _CAPTIONED_CELL = 10, 120
 
 # Of the real points behind a scatter plot: more only hide each other.
 _REAL_POINTS = 5000
-_DPI = 110
 
 
 def sample_grid(samples: Tensor, columns: int | None = None) -> Image.Image:
@@ -170,6 +168,7 @@ def samples_shown(shape: tuple[int, ...], classes: int = 0, *, sentences: bool =
     return _ROWS_OF_CLASSES * classes if 2 <= classes <= _MOST_COLUMNS else 64
 
 
+@style()
 def picture(samples: Tensor, data: Dataset | None, title: str, classes: int = 0) -> bytes:
     """Samples of a generator as PNG: a grid of images, points of the plane over those of the data, or sequences.
 
@@ -212,16 +211,16 @@ def picture(samples: Tensor, data: Dataset | None, title: str, classes: int = 0)
     if n > int(inside.sum()):
         title += f"\n{n - int(inside.sum())} of {n} samples lie outside"
 
-    figure = Figure(figsize=(8, 8), layout="constrained")
+    figure = Figure(figsize=(WIDTH, WIDTH), layout="constrained")
     axes = figure.subplots()
     axes.set_title(title)
     if d == 1:
         _draw_histogram(axes, points[inside], real, frame)
     else:
         _draw_points(axes, points[inside], real, frame)
-    axes.grid(alpha=0.3)
-    axes.legend(loc="upper right", markerscale=3)
-    return _png(figure)
+    # Below the points, where it hides none.
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, markerscale=3)
+    return as_png(figure)
 
 
 def _sequences(samples: Tensor, data: Dataset | None, title: str) -> bytes:
@@ -239,7 +238,7 @@ def _sequences(samples: Tensor, data: Dataset | None, title: str) -> bytes:
     for row, sequence in enumerate(shown.argmax(2).tolist()):
         for column, symbol in enumerate(sequence):
             colour = "black" if fine[row, column] else "white"
-            axes.text(column, row, names[symbol], ha="center", va="center", color=colour, fontsize=10)
+            axes.text(column, row, names[symbol], ha="center", va="center", color=colour)
     title = "\n".join(textwrap.wrap(title, 80))
     if of_chords:
         title += f"\n{float(fine.double().mean()):.1%} of these chords are allowed by the grammar, the others coloured"
@@ -251,7 +250,8 @@ def _sequences(samples: Tensor, data: Dataset | None, title: str) -> bytes:
     axes.set_xlabel("place in the sequence")
     axes.set_ylabel("sample")
     axes.tick_params(length=0)
-    return _png(figure)
+    axes.grid(visible=False)
+    return as_png(figure)
 
 
 def _frame(points: Tensor) -> Tensor:
@@ -267,15 +267,17 @@ def _frame(points: Tensor) -> Tensor:
 def _draw_points(axes: Axes, points: Tensor, real: Tensor | None, frame: Tensor) -> None:
     if real is not None:
         axes.scatter(real[:, 0], real[:, 1], s=6, color="0.7", linewidths=0, label="data")
-    axes.scatter(points[:, 0], points[:, 1], s=6, color="tab:blue", linewidths=0, label="samples", alpha=0.7)
+    axes.scatter(points[:, 0], points[:, 1], s=6, color=COLOURS[0], linewidths=0, label="samples", alpha=0.7)
     axes.set_xlim(float(frame[0, 0]), float(frame[1, 0]))
     axes.set_ylim(float(frame[0, 1]), float(frame[1, 1]))
     axes.set_aspect("equal")
+    axes.set_xlabel("first coordinate")
+    axes.set_ylabel("second coordinate")
 
 
 def _draw_histogram(axes: Axes, points: Tensor, real: Tensor | None, frame: Tensor) -> None:
     low, high = float(frame[0, 0]), float(frame[1, 0])
-    for name, values, color in (("data", real, "0.7"), ("samples", points, "tab:blue")):
+    for name, values, color in (("data", real, "0.7"), ("samples", points, COLOURS[0])):
         if values is not None and len(values):
             shape: Literal["stepfilled", "step"] = "stepfilled" if name == "data" else "step"
             axes.hist(
@@ -289,19 +291,14 @@ def _draw_histogram(axes: Axes, points: Tensor, real: Tensor | None, frame: Tens
                 label=name,
             )
     axes.set_xlim(low, high)
+    axes.set_xlabel("coordinate")
     axes.set_ylabel("density")
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=_DPI)
-    return buffer.getvalue()
 
 
 #: What a legend or a line of text calls the quantities of a history; others go by their keys.
 LABELS: Mapping[str, str] = MappingProxyType(
     {
-        "sigma": "largest sigma of the critic's weights, before division",
+        "sigma": "largest sigma of the critic, before division",
         "penalty": "gradient penalty",
         "classification": "cross entropy of the critic's classifier",
         "critic_gradient_norm": "gradient norm of the critic",
@@ -333,11 +330,8 @@ _PANELS = (
 )
 _SCALED = ("distance to data", "control")
 
-#: Told apart by readers who see fewer colours, and by their dashes where there are none (Okabe and Ito 2008).
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))
 
-
+@style()
 def curves(history: Sequence[dict[str, Any]], title: str) -> bytes:
     """What a history says over the steps, as PNG: losses above, what keeps the critic in check below.
 
@@ -359,8 +353,8 @@ def curves(history: Sequence[dict[str, Any]], title: str) -> bytes:
     shown = {name: names for name, names in panels.items() if names or name == _LOSS}
 
     # Figure without pyplot: no global state, no window system.
-    heights = [3 if name in (_LOSS, "control") else 1.8 for name in shown]
-    figure = Figure(figsize=(8, max(6, sum(heights))), layout="constrained")
+    heights = [2.4 if name in (_LOSS, "control") else 1.6 for name in shown]
+    figure = Figure(figsize=(WIDTH, max(4, sum(heights))), layout="constrained")
     every = list(figure.subplots(len(shown), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0])
     for axes, (ylabel, names) in zip(every, shown.items(), strict=True):
         for index, key in enumerate(names):
@@ -375,20 +369,21 @@ def curves(history: Sequence[dict[str, Any]], title: str) -> bytes:
                 marker="o" if len(steps) == 1 else None,
             )
         axes.set_ylabel(ylabel)
-        axes.grid(alpha=0.3)
         if ylabel == "number":
             # From nothing found, in whole numbers: one that does not change has no scale of its own.
             axes.set_ylim(0, 1.1 * max(value for key in names for _, value in series[key]) + 0.1)
             axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         if names:
             # Above the panel, where it hides no curve.
-            axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, fontsize="small", frameon=False)
+            axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, columnspacing=1, borderpad=0)
         if ylabel in _SCALED and _spans_decades([value for key in names for _, value in series[key]]):
             axes.set_yscale("log")
     figure.suptitle("\n".join(textwrap.wrap(title, 80)))
     figure.align_ylabels()
     every[-1].set_xlabel("step (generator updates)")
-    return _png(figure)
+    if history:
+        every[-1].set_xlim(0, 1.02 * max(row["step"] for row in history) or None)
+    return as_png(figure)
 
 
 def _points(history: Sequence[dict[str, Any]], key: str) -> list[tuple[int, float]]:
@@ -405,6 +400,7 @@ def _spans_decades(values: list[float]) -> bool:
     return bool(positive) and min(values) >= 0 and max(positive) > 100 * min(positive)
 
 
+@style()
 def evaluation_page(samples: Tensor, neighbours: Tensor, rows: Sequence[tuple[str, str, str]], title: str) -> bytes:
     """Samples beside the real image nearest to each, and a table of metrics below, on an A4 page, as PNG.
 
@@ -415,7 +411,7 @@ def evaluation_page(samples: Tensor, neighbours: Tensor, rows: Sequence[tuple[st
         title: printed above; long ones are wrapped.
     """
     figure = Figure(figsize=(11.69, 8.27), layout="constrained")
-    figure.suptitle("\n".join(textwrap.wrap(title, 120)), fontsize=9)
+    figure.suptitle("\n".join(textwrap.wrap(title, 120)))
     grid = figure.add_gridspec(2, 2, height_ratios=(5, 0.6 + 0.3 * len(rows)))
     for column, (name, images) in enumerate((("samples", samples), ("nearest real image of each", neighbours))):
         axes = figure.add_subplot(grid[0, column])
@@ -435,4 +431,4 @@ def evaluation_page(samples: Tensor, neighbours: Tensor, rows: Sequence[tuple[st
     table.auto_set_font_size(False)
     table.set_fontsize(9)
     table.scale(1, 1.4)
-    return _png(figure)
+    return as_png(figure)

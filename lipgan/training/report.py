@@ -112,13 +112,14 @@ def render(
         f"<p>{summary['step']} of {summary['steps']} steps; the process that ended there took "
         f"{duration(summary['seconds'])}.</p>\n"
         f'<h2>Samples over time</h2>\n<div class="frames">\n{pictures}</div>\n'
-        f"<h2>Curves</h2>\n{picture(curves, 'losses, metrics and control quantities over the steps')}\n"
+        f'<h2>Curves</h2>\n<div class="wide">\n'
+        f"{picture(curves, 'losses, metrics and control quantities over the steps')}\n</div>\n"
         f"<h2>Metrics</h2>\n<p>The last value of each.</p>\n{table(('quantity', 'value'), metrics)}"
         f"<h2>Lipschitz constant</h2>\n<p>{escape(verdict)}</p>\n"
         f"<h2>Configuration</h2>\n"
         f"{table(('field', 'value'), [(name, in_words(value) or '(none)') for name, value in config.items()])}"
         f'<p class="small">PyTorch {escape(environment["torch"])}, Python {escape(environment["python"])}, '
-        f"{environment['threads']} threads.</p>\n",
+        f"{environment['threads']} {'thread' if environment['threads'] == 1 else 'threads'}.</p>\n",
     )
 
 

@@ -1,16 +1,20 @@
 """What the tests of studies share: a study on its smallest settings, and what a page must be."""
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Sequence
-from html.parser import HTMLParser
 from typing import Any
+from xml.etree import ElementTree
+
+import html5lib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.transforms import BboxBase
 
 from lipgan.studies import Analysis, Finished, Study, figures, get
 from lipgan.studies.runner import compute
-
-# Elements without an end tag.
-VOID = {"meta", "link", "br", "hr", "img", "input", "path", "use", "rect", "line", "circle"}
 
 
 def smaller(name: str, **changes: Any) -> Study:
@@ -34,9 +38,43 @@ def made(study: Study, result: Any, seeds: Sequence[int] = (0, 1)) -> list[Finis
 
 
 def drawn(study: Study, rows: Sequence[Finished]) -> bytes:
-    """The figure of these units as PNG."""
+    """The figure of these units as PNG; as SVG it is XML, and no text covers another or leaves the figure."""
     with figures.style():
-        return figures.as_png(study.draw(study.settings(False), rows))
+        figure = study.draw(study.settings(False), rows)
+        assert ElementTree.fromstring(figures.as_svg(figure)).tag == "{http://www.w3.org/2000/svg}svg"
+        assert not covered(figure)
+        return figures.as_png(figure)
+
+
+def covered(figure: Figure) -> list[str]:
+    """Texts of a figure that lie over each other, or not wholly within it."""
+    figure.draw_without_rendering()
+    hidden = [text for axes in figure.axes for text in _hidden(axes)]
+    texts = [text for text in figure.findobj(Text) if text.get_text().strip() and text.get_visible()]
+    boxes = [(repr(text.get_text()), text.get_window_extent()) for text in texts if text not in hidden]
+    found = [f"{name} leaves the figure" for name, box in boxes if not _within(box, figure.bbox)]
+    for (name, a), (other, b) in itertools.combinations(boxes, 2):
+        # A pixel of the margins that letters do not fill.
+        if min(a.x1, b.x1) - max(a.x0, b.x0) > 1 and min(a.y1, b.y1) - max(a.y0, b.y0) > 1:
+            found.append(f"{name} over {other}")
+    return found
+
+
+def _hidden(axes: Axes) -> list[Text]:
+    """What matplotlib makes and does not draw: labels of ticks beyond the ends, and of axes that are off."""
+    hidden: list[Text] = []
+    for axis in (axes.xaxis, axes.yaxis):
+        low, high = sorted(axis.get_view_interval())
+        off = not (axes.axison and axes.get_visible() and axis.get_visible())
+        hidden += [axis.label, axis.offsetText] if off else []
+        for tick in [*axis.get_major_ticks(), *axis.get_minor_ticks()]:
+            if off or not low <= tick.get_loc() <= high:
+                hidden += [tick.label1, tick.label2]
+    return hidden
+
+
+def _within(box: BboxBase, outer: BboxBase) -> bool:
+    return box.x0 >= outer.x0 - 1 and box.x1 <= outer.x1 + 1 and box.y0 >= outer.y0 - 1 and box.y1 <= outer.y1 + 1
 
 
 def verdicts(study: Study, rows: Sequence[Finished]) -> dict[str, str]:
@@ -51,50 +89,50 @@ def changed(rows: Sequence[Finished], change: Any) -> list[Finished]:
     return [Finished(row.unit, change(row.unit, dict(row.result)), row.seconds) for row in rows]
 
 
-class Page(HTMLParser):
-    """Checks that tags are balanced and nothing is fetched; ``text`` is what a reader sees."""
+class Page:
+    """A page as a browser reads it: valid syntax, nothing fetched, each reference within it leads somewhere.
+
+    Attributes:
+        seen: the names of all elements, in order.
+        text: what a reader sees.
+    """
 
     def __init__(self, source: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
+        # It reports each error that the standard defines: tags that close nothing, an attribute twice, ...
+        parser = html5lib.HTMLParser(namespaceHTMLElements=False)
+        root = parser.parse(source)
+        errors = [f"line {place[0]}: {code} {values}" for place, code, values in parser.errors]
+        assert not errors, errors[:5]
+        assert root.get("lang")
+        assert (root.findtext("head/title") or "").strip()
         self.seen: list[str] = []
-        self.ids: list[str] = []
         self.text = ""
-        assert source.startswith("<!DOCTYPE html>\n")
-        self.feed(source)
-        self.close()
-        assert not self.open, f"not closed: {self.open}"
-        assert len(self.ids) == len(set(self.ids)), "an id twice"
+        ids: list[str] = []
+        targets: list[str] = []
+        for element in root.iter():
+            if not isinstance(element.tag, str):
+                continue  # a comment
+            tag = _name(element.tag)
+            self.seen.append(tag)
+            assert tag not in ("script", "link", "iframe", "object", "metadata")
+            attributes = {_name(name): value for name, value in element.attrib.items()}
+            assert tag != "img" or attributes.get("alt")
+            ids += [attributes["id"]] if "id" in attributes else []
+            for name, value in attributes.items():
+                if name in ("src", "srcset", "data") or (name == "href" and tag != "a"):
+                    inside = value.startswith(("#", "data:image/png;base64,"))
+                    assert inside, f"<{tag} {name}={value}> is fetched"
+                targets += re.findall(r"url\((.*?)\)", value)
+                targets += [value] if name == "href" and value.startswith("#") else []
+        for element in root.iter("style"):
+            assert "@import" not in (element.text or "")
+            assert "http" not in (element.text or "")
+            element.text = None
+        self.text = "".join(root.itertext())
+        assert len(ids) == len(set(ids)), "an id twice"
+        assert all(target.startswith("#") and target[1:] in ids for target in targets), targets
 
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self._look(tag, attrs)
-        if tag not in VOID or (self.open and "svg" in self.open):
-            self.open.append(tag)
 
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self._look(tag, attrs)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open, f"</{tag}> closes nothing"
-        assert self.open[-1] == tag, f"</{tag}> closes <{self.open[-1]}>"
-        self.open.pop()
-
-    def handle_data(self, data: str) -> None:
-        if "style" in self.open:
-            assert "@import" not in data
-            assert "http" not in data
-        else:
-            self.text += data
-
-    def _look(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen.append(tag)
-        assert tag not in ("script", "link", "iframe", "object", "metadata")
-        names = [name for name, _ in attrs]
-        assert len(names) == len(set(names)), f"<{tag}> has an attribute twice"
-        for name, value in attrs:
-            if name == "id":
-                self.ids.append(str(value))
-            if name in ("src", "xlink:href", "srcset", "data"):
-                assert str(value).startswith(("#", "data:image/png;base64,")), f"<{tag} {name}={value}> is fetched"
-            for target in re.findall(r"url\((.*?)\)", str(value)):
-                assert target.startswith("#"), f"{target} is fetched"
+def _name(name: str) -> str:
+    """Without the name space."""
+    return name.rsplit("}", 1)[-1]

@@ -1,11 +1,13 @@
 """The page of the studies: sections are replaced, remarks are kept, figures are small."""
 
+import dataclasses
 import importlib.util
 from pathlib import Path
 
 import pytest
 
 from lipgan import studies
+from lipgan.studies import losses_table, runner
 
 ROOT = Path(__file__).parents[2]
 
@@ -53,3 +55,28 @@ def test_the_page_of_the_documentation_is_what_the_script_writes(gallery):
             assert f"images/studies/{name}.png" in found[1]
             assert found[1].count("\n| ") == 1 + len(studies.get(name).claims)
             assert (gallery.IMAGES / f"{name}.png").stat().st_size < 80_000
+
+
+def test_the_table_of_recipes_comes_from_the_units_that_are_there(gallery, tmp_path):
+    study, settings = losses_table.STUDY, losses_table.STUDY.settings(False)
+    units = [unit for unit in study.units(settings, [0, 1]) if unit["recipe"] in ("gan", "wgan")][:3]
+
+    def run(settings, unit):
+        quality = {"fid": 100.0 + unit["seed"], "precision": 0.5, "recall": 0.25}
+        return {**quality, "ms": 2.0, "steps": 400, "stopped": "no gain"}
+
+    folder = tmp_path / study.name
+    folder.mkdir()
+    runner.finish(dataclasses.replace(study, run=run), settings, units, folder)
+    text = gallery.digits("Before.\n\n<!-- digits -->\n\n-\n<!-- end -->\n\nAfter.\n", tmp_path)
+    assert text.startswith("Before.\n\n<!-- digits -->\n\n| recipe | FID of digits |")
+    assert "\n| gan | 100.5 ± 0.71 | 0.5 ± 0 | 0.25 ± 0 | 400 ± 0 | 2 ± 0 | no gain (2) | 2 |\n" in text
+    assert "\n| wgan | 100 | 0.5 | 0.25 | 400 | 2 | no gain (1) | 1 |\n" in text
+    assert text.endswith("\n<!-- end -->\n\nAfter.\n")
+
+
+def test_the_page_of_the_recipes_has_a_row_for_each(gallery):
+    table = gallery.pattern("digits").search(gallery.RECIPES.read_text(encoding="utf-8"))[1]
+    names = [line.split("|")[1].strip() for line in table.splitlines()[2:]]
+    assert names == [name for name in losses_table.STUDY.full["recipes"] if name in names]
+    assert len(names) == len(set(names)) > 40

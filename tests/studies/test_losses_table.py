@@ -9,17 +9,25 @@ from study_checks import changed, made, verdicts
 from lipgan import recipes
 from lipgan.studies import losses_table as module
 from lipgan.studies.study import FAILS, HOLDS
+from lipgan.studies.trainers import FAILED
 
 
 @pytest.fixture(scope="module")
 def study():
-    return study_checks.smaller("losses-table", recipes=list(module._NEEDED), size=8, steps=1, samples=10)
+    return study_checks.smaller("losses-table", recipes=list(module._NEEDED), steps=1, every=1, samples=10)
 
 
 def ideal(unit):
     wgan = unit["recipe"] == "wgan"
     recall = 0.1 if unit["recipe"] == "dcgan" else 0.5
-    return {"fid": 200.0 if wgan else 100.0, "precision": 0.5, "recall": recall, "ms": 1.0}
+    return {
+        "fid": 200.0 if wgan else 100.0,
+        "precision": 0.5,
+        "recall": recall,
+        "ms": 1.0,
+        "steps": 100,
+        "stopped": "steps",
+    }
 
 
 def test_the_rules_see_what_is_wrong(study):
@@ -38,6 +46,35 @@ def test_the_table_names_recipes_once():
     assert set(module._RECIPES) <= set(recipes.names())
     assert len(set(module._RECIPES)) == len(module._RECIPES)
     assert set(module._NEEDED) <= set(module._RECIPES)
+
+
+def test_a_training_ends_when_it_has_converged_or_is_late(monkeypatch):
+    settings = {**module.STUDY.settings(True), "steps": 8, "scheduled": 3, "every": 1, "samples": 10}
+
+    def run(recipe="gan", **changes):
+        return module._run({**settings, **changes}, {"recipe": recipe, "seed": 0})
+
+    scores = iter([50.0, 10.0, 20.0, 9.6, 11.0, 1.0])
+    monkeypatch.setattr(module, "judged", lambda trainer, samples: {**FAILED, "fid": next(scores)})
+    # The last three are no better than 0.95 times the best before.
+    found = run()
+    assert found["trace"] == [50.0, 10.0, 20.0, 9.6, 11.0]
+    assert (found["steps"], found["stopped"], found["fid"]) == (5, "no gain", 11.0)
+    monkeypatch.setattr(module, "judged", lambda trainer, samples: {**FAILED, "fid": 1 / trainer.step})
+    assert (found := run())["stopped"] == "steps"
+    assert (found["steps"], len(found["trace"])) == (8, 8)
+    assert (found := run(seconds=0))["stopped"] == "time"
+    assert found["steps"] == 1
+    # What has a schedule runs to the end of it.
+    assert run("instance-noise", seconds=0)["steps"] == 3
+
+
+def test_what_diverges_is_in_the_table(study, monkeypatch):
+    monkeypatch.setattr(module, "fit", lambda *arguments, **options: None)
+    rows = study_checks.finished(study)
+    assert {row.result["stopped"] for row in rows} == {"diverged"}
+    assert module.summary(["wgan", "gan"], rows).cells() == [["wgan", "inf", "0", "0", "0", "0", "diverged (1)", "1"]]
+    assert len(study_checks.drawn(study, rows)) > 5_000
 
 
 def test_a_small_run(study):

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+from xml.etree import ElementTree
 
 import pytest
 import study_checks
@@ -34,6 +35,9 @@ def test_the_folder_holds_what_it_says(folder):
     assert sorted(path.name for path in folder.iterdir()) == sorted(report.FILES)
     with Image.open(folder / "figure.png") as picture:
         assert picture.width == pytest.approx(figures.WIDTH * 150, abs=2)
+    vectors = ElementTree.parse(folder / "figure.svg").getroot()
+    assert vectors.tag == "{http://www.w3.org/2000/svg}svg"
+    assert len(list(vectors.iter("{http://www.w3.org/2000/svg}path"))) > 20
     found = json.loads((folder / "verdicts.json").read_text())
     assert found["seeds"] == [3, 4]
     assert found["settings"]["steps"] == 100
@@ -175,3 +179,21 @@ def test_the_command_prints_each_verdict_and_where_the_page_is(capsys, tmp_path,
     overview = study_checks.Page((tmp_path / "index.html").read_text())
     assert "Bernoulli" in overview.text
     assert (tmp_path / "biased-gradients" / "index.html").exists()
+
+
+def test_processes_of_torchrun_share_the_work_and_the_first_one_writes(capsys, tmp_path, monkeypatch):
+    small = study_checks.smaller("biased-gradients", **SMALL)
+    monkeypatch.setattr("lipgan.commands.study.get", lambda name: small)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    words = (small.name, "--seeds", "1", "--out", tmp_path)
+    monkeypatch.setenv("RANK", "1")
+    assert command(capsys, *words) == (0, "", "")
+    assert [path.name for path in (tmp_path / small.name).iterdir()] == ["units-1.jsonl"]
+    monkeypatch.setenv("RANK", "0")
+    status, out, err = command(capsys, *words)
+    assert (status, err) == (0, "lipgan: biased-gradients: 2 units of work, 1 of them finished before\n")
+    assert out.splitlines()[-1].startswith("  see ")
+    assert sorted(path.name for path in (tmp_path / small.name).iterdir()) == sorted(report.FILES)
+    status, _, err = command(capsys, *words, "--overwrite")
+    assert status == 2
+    assert "--overwrite is not for several processes of torchrun" in err

@@ -94,6 +94,42 @@ def test_more_seeds_add_to_what_is_there(tmp_path):
     assert len(CALLS) == 10
 
 
+def test_a_team_shares_the_units_and_whoever_comes_later_finds_them(tmp_path):
+    whole, folder = tmp_path / "whole", tmp_path / "team"
+    for each in (whole, folder):
+        each.mkdir()
+    expected = results(runner.finish(STUDY, {"factor": 2}, UNITS, whole))
+    stopped = dataclasses.replace(STUDY, run=lambda settings, unit: _square({**settings, "fails_at": 4}, unit))
+    CALLS.clear()
+    with pytest.raises(KeyboardInterrupt):
+        runner.contribute(stopped, {"factor": 2}, UNITS, folder, member=1, team=3)
+    assert CALLS == [1, 4]
+    # Another number of members takes up what there is, whoever has made it.
+    runner.contribute(STUDY, {"factor": 2}, UNITS, folder, member=1, team=2)
+    assert CALLS == [1, 4, 3]
+    told = []
+    rows = runner.finish(STUDY, {"factor": 2}, UNITS, folder, team=2, progress=lambda done, _: told.append(done))
+    assert CALLS == [1, 4, 3, 0, 2, 4]
+    assert told == [2, 3, 4, 5]
+    assert results(rows) == expected
+    assert [path.name for path in folder.iterdir()] == [runner.UNITS]
+    runner.contribute(STUDY, {"factor": 2}, UNITS, folder, member=1, team=2)
+    assert results(runner.finish(STUDY, {"factor": 2}, UNITS, folder)) == expected
+    assert CALLS[6:] == []
+
+
+def test_the_first_of_a_team_waits_for_the_others(tmp_path, monkeypatch):
+    def arrives(seconds):
+        runner.contribute(STUDY, {"factor": 2}, UNITS, tmp_path, member=1, team=2)
+
+    monkeypatch.setattr(runner.time, "sleep", arrives)
+    rows = runner.finish(STUDY, {"factor": 2}, UNITS, tmp_path, team=2)
+    assert CALLS == [0, 2, 4, 1, 3]
+    assert [row.unit["k"] for row in rows] == [0, 1, 2, 3, 4]
+    with pytest.raises(ValueError, match=r"other settings \(factor 2 there and 3 here\)"):
+        runner.contribute(STUDY, {"factor": 3}, UNITS, tmp_path, member=1, team=2)
+
+
 def test_other_settings_are_refused(tmp_path):
     runner.finish(STUDY, {"factor": 2}, UNITS, tmp_path)
     before = (tmp_path / runner.UNITS).read_bytes()

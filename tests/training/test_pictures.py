@@ -8,6 +8,7 @@ import matplotlib.axes
 import matplotlib.figure
 import numpy as np
 import pytest
+import study_checks
 import torch
 from PIL import Image
 from torch import Tensor
@@ -15,7 +16,16 @@ from torch import Tensor
 from lipgan import data
 from lipgan.data import Dataset
 from lipgan.training import pictures
-from lipgan.training.pictures import Strip, captioned, curves, image_bytes, picture, sample_grid, samples_shown
+from lipgan.training.pictures import (
+    Strip,
+    captioned,
+    curves,
+    evaluation_page,
+    image_bytes,
+    picture,
+    sample_grid,
+    samples_shown,
+)
 
 
 def decoded(content: bytes) -> np.ndarray[Any, Any]:
@@ -141,7 +151,7 @@ def test_points_lie_over_the_data_with_equal_axes(drawn: dict[str, Any]) -> None
     height, width, _ = decoded(content).shape
     assert height == width
     data_pixels = found["data"]
-    in_legend = (data_pixels[:, 0] < 0.2 * height) & (data_pixels[:, 1] > 0.75 * width)
+    in_legend = data_pixels[:, 0] > 0.95 * height
     data_pixels = data_pixels[~in_legend]
     # Eight modes on a circle: their bounding box is a square of pixels.
     assert np.ptp(data_pixels[:, 0]) == pytest.approx(np.ptp(data_pixels[:, 1]), abs=3)
@@ -197,7 +207,7 @@ def test_one_coordinate_is_a_histogram(drawn: dict[str, Any]) -> None:
     assert drawn["samples"].tolist() == [0.25, 0.5]
     assert len(drawn["data"]) == 50
     assert len(found["data"]) > 10_000, "bars are filled"
-    assert decoded(picture(torch.full((2, 1), 9.0), line, "a")).shape == (880, 880, 3)
+    assert decoded(picture(torch.full((2, 1), 9.0), line, "a")).shape == (945, 945, 3)
 
 
 @pytest.mark.parametrize(
@@ -242,7 +252,7 @@ def test_every_quantity_has_its_panel(drawn: dict[str, Any]) -> None:
     assert drawn["gradient norm of the generator"] == [(40, 1.5)]
     assert drawn["noise"] == [(20, 0.5)]
     assert "scale" not in drawn
-    assert decoded(content).shape == (858, 880, 3)
+    assert decoded(content).shape == (960, 945, 3)
 
 
 def test_what_is_missing_or_no_number_is_left_out(drawn: dict[str, Any]) -> None:
@@ -251,7 +261,7 @@ def test_what_is_missing_or_no_number_is_left_out(drawn: dict[str, Any]) -> None
     assert drawn["panels"] == ["loss (mean since the last point)"]
     assert drawn["critic loss"] == [(20, -0.05)]
     assert set(drawn) - {"x", "y"} == {"panels", "title", "critic loss", "generator loss"}
-    assert decoded(content).shape == (660, 880, 3)
+    assert decoded(content).shape == (600, 945, 3)
 
 
 def test_an_evaluation_has_panels_of_its_own(drawn: dict[str, Any]) -> None:
@@ -268,7 +278,7 @@ def test_an_evaluation_has_panels_of_its_own(drawn: dict[str, Any]) -> None:
 def test_numbers_are_counted_from_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """A number that stays as it is has no scale of its own, and none has fractions."""
     figures: list[matplotlib.figure.Figure] = []
-    monkeypatch.setattr(pictures, "_png", lambda figure: figures.append(figure) or b"")
+    monkeypatch.setattr(pictures, "as_png", lambda figure: figures.append(figure) or b"")
     curves([row(20, classes=10.0), row(40, classes=10.0)], "a")
     (axes,) = [axes for axes in figures[0].axes if axes.get_ylabel() == "number"]
     assert axes.get_ylim() == pytest.approx((0, 11.1))
@@ -315,7 +325,29 @@ def test_control_is_logarithmic_beyond_two_decades(
 
 
 def test_a_run_that_has_not_begun_has_curves_too() -> None:
-    assert decoded(curves([], "sngan on digits, step 0")).shape == (660, 880, 3)
+    assert decoded(curves([], "sngan on digits, step 0")).shape == (600, 945, 3)
+
+
+def test_no_text_covers_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[str]] = []
+    monkeypatch.setattr(pictures, "as_png", lambda figure: seen.append(study_checks.covered(figure)) or b"")
+    every = {"estimate": 1.0, "fid": 9.0, "confident": 0.5, "classes": 8.0, "sigma": 1.0, "penalty": 0.001}
+    every |= {"critic_gradient_norm": 1.0, "generator_gradient_norm": 300.0}
+    curves([row(20, **every), row(40, **every)], "wgan-gp on digits, step 40")
+    picture(torch.zeros(3, 2), data.load("ring"), "gan on ring, step 1")
+    picture(torch.zeros(3, 1), Dataset("line", torch.randn(40, 1)), "gan on line, step 1")
+    chords = data.load("chords")
+    picture(chords.samples[:16], chords, "seqgan on chords, step 1")
+    images = torch.zeros(64, 1, 8, 8)
+    rows = [("prdc", "precision 0.91, recall 0.83, density 0.9, coverage 0.71", "5 nearest neighbours")] * 4
+    evaluation_page(images, images, rows, "2,000 samples of step 300 against 1,797 of digits")
+    assert seen == [[]] * 5
+    # That it would be seen.
+    figure = matplotlib.figure.Figure()
+    figure.text(0.5, 0.5, "one text")
+    figure.text(0.55, 0.5, "another one")
+    figure.text(0.95, 0.2, "longer than there is place")
+    assert [text.split("'")[1] for text in study_checks.covered(figure)] == ["longer than there is place", "one text"]
 
 
 # --- sentences and sequences
