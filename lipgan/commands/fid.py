@@ -11,6 +11,7 @@ from lipgan.commands.names import find_source
 from lipgan.commands.sources import Reader, Side, find_extractor
 from lipgan.data.images import default_workers
 from lipgan.metrics import protocols
+from lipgan.metrics.features import FeatureExtractor
 from lipgan.metrics.frechet import distance_of_statistics
 
 __all__ = ["main"]
@@ -31,7 +32,7 @@ def main(args: argparse.Namespace) -> None:
             check_destination(output)
     from_images = any(source.has_images for source in sources)
     reader = Reader(
-        find_extractor(args.features, args.download, package.preprocessing) if from_images else None,
+        _extractor(args, package.preprocessing) if from_images else None,
         device,
         size=args.size,
         batch_size=args.batch_size,
@@ -67,6 +68,10 @@ def main(args: argparse.Namespace) -> None:
         write_atomically(args.json, (json.dumps(result, indent=2) + "\n").encode())
     # As pytorch-fid prints it, for the scripts that read it.
     print("FID: ", fid)
+
+
+def _extractor(args: argparse.Namespace, preprocessing: str) -> FeatureExtractor:
+    return find_extractor(args.features, args.download, preprocessing, weights=args.weights, sha256=args.sha256)
 
 
 def _protocol(side: Side) -> dict[str, Any]:

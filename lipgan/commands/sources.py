@@ -1,5 +1,6 @@
 """What is meant by the names typed for `lipgan fid` and `lipgan eval`: images, features, statistics, extractors."""
 
+import inspect
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -18,7 +19,7 @@ from lipgan.data.image_arrays import array_batches, check_images, rows_at_once
 from lipgan.data.images import ImageError, Openable, find_images, image_batches, left_out_in_words
 from lipgan.metrics import features
 from lipgan.metrics.feature_stats import MAX_DIM, FeatureStats
-from lipgan.metrics.features import FeatureExtractor, InceptionFeatures
+from lipgan.metrics.features import FeatureExtractor
 
 __all__ = ["Reader", "Side", "as_image_files", "find_extractor"]
 
@@ -28,20 +29,43 @@ _FEATURE_ROWS = 8192
 _NO_IMAGES = "holds no images that can be used"
 
 
-def find_extractor(name: str | None, download: bool, preprocessing: str = "pytorch") -> FeatureExtractor:
+def find_extractor(
+    name: str | None,
+    download: bool,
+    preprocessing: str = "pytorch",
+    *,
+    weights: str | None = None,
+    sha256: str | None = None,
+) -> FeatureExtractor:
     """The extractor of that name, or Inception with the weights in the file of that name; None: Inception.
 
-    ``preprocessing`` is Inception's.
+    ``preprocessing`` is Inception's; the others are the flags --download, --weights and --sha256.
     """
-    origin: dict[str, Any] = {"download": download}
+    given: dict[str, Any] = {"download": download, "weights": weights, "sha256": sha256}
+    given = {flag: value for flag, value in given.items() if value}
     if name is not None and name != "inception":
-        if download:
-            raise ValueError(f"--download fetches the weights of inception, got --features {name}")
+        prefix, colon, _ = name.partition(":")
+        make: Callable[..., Any] | None = features.PREFIXES.get(prefix) if colon else features.EXTRACTORS.get(name)
         path = Path(name)
         # A name with a folder or a suffix is a file's, there or not.
-        if name in features.EXTRACTORS or not (path.is_file() or path.suffix or path.name != name):
-            return features.get(name)
-        origin = {"weights": name}
+        if make is not None or not (path.is_file() or path.suffix or path.name != name):
+            accepted = () if make is None else inspect.signature(make).parameters
+            for flag, value in given.items():
+                if flag not in accepted:
+                    got = f"--features {name}" if value is True else f"{value} beside --features {name}"
+                    raise ValueError(f"--{flag} is for features whose weights are not part of lipgan, got {got}")
+            try:
+                return features.get(name, **given)
+            except FileNotFoundError as error:
+                hint = f"{error.strerror}; on the command line: --weights FILE, --download"
+                raise FileNotFoundError(error.errno, hint, error.filename) from error
+        if given:
+            raise ValueError(f"--{next(iter(given))} is for features by name, got the file --features {name}")
+        origin: dict[str, Any] = {"weights": name}
+    else:
+        origin = {"download": download} | ({} if weights is None else {"weights": weights})
+    if sha256 is not None:
+        raise ValueError(f"--sha256 is not for inception, whose checksum is known, got {sha256}")
     try:
         return features.get("inception", **origin, preprocessing=preprocessing)
     except FileNotFoundError as error:
@@ -72,7 +96,7 @@ class Reader:
         batch_size: images of one call of the extractor.
         workers: threads that read image files while the extractor runs; 0: none.
         skip_broken: leave out the image files that cannot be used, instead of raising.
-        mixed: whether the extractor takes images of several sizes, batch by batch; Inception always does.
+        mixed: whether the extractor takes images of several sizes, batch by batch; with ``any_size`` it always does.
         progress: called with the batches of a source and their number, and iterated in their place.
     """
 
@@ -130,7 +154,7 @@ class Reader:
                 skip=skip if self.skip_broken else None,
                 workers=self.workers,
                 # It brings all images to its own size.
-                mixed=self.mixed or isinstance(extractor, InceptionFeatures),
+                mixed=self.mixed or getattr(extractor, "any_size", False),
             )
         elif source.kind == "image array":
             with _rows(source, _NO_IMAGES) as (total, _):

@@ -3,7 +3,6 @@
 The files are read by the code of those packages. Nothing is fetched unless the caller allows it.
 """
 
-import importlib
 import inspect
 import os
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from lipgan._packages import first_line, imported
 from lipgan._registry import lookup
 from lipgan.data.dataset import Dataset
 from lipgan.data.files import check_size, stack_images
@@ -59,7 +59,7 @@ def torchvision(which: str, size: int | None = None, *, download: bool = False) 
             options; it holds no images; images of several sizes or not square, without ``size``.
     """
     name = f"torchvision:{which}"
-    module = _imported("torchvision.datasets", "torchvision", name)
+    module = imported("torchvision.datasets", "torchvision", name)
     table = {
         key: entry
         for key, entry in vars(module).items()
@@ -90,7 +90,7 @@ def huggingface(which: str, size: int | None = None, *, download: bool = False) 
         ValueError: as :func:`torchvision`.
     """
     name = f"huggingface:{which}"
-    module = _imported("datasets", "datasets", name)
+    module = imported("datasets", "datasets", name)
     options: dict[str, Any] = {"split": "train"}
     # Gone from newer versions, which run no such code at all.
     if "trust_remote_code" in inspect.signature(module.load_dataset).parameters:
@@ -106,14 +106,6 @@ def huggingface(which: str, size: int | None = None, *, download: bool = False) 
     return _collected(name, rows, images[0], label, size)
 
 
-def _imported(module: str, package: str, name: str) -> ModuleType:
-    try:
-        return importlib.import_module(module)
-    # A package that was built for another version of torch fails in other ways than by being absent.
-    except (ImportError, RuntimeError, OSError) as error:
-        raise ValueError(f"{name} needs the package {package}: pip install {package} ({_first_line(error)})") from error
-
-
 @contextmanager
 def _explaining(name: str, where: str, download: bool) -> Iterator[None]:
     """Turn whatever the packages raise into one sentence."""
@@ -123,7 +115,7 @@ def _explaining(name: str, where: str, download: bool) -> Iterator[None]:
         raise
     except Exception as error:
         hint = "" if download else "; nothing is downloaded unless LIPGAN_DOWNLOAD=1"
-        raise ValueError(f"{name} cannot be loaded{where}: {_first_line(error)}{hint}") from error
+        raise ValueError(f"{name} cannot be loaded{where}: {first_line(error)}{hint}") from error
 
 
 @contextmanager
@@ -136,11 +128,6 @@ def _offline(module: ModuleType, wanted: bool) -> Iterator[None]:
         yield
     finally:
         config.HF_HUB_OFFLINE = before
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__
 
 
 def _collected(name: str, rows: Any, image: int | str, label: int | str | None, size: int | None) -> Dataset:

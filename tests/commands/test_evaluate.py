@@ -176,7 +176,7 @@ def test_a_page_holds_its_samples_and_table() -> None:
         (["--protocol", "cleen"], "unknown protocol 'cleen'; did you mean clean"),
         (["--protocol", "clean", "--metrics", "fid", "is"], "protocol 'clean' has no Inception Score"),
         (["--protocol", "torchmetrics", "-n", "999"], "the metric kid needs at least 1000 samples, got -n 999"),
-        (["--features", "pixels", "--download"], "--download fetches the weights of inception"),
+        (["--features", "pixels", "--download"], "--download is for features whose weights are not part of lipgan"),
         (["--plot", "eval.jpg"], "eval.jpg must end in .png"),
         (["--json", "absent/eval.json"], "absent is not a folder"),
         (["--plot", "absent/eval.png"], "absent is not a folder"),

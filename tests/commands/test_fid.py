@@ -321,7 +321,10 @@ def test_what_can_be_refused_is_refused_before_reading(
         ((a, "digit", "--features", "random"), "or a data set (chords, digits,"),
         ((a, b, "--features", "randon"), "unknown feature extractor 'randon'; did you mean random?"),
         ((a, b, "--features", "random", "--protocol", "torch-fid"), "unknown protocol 'torch-fid'; did you mean"),
-        ((a, b, "--features", "random", "--download"), "--download fetches the weights of inception, got --features"),
+        (
+            (a, b, "--features", "random", "--download"),
+            "--download is for features whose weights are not part of lipgan, got --features random",
+        ),
         ((a, b, "--features", "random", "--json", tmp_path / "no" / "a.json"), "no is not a folder"),
         ((a, b, "--features", "random", "--save-stats", tmp_path / "no" / "a.npz"), "no is not a folder"),
         ((a, b, "--features", "random", "--device", "abacus"), "device 'abacus' cannot be used here"),
