@@ -82,6 +82,8 @@ RECIPES = (
     "wgan-gp",
     "wgan-lp",
 )
+#: What stands before the colon in the names of other packages' data sets.
+DATA_PREFIXES = ("torchvision:", "huggingface:")
 DATA_SETS = ("chords", "digits", "grid", "patches", "ring", "segments", "sentences", "swiss-roll", "two-gaussians")
 
 #: The modules of `lipgan.bench`.

@@ -194,8 +194,8 @@ def build() -> argparse.ArgumentParser:
         "lipgan fid photographs/ samples/ --features random --size 32",
     )
     side = (
-        "a folder of images, a .zip archive of them, an .npz file of statistics or images, an .npy file of features "
-        "or images, or a data set of images"
+        "a folder of images, a .zip, .tar or .parquet file of them (several: shards-{000..003}.tar), an .npz file of "
+        "statistics or images, an .npy file of features or images, or a data set of images"
     )
     fid.add_argument("a", metavar="A", help=side)
     fid.add_argument("b", metavar="B", help="the same")

@@ -2,7 +2,7 @@
 
 import inspect
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from lipgan import data
 from lipgan._arrays import archive, mapped
 from lipgan.commands.names import Source
-from lipgan.data.image_archives import archived_images
 from lipgan.data.image_arrays import array_batches, check_images, rows_at_once
-from lipgan.data.images import ImageError, Openable, find_images, image_batches, left_out_in_words
+from lipgan.data.image_sources import open_images
+from lipgan.data.images import ImageError, image_batches, left_out_in_words
 from lipgan.metrics import features
 from lipgan.metrics.feature_stats import MAX_DIM, FeatureStats
 from lipgan.metrics.features import FeatureExtractor
@@ -133,13 +133,9 @@ class Reader:
     def _of_images(self, source: Source, extractor: FeatureExtractor, stack: ExitStack) -> Side:
         skipped: list[str] = []
         batches: Iterator[Tensor]
-        if source.kind in ("images", "image archive"):
+        if source.kind not in ("image array", "data set"):
             left_out: Counter[str] = Counter()
-            paths: Sequence[Path | Openable]
-            if source.kind == "images":
-                paths = find_images(source.name, left_out)
-            else:
-                paths = stack.enter_context(archived_images(source.name, left_out))
+            paths = stack.enter_context(open_images(source.name, left_out))
             if left_out:
                 skipped.append(left_out_in_words(source.name, left_out))
             total = len(paths)

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from lipgan._choices import DATA_PREFIXES
 from lipgan._packages import first_line, imported
 from lipgan._registry import lookup
 from lipgan.data.dataset import Dataset
@@ -24,7 +25,7 @@ from lipgan.data.images import scaled, to_rgb
 
 __all__ = ["PREFIXES", "huggingface", "load", "torchvision", "torchvision_folder"]
 
-PREFIXES = ("torchvision:", "huggingface:")
+PREFIXES = DATA_PREFIXES
 
 
 def load(name: str, size: int | None = None, *, download: bool = False) -> Dataset:
@@ -80,7 +81,7 @@ def huggingface(which: str, size: int | None = None, *, download: bool = False) 
     ClassLabel. Code that comes with a data set is not run.
 
     Args:
-        which: such as ylecun/mnist, or a folder that the package reads.
+        which: such as ylecun/mnist, or a folder that the package reads or has written by ``save_to_disk``.
         size, download: as of :func:`torchvision`; downloads go to the package's own cache.
 
     Returns:
@@ -95,8 +96,14 @@ def huggingface(which: str, size: int | None = None, *, download: bool = False) 
     # Gone from newer versions, which run no such code at all.
     if "trust_remote_code" in inspect.signature(module.load_dataset).parameters:
         options["trust_remote_code"] = False
-    with _explaining(name, "", download), _offline(module, not download):
-        rows = module.load_dataset(which, **options)
+    saved = [Path(which, file).is_file() for file in ("state.json", "dataset_dict.json")]
+    with _explaining(name, "", download or any(saved)), _offline(module, not download):
+        if any(saved):
+            rows = module.load_from_disk(which)
+            if saved[1]:
+                rows = lookup(rows, "train", f"part of {which}")
+        else:
+            rows = module.load_dataset(which, **options)
     kinds = {column: type(feature).__name__ for column, feature in rows.features.items()}
     images = [column for column, kind in kinds.items() if kind == "Image"]
     labels = [column for column, kind in kinds.items() if kind == "ClassLabel"]

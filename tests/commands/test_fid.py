@@ -4,6 +4,7 @@ import io
 import json
 import os
 import shutil
+import tarfile
 import threading
 import zipfile
 import zlib
@@ -547,7 +548,7 @@ def bomb() -> bytes:
 def test_broken_and_huge_images_in_an_archive(
     folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("lipgan.data.image_archives._MAX_BYTES", 2**20)
+    monkeypatch.setattr("lipgan.data.image_archives.MAX_BYTES", 2**20)
     bad = {
         "a.png": (b"no image", "not a PNG"),
         "b.png": (bomb(), "10000 x 10000 pixels are more than"),
@@ -634,3 +635,33 @@ def test_a_row_of_an_archive_that_is_cut_off(tmp_path: Path, capsys: pytest.Capt
     assert "a.npz holds no images that can be used: " in refusal(
         capsys, tmp_path / "a.npz", "digits", "--features", "pixels"
     )
+
+
+def test_shards_are_read_as_the_folder_is(
+    folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = sorted(folders[0].rglob("*.png"))
+    for k in range(2):
+        with tarfile.open(tmp_path / f"s{k}.tar", "w") as file:
+            for path in paths[k::2]:
+                file.add(path, path.name)
+            file.add(__file__, "notes.txt")
+    expected = by_hand(*folders)
+    value, error = fid(capsys, tmp_path / "s{0..1}.tar", folders[1], "--features", "random")
+    assert value == pytest.approx(expected, rel=1e-5)
+    assert f"skipped: {tmp_path / 's{0..1}.tar'}: 2 files of other kinds left out (2 .txt)" in error
+    assert f"A: 24 samples, image shards {tmp_path / 's{0..1}.tar'}, 9 x 8 pixels" in error
+    broken = tmp_path / "s1.tar"
+    broken.write_bytes(broken.read_bytes()[:3000])
+    error = refusal(capsys, tmp_path / "s{0..1}.tar", folders[1], "--features", "random")
+    assert f"{broken} is no archive of images: " in error
+    assert "s2.tar does not exist; it must be a folder of images" in refusal(
+        capsys, tmp_path / "s{0..2}.tar", folders[1]
+    )
+
+
+def test_a_folder_of_other_files_says_of_which(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a").mkdir()
+    for name in ("0.tar", "1.tar", "README"):
+        (tmp_path / "a" / name).write_bytes(b"")
+    assert "but 1 without a suffix, 2 .tar" in refusal(capsys, tmp_path / "a", "digits", "--features", "random")
