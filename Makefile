@@ -26,14 +26,15 @@ test: $(VENV)/.installed
 test-all: test
 	$(PYTEST) -m slow
 
-# The packages whose metrics and classes lipgan.compat stands in for, in a folder of their own, and the tests against
-# them. Without what they depend on: torchvision would bring another torch along, and the rest is here.
+# The packages whose metrics and classes lipgan.compat stands in for, and pyarrow, which tables of images need, in a folder
+# of their own, and the tests against them. Without what they depend on: torchvision would bring another torch along, and the rest is here.
 PEERS := build/peers
 peers: $(VENV)/.installed
 	rm -rf $(PEERS)
 	$(BIN)/python -m pip install --quiet --no-deps --no-compile --constraint constraints.txt --target $(PEERS) \
-		torchmetrics lightning-utilities prdc POT pytorch-fid torch-fidelity clean-fid
-	OMP_NUM_THREADS=1 LIPGAN_TEST_PEERS=required PYTHONPATH=$(PEERS) $(PYTEST) tests/compat
+		torchmetrics lightning-utilities prdc POT pytorch-fid torch-fidelity clean-fid pyarrow
+	OMP_NUM_THREADS=1 LIPGAN_TEST_PEERS=required PYTHONPATH=$(PEERS) $(PYTEST) tests/compat \
+		tests/data/test_image_shards.py
 
 bench: $(VENV)/.installed
 	$(BIN)/lipgan bench all

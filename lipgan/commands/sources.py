@@ -2,7 +2,7 @@
 
 import inspect
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,8 +57,11 @@ def find_extractor(
             try:
                 return features.get(name, **given)
             except FileNotFoundError as error:
-                hint = f"{error.strerror}; on the command line: --weights FILE, --download"
-                raise FileNotFoundError(error.errno, hint, error.filename) from error
+                raise FileNotFoundError(error.errno, f"{error.strerror}{_flags(accepted)}", error.filename) from error
+            except ValueError as error:
+                if "download=True" not in str(error):
+                    raise
+                raise ValueError(f"{error}{_flags(accepted)}") from error
         if given:
             raise ValueError(f"--{next(iter(given))} is for features by name, got the file --features {name}")
         origin: dict[str, Any] = {"weights": name}
@@ -72,6 +75,12 @@ def find_extractor(
         others = ", ".join(other for other in features.names() if other != "inception")
         hint = f"{error.strerror}; on the command line: --features FILE, --download, or other features: {others}"
         raise FileNotFoundError(error.errno, hint, error.filename) from error
+
+
+def _flags(accepted: Collection[str]) -> str:
+    """What the arguments of features are called where they are typed."""
+    flags = [flag for name, flag in (("weights", "--weights FILE"), ("download", "--download")) if name in accepted]
+    return f"; on the command line: {', '.join(flags)}" if flags else ""
 
 
 @dataclass(frozen=True)

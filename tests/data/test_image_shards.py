@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from peers import peer
 from PIL import Image
 
 from lipgan import data
@@ -203,8 +204,7 @@ def test_members_that_are_no_images_are_named(tmp_path: Path, monkeypatch: pytes
 
 
 def stored(path: Path, columns: dict[str, Any], **options: Any) -> str:
-    arrow = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
+    arrow, parquet = peer("pyarrow"), peer("pyarrow.parquet")
     parquet.write_table(arrow.table(columns), path, **options)
     return str(path)
 

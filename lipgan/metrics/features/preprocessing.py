@@ -30,9 +30,9 @@ INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
 class Preprocessing:
     """Brings images ``[n, 1 or 3, h, w]`` to what a network takes, as programs do with Pillow's 8-bit images.
 
-    Pillow rounds to whole levels behind each pass of its filter, across and then down, and so does this. (Pillow 13 goes
-    down first where an image becomes wider and flatter, and in some other cases.) Derivatives in the images take the
-    rounding for the identity.
+    Pillow rounds to whole levels behind each pass of its filter, across and then down, and so does this. (Pillow 13
+    goes down first where an image becomes wider and flatter, and in some other cases.) Derivatives in the images take
+    the rounding for the identity.
 
     Attributes:
         resize: pixels of the shorter side, the other in proportion; or height and width; None: as it is.
