@@ -211,6 +211,7 @@ def timm(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def state(seed: int = 3) -> dict[str, torch.Tensor]:
+    """Weights of `Classifier`, on the CPU, as files have them."""
     random = torch.Generator("cpu").manual_seed(seed)
     shapes = {key: tensor.shape for key, tensor in Classifier().state_dict().items()}
     return {key: torch.randn(shape, generator=random, device="cpu") for key, shape in shapes.items()}
@@ -321,6 +322,7 @@ def test_random_weights_are_always_the_same(name: str, torchvision: Any, timm: A
     assert extractor.name.endswith(", random weights")
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("name", ["torchvision:net", "timm:net"])
 def test_weights_of_something_else_are_refused(name: str, torchvision: Any, timm: Any, tmp_path: Path) -> None:
     class Evil:
@@ -500,6 +502,7 @@ def cubic(distance: np.ndarray) -> np.ndarray:
     return np.where(x <= 1, near, np.where(x < 2, far, 0.0))
 
 
+@pytest.mark.cpu
 def test_positions_lie_where_the_published_network_has_them() -> None:
     count, side, patch = 37, 224, 14
     grid = np.random.default_rng(0).standard_normal((count, count, 2))

@@ -54,8 +54,10 @@ class ExternalFeatures(ImageFeatures):
         self._freeze()
         resize = preprocessing.resize
         size = preprocessing.size or ((resize, resize) if isinstance(resize, int) else (64, 64))
+        # The default device may be another than the CPU's.
+        device = next((parameter.device for parameter in network.parameters()), None)
         with _explaining(name, "cannot be used"), torch.no_grad():
-            row = self.network(torch.zeros(1, 3, *size))
+            row = self.network(torch.zeros(1, 3, *size, device=device))
         self.dim = _width(name, row, 1)
         self.any_size = preprocessing.size is not None
 
