@@ -29,16 +29,17 @@ test: $(VENV)/.installed
 test-all: $(VENV)/.installed
 	$(PYTEST)
 
-# The packages whose metrics and classes lipgan.compat stands in for, and the trainers of docs/examples, in a folder of
-# their own, and the tests against them. Without what they depend on: torchvision would bring another torch along, and the
-# rest is here.
+# The packages whose metrics and classes lipgan.compat stands in for, the trainers of docs/examples, and pyarrow, which
+# tables of images need, in a folder of their own, and the tests against them. Without what they depend on: torchvision
+# would bring another torch along, and the rest is here.
 PEERS := build/peers
 peers: $(VENV)/.installed
 	rm -rf $(PEERS)
 	$(BIN)/python -m pip install --quiet --no-deps --no-compile --constraint constraints.txt --target $(PEERS) \
 		torchmetrics lightning-utilities prdc POT pytorch-fid torch-fidelity clean-fid \
-		lightning accelerate huggingface-hub psutil pyyaml
-	OMP_NUM_THREADS=1 LIPGAN_TEST_PEERS=required PYTHONPATH=$(PEERS) $(PYTEST) tests/compat
+		lightning accelerate huggingface-hub psutil pyyaml pyarrow
+	OMP_NUM_THREADS=1 LIPGAN_TEST_PEERS=required PYTHONPATH=$(PEERS) $(PYTEST) tests/compat \
+		tests/data/test_image_shards.py
 
 bench: $(VENV)/.installed
 	$(BIN)/lipgan bench all

@@ -25,7 +25,7 @@ MINIBATCHES = ("none", "discrimination", "stddev")
 BATCH_NORMS = ("batch", "virtual")
 
 #: The metrics of `lipgan eval`, and the packages whose definitions of them `lipgan.metrics.protocols` knows.
-METRICS = ("fid", "is", "kid", "prdc")
+METRICS = ("fid", "is", "kid", "prdc", "cmmd")
 PROTOCOLS = ("clean", "lipgan", "pytorch-fid", "torch-fidelity", "torchmetrics")
 
 #: The names that `lipgan.recipes` and `lipgan.data` know, sorted.
@@ -82,6 +82,8 @@ RECIPES = (
     "wgan-gp",
     "wgan-lp",
 )
+#: What stands before the colon in the names of other packages' data sets.
+DATA_PREFIXES = ("torchvision:", "huggingface:")
 DATA_SETS = ("chords", "digits", "grid", "patches", "ring", "segments", "sentences", "swiss-roll", "two-gaussians")
 
 #: The modules of `lipgan.bench`.

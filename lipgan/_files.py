@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import itertools
 import os
 import re
 import stat
@@ -9,7 +10,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-__all__ = ["check_destination", "is_path", "remove_leftovers", "write_atomically"]
+__all__ = ["SAMPLE_SUFFIXES", "check_destination", "expand_braces", "is_path", "remove_leftovers", "write_atomically"]
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
@@ -114,7 +115,46 @@ def _target(path: Path) -> Path | int | None:
     return path if regular else None
 
 
+#: Endings of the files that hold samples.
+SAMPLE_SUFFIXES = (".npz", ".npy", ".zip", ".tar", ".parquet")
+
+
 def is_path(name: str) -> bool:
-    """Whether ``name`` is meant as a path: it exists, has a separator, or ends in .npz, .npy or .zip."""
+    """Whether ``name`` is meant as a path: it exists, has a separator, or ends in one of `SAMPLE_SUFFIXES`."""
     separators = [separator for separator in (os.sep, os.altsep) if separator]
-    return any(s in name for s in separators) or Path(name).suffix in (".npz", ".npy", ".zip") or os.path.exists(name)
+    return any(s in name for s in separators) or Path(name).suffix in SAMPLE_SUFFIXES or os.path.exists(name)
+
+
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+_MAX_FILES = 100_000
+
+
+def expand_braces(name: str) -> list[str]:
+    """The names of files that a name with braces stands for, as in a shell: {000..003} for numbers, {a,b} for words.
+
+    Args:
+        name: without braces, it stands for itself, and so does one that a file has.
+
+    Raises:
+        ValueError: braces that hold something else, or that stand for too many files.
+    """
+    if "{" not in name or os.path.exists(name):
+        return [name]
+    parts = _BRACES.split(name)
+    choices: list[list[str]] = []
+    number = 1
+    for index, part in enumerate(parts):
+        ends = _RANGE.fullmatch(part) if index % 2 else None
+        if ends is not None:
+            first, last = int(ends[1]), int(ends[2])
+            number *= max(0, last - first + 1)
+            if number > _MAX_FILES:
+                raise ValueError(f"{name} stands for more than {_MAX_FILES} files")
+            choices.append([str(i).zfill(len(ends[1])) for i in range(first, last + 1)])
+        else:
+            choices.append(part.split(",") if index % 2 else [part])
+            number *= len(choices[-1])
+        if index % 2 and (not number or choices[-1] == [""]):
+            raise ValueError(f"{name} stands for no file: braces hold numbers, {{000..003}}, or words, {{a,b}}")
+    return ["".join(chosen) for chosen in itertools.product(*choices)]

@@ -9,7 +9,19 @@ ROOT = Path(__file__).parents[1]
 
 # The lowest row first. A module belongs to the row of the longest of these names that it starts with.
 ROWS = (
-    ("_arrays", "_checks", "_choices", "_dtypes", "_files", "_html", "_registry", "_signals", "_transfer", "recipe"),
+    (
+        "_arrays",
+        "_checks",
+        "_choices",
+        "_dtypes",
+        "_files",
+        "_html",
+        "_packages",
+        "_registry",
+        "_signals",
+        "_transfer",
+        "recipe",
+    ),
     ("reference", "kernels"),
     ("ops",),
     ("linalg",),

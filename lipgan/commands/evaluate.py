@@ -19,7 +19,7 @@ from lipgan.commands.console import find_device, list_images, progress_bar, say
 from lipgan.commands.sources import as_image_files, find_extractor
 from lipgan.data import Dataset
 from lipgan.data.images import default_workers, image_batches
-from lipgan.metrics import FeatureStats, frechet_distance, inception_score, kernel_distance, prdc, protocols
+from lipgan.metrics import FeatureStats, cmmd, frechet_distance, inception_score, kernel_distance, prdc, protocols
 from lipgan.metrics.features import FeatureExtractor
 from lipgan.metrics.protocols import Protocol
 from lipgan.ops import nearest_neighbours
@@ -84,11 +84,17 @@ def _prdc(samples: _Samples, protocol: Protocol) -> dict[str, float]:
     return prdc(samples.real, samples.fake, protocol=protocol.name)
 
 
+def _cmmd(samples: _Samples, protocol: Protocol) -> dict[str, float]:
+    assert protocol.sigma is not None
+    return {"cmmd": cmmd(samples.real, samples.fake, sigma=protocol.sigma, scale=protocol.scale)}
+
+
 _METRICS: Mapping[str, Metric] = {
     "fid": Metric("Frechet distance", lambda protocol: 2, _fid),
     "is": Metric("Inception Score", lambda protocol: protocol.splits or 1, _is),
     "kid": Metric("Kernel distance", lambda protocol: 2 if protocol.capped else protocol.subset_size, _kid),
     "prdc": Metric("Precision, recall, ...", lambda protocol: protocol.neighbours()[0] + 1, _prdc),
+    "cmmd": Metric("CMMD", lambda protocol: 1, _cmmd),
 }
 METRICS: Mapping[str, Metric] = MappingProxyType({name: _METRICS[name] for name in _choices.METRICS})
 
@@ -125,7 +131,9 @@ def main(args: argparse.Namespace) -> int:
     extractor: FeatureExtractor
     if dataset.is_image:
         features = args.features or ("digits" if dataset.name == "digits" else None)
-        extractor = find_extractor(features, args.download, protocol.preprocessing)
+        extractor = find_extractor(
+            features, args.download, protocol.preprocessing, weights=args.weights, sha256=args.sha256
+        )
     else:
         if args.features is not None or args.plot is not None:
             raise ValueError(f"--features and --plot are for images, and the generator makes vectors {trained.shape}")
@@ -239,14 +247,18 @@ class _Coordinates:
 
 
 def _metrics(names: list[str] | None, extractor: FeatureExtractor, protocol: Protocol, number: int) -> list[str]:
-    """The metrics asked for, each once; None: all that the features and the protocol allow."""
+    """The metrics asked for, each once; None: all that the features and the protocol allow.
+
+    The CMMD is of embeddings of CLIP: of other features only if it is asked for.
+    """
     scores = hasattr(extractor, "probabilities")
+    fitting = {"is": scores, "cmmd": extractor.name == "clip"}
     if names:
         chosen = list(dict.fromkeys(names))
         for name in chosen:
             protocol.require(name)
     else:
-        chosen = [name for name in METRICS if protocol.definition(name) is not None and (name != "is" or scores)]
+        chosen = [name for name in METRICS if protocol.definition(name) is not None and fitting.get(name, True)]
     if "is" in chosen and not scores:
         raise ValueError(f"the metric is needs class probabilities, which the features {extractor.name} do not give")
     for name in chosen:

@@ -13,6 +13,7 @@ from lipgan.commands.names import Source, find_source
 from lipgan.commands.sources import FailedElsewhereError, Reader, Side, find_extractor
 from lipgan.data.images import default_workers
 from lipgan.metrics import protocols
+from lipgan.metrics.features import FeatureExtractor
 from lipgan.metrics.frechet import distance_of_statistics
 from lipgan.training import distributed
 
@@ -65,7 +66,7 @@ def _prepared(args: argparse.Namespace, device: torch.device) -> tuple[Reader, t
         raise ValueError("--download is for one process: run lipgan fid once without torchrun, then with it")
     from_images = any(source.has_images for source in sources)
     reader = Reader(
-        find_extractor(args.features, args.download, package.preprocessing) if from_images else None,
+        _extractor(args, package.preprocessing) if from_images else None,
         device,
         size=args.size,
         batch_size=args.batch_size,
@@ -99,6 +100,10 @@ def _tell(args: argparse.Namespace, first: Side, second: Side) -> None:
         write_atomically(args.json, (json.dumps(result, indent=2) + "\n").encode())
     # As pytorch-fid prints it, for the scripts that read it.
     print("FID: ", fid)
+
+
+def _extractor(args: argparse.Namespace, preprocessing: str) -> FeatureExtractor:
+    return find_extractor(args.features, args.download, preprocessing, weights=args.weights, sha256=args.sha256)
 
 
 def _protocol(side: Side) -> dict[str, Any]:

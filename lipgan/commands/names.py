@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from lipgan._choices import DATA_SETS, RECIPES, STUDIES
-from lipgan._files import is_path
+from lipgan._choices import DATA_PREFIXES, DATA_SETS, RECIPES, STUDIES
+from lipgan._files import expand_braces, is_path
 from lipgan._registry import lookup
 
 __all__ = ["CHECKPOINT", "Source", "check", "check_study", "find_source"]
@@ -20,7 +20,10 @@ CHECKPOINT = "checkpoint.pt"
 # What programs call the features of an .npz file beside the names of samples.
 _FEATURE_KEYS = ("features", "pool_3")
 
-_IMAGES = ("images", "image archive", "image array", "data set")
+_IMAGES = ("images", "image archive", "image shards", "image table", "image array", "data set")
+
+
+_SHARDS = {".tar": "image shards", ".parquet": "image table"}
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,8 @@ class Source:
 
     Attributes:
         name: as it was given.
-        kind: "images" for a folder, "image archive", "image array", "statistics", "features" or "data set".
+        kind: "images" for a folder, "image archive", "image shards", "image table", "image array", "statistics",
+            "features" or "data set".
         key: of the array in an .npz file of images or features.
     """
 
@@ -44,7 +48,7 @@ class Source:
 
 
 def find_source(name: str) -> Source:
-    """Say what ``name`` is: a folder, a .zip, .npz or .npy file, or else a data set of :mod:`lipgan.data`.
+    """Say what ``name`` is: a folder, a file of samples or statistics, or else a data set of :mod:`lipgan.data`.
 
     An .npz file that has statistics is a file of statistics, whatever it has besides: the reference batches of
     guided-diffusion hold images and the statistics of their features.
@@ -60,11 +64,16 @@ def find_source(name: str) -> Source:
         return Source(name, "images")
     if path.suffix in kinds and path.is_file():
         return kinds[path.suffix](name)
-    if name in DATA_SETS:
+    if path.suffix in _SHARDS:
+        missing = [file for file in expand_braces(name) if not Path(file).is_file()]
+        if not missing:
+            return Source(name, _SHARDS[path.suffix])
+        name = missing[0]
+    if name in DATA_SETS or name.startswith(DATA_PREFIXES):
         return Source(name, "data set")
     wanted = (
-        f"a folder of images, a .zip archive of them, an .npz file of statistics or images, an .npy file of features "
-        f"or images, or a data set ({', '.join(DATA_SETS)})"
+        "a folder of images, a .zip, .tar or .parquet file of them, an .npz file of statistics or images, an .npy file "
+        f"of features or images, or a data set ({', '.join(DATA_SETS)}, torchvision:NAME, huggingface:NAME)"
     )
     raise ValueError(f"{name} {'is not' if path.exists() else 'does not exist; it must be'} {wanted}")
 

@@ -105,6 +105,17 @@ def _add_recipe_flags(parser: argparse.ArgumentParser) -> None:
             group.add_argument(flag, metavar="NAME", help=", ".join(choices) if choices else None)
 
 
+def _add_weights_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="the weights of these features, .safetensors or .pth; of dinov2 and clip, a folder (default: those in the "
+        "package's cache)",
+    )
+    parser.add_argument("--sha256", metavar="HEX", help="what the checksum of that file begins with, 8 digits or more")
+    parser.add_argument("--download", action="store_true", help="fetch the weights of the features if they are absent")
+
+
 def build() -> argparse.ArgumentParser:
     """The parser of the command line; the parsed ``command`` is the name of the command."""
     common = _Parser(add_help=False)
@@ -183,18 +194,19 @@ def build() -> argparse.ArgumentParser:
         "lipgan fid photographs/ samples/ --features random --size 32",
     )
     side = (
-        "a folder of images, a .zip archive of them, an .npz file of statistics or images, an .npy file of features "
-        "or images, or a data set of images"
+        "a folder of images, a .zip, .tar or .parquet file of them (several: shards-{000..003}.tar), an .npz file of "
+        "statistics or images, an .npy file of features or images, or a data set of images"
     )
     fid.add_argument("a", metavar="A", help=side)
     fid.add_argument("b", metavar="B", help="the same")
     fid.add_argument(
         "--features",
         metavar="NAME",
-        help="what images are compared by: digits, inception, pixels, random, or a file of weights of inception "
+        help="what images are compared by: inception, dinov2, clip, digits, pixels, random; torchvision:MODEL, "
+        "timm:MODEL, hf:MODEL; module:FILE.py:FUNCTION, which runs that file; or a file of weights of inception "
         "(default: inception)",
     )
-    fid.add_argument("--download", action="store_true", help="fetch the weights of inception if they are not here")
+    _add_weights_flags(fid)
     fid.add_argument(
         "--protocol",
         metavar="NAME",
@@ -261,7 +273,7 @@ def build() -> argparse.ArgumentParser:
         metavar="NAME",
         help="what images are compared by, as of lipgan fid (default: digits for the data set digits, else inception)",
     )
-    evaluation.add_argument("--download", action="store_true", help="fetch the weights of inception if they are absent")
+    _add_weights_flags(evaluation)
     evaluation.add_argument("--json", type=_path, metavar="FILE", help="write the metrics and what they are of there")
     evaluation.add_argument(
         "--plot",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,12 +17,12 @@ from torch import Tensor, nn
 from lipgan import data
 from lipgan._arrays import archive, mapped
 from lipgan.commands.names import Source
-from lipgan.data.image_archives import archived_images
 from lipgan.data.image_arrays import array_batches, check_images, rows_at_once
-from lipgan.data.images import ImageError, Openable, find_images, image_batches, left_out_in_words
+from lipgan.data.image_sources import open_images
+from lipgan.data.images import ImageError, Images, Openable, image_batches, left_out_in_words
 from lipgan.metrics import features
 from lipgan.metrics.feature_stats import MAX_DIM, FeatureStats
-from lipgan.metrics.features import FeatureExtractor, InceptionFeatures
+from lipgan.metrics.features import FeatureExtractor
 from lipgan.training import distributed
 
 __all__ = ["FailedElsewhereError", "Reader", "Side", "as_image_files", "find_extractor"]
@@ -32,26 +34,58 @@ _NO_IMAGES = "holds no images that can be used"
 _SEVERAL_SIZES = "holds images of several sizes: --size N brings all to N x N pixels"
 
 
-def find_extractor(name: str | None, download: bool, preprocessing: str = "pytorch") -> FeatureExtractor:
+def find_extractor(
+    name: str | None,
+    download: bool,
+    preprocessing: str = "pytorch",
+    *,
+    weights: str | None = None,
+    sha256: str | None = None,
+) -> FeatureExtractor:
     """The extractor of that name, or Inception with the weights in the file of that name; None: Inception.
 
-    ``preprocessing`` is Inception's.
+    ``preprocessing`` is Inception's; the others are the flags --download, --weights and --sha256.
     """
-    origin: dict[str, Any] = {"download": download}
+    given: dict[str, Any] = {"download": download, "weights": weights, "sha256": sha256}
+    given = {flag: value for flag, value in given.items() if value}
     if name is not None and name != "inception":
-        if download:
-            raise ValueError(f"--download fetches the weights of inception, got --features {name}")
+        prefix, colon, _ = name.partition(":")
+        make: Callable[..., Any] | None = features.PREFIXES.get(prefix) if colon else features.EXTRACTORS.get(name)
         path = Path(name)
         # A name with a folder or a suffix is a file's, there or not.
-        if name in features.EXTRACTORS or not (path.is_file() or path.suffix or path.name != name):
-            return features.get(name)
-        origin = {"weights": name}
+        if make is not None or not (path.is_file() or path.suffix or path.name != name):
+            accepted = () if make is None else inspect.signature(make).parameters
+            for flag, value in given.items():
+                if flag not in accepted:
+                    got = f"--features {name}" if value is True else f"{value} beside --features {name}"
+                    raise ValueError(f"--{flag} is for features whose weights are not part of lipgan, got {got}")
+            try:
+                return features.get(name, **given)
+            except FileNotFoundError as error:
+                raise FileNotFoundError(error.errno, f"{error.strerror}{_flags(accepted)}", error.filename) from error
+            except ValueError as error:
+                if "download=True" not in str(error):
+                    raise
+                raise ValueError(f"{error}{_flags(accepted)}") from error
+        if given:
+            raise ValueError(f"--{next(iter(given))} is for features by name, got the file --features {name}")
+        origin: dict[str, Any] = {"weights": name}
+    else:
+        origin = {"download": download} | ({} if weights is None else {"weights": weights})
+    if sha256 is not None:
+        raise ValueError(f"--sha256 is not for inception, whose checksum is known, got {sha256}")
     try:
         return features.get("inception", **origin, preprocessing=preprocessing)
     except FileNotFoundError as error:
         others = ", ".join(other for other in features.names() if other != "inception")
         hint = f"{error.strerror}; on the command line: --features FILE, --download, or other features: {others}"
         raise FileNotFoundError(error.errno, hint, error.filename) from error
+
+
+def _flags(accepted: Collection[str]) -> str:
+    """What the arguments of features are called where they are typed."""
+    flags = [flag for name, flag in (("weights", "--weights FILE"), ("download", "--download")) if name in accepted]
+    return f"; on the command line: {', '.join(flags)}" if flags else ""
 
 
 @dataclass(frozen=True)
@@ -74,6 +108,21 @@ class _Part:
     skipped: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class _Every:
+    """The images of one of several processes: every second one of two."""
+
+    images: Images
+    rank: int
+    processes: int
+
+    def __len__(self) -> int:
+        return len(range(self.rank, len(self.images), self.processes))
+
+    def __iter__(self) -> Iterator[Path | Openable]:
+        return itertools.islice(iter(self.images), self.rank, None, self.processes)
+
+
 class FailedElsewhereError(RuntimeError):
     """Another process of the group has raised an error, and tells of it."""
 
@@ -89,7 +138,7 @@ class Reader:
         batch_size: images of one call of the extractor.
         workers: threads that read image files while the extractor runs; 0: none.
         skip_broken: leave out the image files that cannot be used, instead of raising.
-        mixed: whether the extractor takes images of several sizes, batch by batch; Inception always does.
+        mixed: whether the extractor takes images of several sizes, batch by batch; with ``any_size`` it always does.
         progress: called with the batches of a source and their number, and iterated in their place.
         shared: whether all processes of the `torch.distributed` group call :meth:`read` with the same sources. Each
             reads its part of the samples then, and gets the statistics of all.
@@ -175,8 +224,8 @@ class Reader:
                 yield mine
 
     def _takes_several_sizes(self) -> bool:
-        # Inception brings all images to its own size.
-        return self.mixed or isinstance(self.extractor, InceptionFeatures)
+        # An extractor of any size brings all images to its own.
+        return self.mixed or getattr(self.extractor, "any_size", False)
 
     def _part(self, source: Source) -> _Part:
         """What this process reads of ``source``."""
@@ -192,16 +241,13 @@ class Reader:
     def _of_images(self, source: Source, extractor: FeatureExtractor, stack: ExitStack) -> _Part:
         skipped: list[str] = []
         batches: Iterator[Tensor]
-        if source.kind in ("images", "image archive"):
+        if source.kind not in ("image array", "data set"):
             left_out: Counter[str] = Counter()
-            paths: Sequence[Path | Openable]
-            if source.kind == "images":
-                paths = find_images(source.name, left_out)
-            else:
-                paths = stack.enter_context(archived_images(source.name, left_out))
+            paths: Images = stack.enter_context(open_images(source.name, left_out))
             if left_out and self._place[0] == 0:
                 skipped.append(left_out_in_words(source.name, left_out))
-            paths = paths[self._mine]
+            if self._place[1] > 1:
+                paths = _Every(paths, *self._place)
             total = len(paths)
 
             def skip(error: ImageError) -> None:

@@ -82,7 +82,8 @@ def load(name: str | os.PathLike[str], size: int | None = None, *, download: boo
             - a built-in name, one of `names`;
             - "segments:THETA", see `lipgan.data.toy.segments`;
             - "torchvision:NAME" or "huggingface:NAME", see `lipgan.data.external`;
-            - a path: a folder or a .zip archive of images, or an .npz or .npy file, see `lipgan.data.files`.
+            - a path: a folder of images, a .zip, .tar or .parquet file of them (several with braces), or an .npz or
+              .npy file, see `lipgan.data.files`.
         size: pixels a side of square images. None: 16 for digits and patches, 24 for sentences, and the images' own
             size for all others. Vectors have none.
         download: let torchvision and Hugging Face fetch what is not on this machine; ``LIPGAN_DOWNLOAD=1`` in the

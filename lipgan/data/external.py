@@ -3,7 +3,6 @@
 The files are read by the code of those packages. Nothing is fetched unless the caller allows it.
 """
 
-import importlib
 import inspect
 import os
 from collections.abc import Iterator
@@ -17,6 +16,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from lipgan._choices import DATA_PREFIXES
+from lipgan._packages import first_line, imported
 from lipgan._registry import lookup
 from lipgan.data.dataset import Dataset
 from lipgan.data.files import check_size, stack_images
@@ -24,7 +25,7 @@ from lipgan.data.images import scaled, to_rgb
 
 __all__ = ["PREFIXES", "huggingface", "load", "torchvision", "torchvision_folder"]
 
-PREFIXES = ("torchvision:", "huggingface:")
+PREFIXES = DATA_PREFIXES
 
 
 def load(name: str, size: int | None = None, *, download: bool = False) -> Dataset:
@@ -59,7 +60,7 @@ def torchvision(which: str, size: int | None = None, *, download: bool = False) 
             options; it holds no images; images of several sizes or not square, without ``size``.
     """
     name = f"torchvision:{which}"
-    module = _imported("torchvision.datasets", "torchvision", name)
+    module = imported("torchvision.datasets", "torchvision", name)
     table = {
         key: entry
         for key, entry in vars(module).items()
@@ -80,7 +81,7 @@ def huggingface(which: str, size: int | None = None, *, download: bool = False) 
     ClassLabel. Code that comes with a data set is not run.
 
     Args:
-        which: such as ylecun/mnist, or a folder that the package reads.
+        which: such as ylecun/mnist, or a folder that the package reads or has written by ``save_to_disk``.
         size, download: as of :func:`torchvision`; downloads go to the package's own cache.
 
     Returns:
@@ -90,13 +91,19 @@ def huggingface(which: str, size: int | None = None, *, download: bool = False) 
         ValueError: as :func:`torchvision`.
     """
     name = f"huggingface:{which}"
-    module = _imported("datasets", "datasets", name)
+    module = imported("datasets", "datasets", name)
     options: dict[str, Any] = {"split": "train"}
     # Gone from newer versions, which run no such code at all.
     if "trust_remote_code" in inspect.signature(module.load_dataset).parameters:
         options["trust_remote_code"] = False
-    with _explaining(name, "", download), _offline(module, not download):
-        rows = module.load_dataset(which, **options)
+    saved = [Path(which, file).is_file() for file in ("state.json", "dataset_dict.json")]
+    with _explaining(name, "", download or any(saved)), _offline(module, not download):
+        if any(saved):
+            rows = module.load_from_disk(which)
+            if saved[1]:
+                rows = lookup(rows, "train", f"part of {which}")
+        else:
+            rows = module.load_dataset(which, **options)
     kinds = {column: type(feature).__name__ for column, feature in rows.features.items()}
     images = [column for column, kind in kinds.items() if kind == "Image"]
     labels = [column for column, kind in kinds.items() if kind == "ClassLabel"]
@@ -104,14 +111,6 @@ def huggingface(which: str, size: int | None = None, *, download: bool = False) 
         raise ValueError(f"{name} has no column of images, only {', '.join(kinds) or 'none'}")
     label = "label" if "label" in labels else labels[0] if labels else None
     return _collected(name, rows, images[0], label, size)
-
-
-def _imported(module: str, package: str, name: str) -> ModuleType:
-    try:
-        return importlib.import_module(module)
-    # A package that was built for another version of torch fails in other ways than by being absent.
-    except (ImportError, RuntimeError, OSError) as error:
-        raise ValueError(f"{name} needs the package {package}: pip install {package} ({_first_line(error)})") from error
 
 
 @contextmanager
@@ -123,7 +122,7 @@ def _explaining(name: str, where: str, download: bool) -> Iterator[None]:
         raise
     except Exception as error:
         hint = "" if download else "; nothing is downloaded unless LIPGAN_DOWNLOAD=1"
-        raise ValueError(f"{name} cannot be loaded{where}: {_first_line(error)}{hint}") from error
+        raise ValueError(f"{name} cannot be loaded{where}: {first_line(error)}{hint}") from error
 
 
 @contextmanager
@@ -136,11 +135,6 @@ def _offline(module: ModuleType, wanted: bool) -> Iterator[None]:
         yield
     finally:
         config.HF_HUB_OFFLINE = before
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__
 
 
 def _collected(name: str, rows: Any, image: int | str, label: int | str | None, size: int | None) -> Dataset:

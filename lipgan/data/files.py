@@ -1,4 +1,4 @@
-"""Data sets of one's own: folders and zip archives of image files, and arrays in .npz and .npy files.
+"""Data sets of one's own: folders, archives and tables of images, and arrays in .npz and .npy files.
 
 Images become float32 in [-1, 1], level 0 to -1 and level 255 to 1. Nothing is unpickled.
 """
@@ -16,12 +16,14 @@ from torch.nn import functional as F
 
 from lipgan._arrays import SAMPLE_KEYS, Archive, archive, check_memory, mapped
 from lipgan._checks import check_range
+from lipgan._files import SAMPLE_SUFFIXES, expand_braces
 from lipgan.data.dataset import Dataset
 from lipgan.data.image_archives import archived_images, labels_of
 from lipgan.data.image_arrays import image_axes
+from lipgan.data.image_sources import open_images
 from lipgan.data.images import find_images, read_image
 
-__all__ = ["LABEL_KEYS", "MAX_BYTES", "SAMPLE_KEYS", "array", "folder", "load", "stack_images", "zipped"]
+__all__ = ["LABEL_KEYS", "MAX_BYTES", "SAMPLE_KEYS", "array", "folder", "load", "sharded", "stack_images", "zipped"]
 
 # Names of the labels in an .npz file.
 LABEL_KEYS = ("y", "labels")
@@ -36,7 +38,7 @@ _Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def load(name: str, size: int | None = None) -> Dataset:
-    """What lies at the path ``name``: :func:`folder`, :func:`zipped` or :func:`array`.
+    """What lies at the path ``name``: :func:`folder`, :func:`zipped`, :func:`sharded` or :func:`array`.
 
     Raises:
         ValueError: neither, or content that cannot be used; the message names the file.
@@ -46,11 +48,13 @@ def load(name: str, size: int | None = None) -> Dataset:
     path = Path(name)
     if path.is_dir():
         return folder(name, size)
-    if not path.exists():
-        raise FileNotFoundError(errno.ENOENT, "no such folder or file", name)
-    if path.suffix not in (".npz", ".npy", ".zip") or not path.is_file():
-        raise ValueError(f"{name} is neither a folder of images nor an .npz, .npy or .zip file")
-    return zipped(name, size) if path.suffix == ".zip" else array(name, size)
+    for file in expand_braces(name) if path.suffix in (".tar", ".parquet") else [name]:
+        if not Path(file).exists():
+            raise FileNotFoundError(errno.ENOENT, "no such folder or file", file)
+        if path.suffix not in SAMPLE_SUFFIXES or not Path(file).is_file():
+            raise ValueError(f"{file} is neither a folder of images nor an .npz, .npy, .zip, .tar or .parquet file")
+    readers = {".zip": zipped, ".tar": sharded, ".parquet": sharded}
+    return readers.get(path.suffix, array)(name, size)
 
 
 def check_size(size: int | None) -> None:
@@ -110,6 +114,25 @@ def zipped(name: str, size: int | None = None) -> Dataset:
         )
         labels = labels_of(images)
     return Dataset(name, samples, None if labels is None else torch.tensor(labels))
+
+
+def sharded(name: str, size: int | None = None) -> Dataset:
+    """The images in .tar archives, such as the shards of WebDataset, or in .parquet files; without labels.
+
+    Args:
+        name: the file, or several with braces: shards-{000..003}.tar.
+        size: as of :func:`folder`.
+
+    Returns:
+        samples ``[n, 3, size, size]``, float32 in [-1, 1], in the order in which they are stored.
+
+    Raises:
+        ValueError: as :func:`folder`; what :mod:`lipgan.data.image_shards` and :mod:`lipgan.data.image_tables` refuse.
+        OSError: a file cannot be read.
+    """
+    with open_images(name) as images:
+        rows = ((str(image), read_image(image, size, crop=True)) for image in images)
+        return Dataset(name, stack_images(rows, len(images), name))
 
 
 def stack_images(images: Iterable[tuple[str, Tensor]], n: int, source: str) -> Tensor:

@@ -13,10 +13,10 @@ from pathlib import PurePosixPath
 from lipgan._arrays import explaining
 from lipgan.data.images import MAX_PIXELS, SUFFIXES
 
-__all__ = ["ArchivedImage", "archived_images", "labels_of"]
+__all__ = ["MAX_BYTES", "ArchivedImage", "archived_images", "belongs", "labels_of"]
 
-# A deflated file can unpack to a thousand times its size. An image of MAX_PIXELS in 8-bit RGB, and then some.
-_MAX_BYTES = 4 * MAX_PIXELS
+#: A deflated file can unpack to a thousand times its size. An image of MAX_PIXELS in 8-bit RGB, and then some.
+MAX_BYTES = 4 * MAX_PIXELS
 
 _LABELS = "dataset.json"
 # Some millions of images.
@@ -48,7 +48,7 @@ class ArchivedImage:
             raise ValueError("it is encrypted")
         if self.info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise ValueError("it is compressed by another method than deflate")
-        largest = _MAX_BYTES if largest is None else largest
+        largest = MAX_BYTES if largest is None else largest
         if self.info.file_size > largest:
             raise ValueError(f"it unpacks to {self.info.file_size} bytes, more than {largest}")
         return io.BytesIO(self.file.read(self.info))
@@ -78,13 +78,9 @@ def archived_images(
             opened = zipfile.ZipFile(stream)
         with opened:
             found = []
-            for info in opened.infolist():
-                # What a program that unpacks it would write elsewhere. Here nothing is, but such a file is no data set.
-                parts = PurePosixPath(info.filename.replace("\\", "/")).parts
-                if ".." in parts or "/" in parts[:1] or (parts and parts[0].endswith(":")):
-                    raise ValueError(f"{name} is no archive of images: {info.filename} leads out of it")
-                if info.is_dir() or any(part.startswith(".") or part == "__MACOSX" for part in parts):
-                    continue
+            with explaining(path, "is no archive of images"):
+                members = [info for info in opened.infolist() if belongs(info.filename) and not info.is_dir()]
+            for info in members:
                 if info.filename.lower().endswith(SUFFIXES):
                     found.append(ArchivedImage(name, opened, info))
                 elif left_out is not None:
@@ -92,6 +88,19 @@ def archived_images(
             if not found:
                 raise ValueError(f"{name} holds no image ({', '.join(SUFFIXES)})")
             yield sorted(found, key=lambda image: image.info.filename)
+
+
+def belongs(name: str) -> bool:
+    """Whether a file of that name in an archive is part of it: hidden ones, and what macOS adds, are not.
+
+    Raises:
+        ValueError: the name leads out of the archive. A program that unpacks it would write elsewhere; here nothing is
+            written, but such a file is no data set.
+    """
+    parts = PurePosixPath(name.replace("\\", "/")).parts
+    if ".." in parts or "/" in parts[:1] or (parts and parts[0].endswith(":")):
+        raise ValueError(f"{name} leads out of it")
+    return not any(part.startswith(".") or part == "__MACOSX" for part in parts)
 
 
 def labels_of(images: Sequence[ArchivedImage]) -> list[int] | None:

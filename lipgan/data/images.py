@@ -10,7 +10,7 @@ import os
 import threading
 import warnings
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Protocol
@@ -24,6 +24,7 @@ __all__ = [
     "MAX_PIXELS",
     "SUFFIXES",
     "ImageError",
+    "Images",
     "Openable",
     "default_workers",
     "find_images",
@@ -68,6 +69,7 @@ def find_images(folder: str | os.PathLike[str], left_out: Counter[str] | None = 
         raise error
 
     found = []
+    others: Counter[str] = Counter()
     for root, folders, files in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:
@@ -75,24 +77,38 @@ def find_images(folder: str | os.PathLike[str], left_out: Counter[str] | None = 
                 continue
             if name.lower().endswith(SUFFIXES):
                 found.append(Path(root, name))
-            elif left_out is not None:
-                left_out[Path(name).suffix.lower()] += 1
+            else:
+                others[Path(name).suffix.lower()] += 1
     if not found:
-        raise ValueError(f"{os.fspath(folder)} holds no image ({', '.join(SUFFIXES)})")
+        problem = f"{os.fspath(folder)} holds no image ({', '.join(SUFFIXES)})"
+        raise ValueError(problem if not others else f"{problem}, but {_kinds(others)}")
+    if left_out is not None:
+        left_out.update(others)
     return sorted(found)
 
 
 def left_out_in_words(folder: str, left_out: Counter[str]) -> str:
     """What :func:`find_images` counted, in one line."""
-    kinds = ", ".join(f"{number} {suffix or 'without a suffix'}" for suffix, number in sorted(left_out.items()))
     number = left_out.total()
-    return f"{folder}: {number} file{'s' * (number > 1)} of other kinds left out ({kinds})"
+    return f"{folder}: {number} file{'s' * (number > 1)} of other kinds left out ({_kinds(left_out)})"
+
+
+def _kinds(left_out: Counter[str]) -> str:
+    return ", ".join(f"{number} {suffix or 'without a suffix'}" for suffix, number in sorted(left_out.items()))
 
 
 class Openable(Protocol):
     """An image that is no file of its own. ``str`` names it."""
 
     def open(self) -> IO[bytes]: ...
+
+
+class Images(Protocol):
+    """Images in an order, and how many there are."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Path | Openable]: ...
 
 
 def read_image(
@@ -206,7 +222,7 @@ def default_workers() -> int:
 
 
 def image_batches(
-    paths: Sequence[Path | Openable],
+    paths: Images,
     batch_size: int,
     size: int | None = None,
     *,
@@ -262,7 +278,7 @@ def image_batches(
 
 
 def _read_ahead(
-    paths: Sequence[Path | Openable], size: int | None, workers: int, ahead: int
+    paths: Images, size: int | None, workers: int, ahead: int
 ) -> Generator[tuple[Path | Openable, Callable[[], Tensor]], None, None]:
     """Every path, in order, with a function that returns its image or raises."""
     if not workers:

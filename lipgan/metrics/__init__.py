@@ -9,12 +9,13 @@ from lipgan.metrics.frechet import (
     frechet_distance_from_features,
 )
 from lipgan.metrics.inception_score import InceptionScore, inception_score
-from lipgan.metrics.kernel_distance import KernelDistance, kernel_distance
+from lipgan.metrics.kernel_distance import CMMD, KernelDistance, cmmd, kernel_distance
 from lipgan.metrics.modes import ModeCoverage, mode_coverage
 from lipgan.metrics.prdc import PRDC, f1_score, prdc
 from lipgan.metrics.wasserstein import WassersteinInfo, sliced_wasserstein_distance, wasserstein_distance
 
 __all__ = [
+    "CMMD",
     "PRDC",
     "FeatureStats",
     "FrechetDistance",
@@ -23,6 +24,7 @@ __all__ = [
     "KernelDistance",
     "ModeCoverage",
     "WassersteinInfo",
+    "cmmd",
     "f1_score",
     "frechet_distance",
     "frechet_distance_from_features",

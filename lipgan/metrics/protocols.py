@@ -34,6 +34,7 @@ class Protocol:
         capped: where a side has fewer samples than ``subset_size``, whether subsets have as many; else it is an error.
         nearest_k, compare: of precision and recall.
         density: whether density and coverage belong to them.
+        sigma, scale: of the CMMD.
     """
 
     name: str
@@ -49,13 +50,15 @@ class Protocol:
     nearest_k: int | None = None
     compare: str = "le"
     density: bool = False
+    sigma: float | None = None
+    scale: float = 1000.0
 
     def __str__(self) -> str:
         definitions = [f"{name} of {words}" for name in _METRICS if (words := self.definition(name)) is not None]
         return f"protocol {self.name}: {self.preprocessing} preprocessing for Inception, {'; '.join(definitions)}"
 
     def definition(self, metric: str, samples: int | None = None) -> str | None:
-        """How "fid", "is", "kid" or "prdc" is defined, in words; None if the package does not have it.
+        """How "fid", "is", "kid", "prdc" or "cmmd" is defined, in words; None if the package does not have it.
 
         Args:
             metric: one of these.
@@ -77,7 +80,7 @@ class Protocol:
         return {key: value for key, value in values.items() if self.density or key not in ("density", "coverage")}
 
     def require(self, metric: str) -> None:
-        """ValueError unless the package has "fid", "is", "kid" or "prdc"."""
+        """ValueError unless the package has "fid", "is", "kid", "prdc" or "cmmd"."""
         if self.definition(metric) is None:
             raise ValueError(f"protocol {self.name!r} has no {_TITLES[metric]}; choose another protocol")
 
@@ -112,11 +115,23 @@ def _prdc(protocol: Protocol, samples: int | None) -> str | None:
     return f"nearest_k {protocol.nearest_k}, {'open' if protocol.compare == 'lt' else 'closed'} balls"
 
 
+def _cmmd(protocol: Protocol, samples: int | None) -> str | None:
+    if protocol.sigma is None:
+        return None
+    return f"all pairs, Gaussian kernel of sigma {protocol.sigma:g}, times {protocol.scale:g}"
+
+
 _METRICS: Mapping[str, Callable[[Protocol, int | None], str | None]] = MappingProxyType(
-    {"fid": _fid, "is": _is, "kid": _kid, "prdc": _prdc}
+    {"fid": _fid, "is": _is, "kid": _kid, "prdc": _prdc, "cmmd": _cmmd}
 )
 
-_TITLES = {"fid": "Frechet distance", "is": "Inception Score", "kid": "kernel distance", "prdc": "precision and recall"}
+_TITLES = {
+    "fid": "Frechet distance",
+    "is": "Inception Score",
+    "kid": "kernel distance",
+    "prdc": "precision and recall",
+    "cmmd": "CMMD",
+}
 
 _CHOICES: Mapping[str, dict[str, Any]] = {
     "pytorch-fid": {"preprocessing": "pytorch"},
@@ -132,6 +147,7 @@ _CHOICES: Mapping[str, dict[str, Any]] = {
         "nearest_k": 5,
         "compare": "lt",
         "density": True,
+        "sigma": 10.0,
     },
 }
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from lipgan import _choices, data
 from lipgan.__main__ import main
 from lipgan.commands import evaluate
-from lipgan.metrics import features, frechet_distance, inception_score, kernel_distance, prdc, protocols
+from lipgan.metrics import cmmd, features, frechet_distance, inception_score, kernel_distance, prdc, protocols
 from lipgan.training import load_generator
 from lipgan.training.pictures import evaluation_page
 from lipgan.training.sampling import draw
@@ -124,6 +124,26 @@ def test_by_default_all_metrics_that_the_features_allow(run: Path, capsys: pytes
     assert tuple(evaluate.METRICS) == _choices.METRICS
 
 
+def test_the_cmmd_is_of_clip_or_asked_for(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "eval.json"
+    lines, _ = evaluated(capsys, run, "-n", N, "--metrics", "cmmd", "--json", path)
+    extractor = features.get("digits")
+    x, y = extractor(levels(data.load("digits", 8).samples)), extractor(levels(generated(run)))
+    row = json.loads(path.read_text())["metrics"]["cmmd"]
+    assert row["values"]["cmmd"] == pytest.approx(cmmd(x, y), rel=1e-4)
+    assert row["values"]["cmmd"] > 1
+    assert lines[0].endswith("(all pairs, Gaussian kernel of sigma 10, times 1000, features digits, protocol lipgan)")
+
+    class Clip(features.Pixels):
+        name = "clip"
+
+    monkeypatch.setattr(features, "EXTRACTORS", {**features.EXTRACTORS, "clip": Clip})
+    lines, _ = evaluated(capsys, run, "-n", N, "--features", "clip")
+    assert [line.split(":")[0] for line in lines] == ["fid", "kid", "prdc", "cmmd"]
+
+
 def test_the_plot_shows_the_nearest_real_images(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -176,7 +196,7 @@ def test_a_page_holds_its_samples_and_table() -> None:
         (["--protocol", "cleen"], "unknown protocol 'cleen'; did you mean clean"),
         (["--protocol", "clean", "--metrics", "fid", "is"], "protocol 'clean' has no Inception Score"),
         (["--protocol", "torchmetrics", "-n", "999"], "the metric kid needs at least 1000 samples, got -n 999"),
-        (["--features", "pixels", "--download"], "--download fetches the weights of inception"),
+        (["--features", "pixels", "--download"], "--download is for features whose weights are not part of lipgan"),
         (["--plot", "eval.jpg"], "eval.jpg must end in .png"),
         (["--json", "absent/eval.json"], "absent is not a folder"),
         (["--plot", "absent/eval.png"], "absent is not a folder"),

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shutil
+import tarfile
 import threading
 import zipfile
 import zlib
@@ -324,7 +325,10 @@ def test_what_can_be_refused_is_refused_before_reading(
         ((a, "digit", "--features", "random"), "or a data set (chords, digits,"),
         ((a, b, "--features", "randon"), "unknown feature extractor 'randon'; did you mean random?"),
         ((a, b, "--features", "random", "--protocol", "torch-fid"), "unknown protocol 'torch-fid'; did you mean"),
-        ((a, b, "--features", "random", "--download"), "--download fetches the weights of inception, got --features"),
+        (
+            (a, b, "--features", "random", "--download"),
+            "--download is for features whose weights are not part of lipgan, got --features random",
+        ),
         ((a, b, "--features", "random", "--json", tmp_path / "no" / "a.json"), "no is not a folder"),
         ((a, b, "--features", "random", "--save-stats", tmp_path / "no" / "a.npz"), "no is not a folder"),
         ((a, b, "--features", "random", "--device", "abacus"), "device 'abacus' cannot be used here"),
@@ -547,7 +551,7 @@ def bomb() -> bytes:
 def test_broken_and_huge_images_in_an_archive(
     folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("lipgan.data.image_archives._MAX_BYTES", 2**20)
+    monkeypatch.setattr("lipgan.data.image_archives.MAX_BYTES", 2**20)
     bad = {
         "a.png": (b"no image", "not a PNG"),
         "b.png": (bomb(), "10000 x 10000 pixels are more than"),
@@ -704,3 +708,33 @@ def test_two_processes_print_once_what_one_prints(
         assert len(told) == 1, (name, told)
         assert told[0].startswith("lipgan: error: "), name
         assert sentence in told[0], name
+
+
+def test_shards_are_read_as_the_folder_is(
+    folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = sorted(folders[0].rglob("*.png"))
+    for k in range(2):
+        with tarfile.open(tmp_path / f"s{k}.tar", "w") as file:
+            for path in paths[k::2]:
+                file.add(path, path.name)
+            file.add(__file__, "notes.txt")
+    expected = by_hand(*folders)
+    value, error = fid(capsys, tmp_path / "s{0..1}.tar", folders[1], "--features", "random")
+    assert value == pytest.approx(expected, rel=1e-5)
+    assert f"skipped: {tmp_path / 's{0..1}.tar'}: 2 files of other kinds left out (2 .txt)" in error
+    assert f"A: 24 samples, image shards {tmp_path / 's{0..1}.tar'}, 9 x 8 pixels" in error
+    broken = tmp_path / "s1.tar"
+    broken.write_bytes(broken.read_bytes()[:3000])
+    error = refusal(capsys, tmp_path / "s{0..1}.tar", folders[1], "--features", "random")
+    assert f"{broken} is no archive of images: " in error
+    assert "s2.tar does not exist; it must be a folder of images" in refusal(
+        capsys, tmp_path / "s{0..2}.tar", folders[1]
+    )
+
+
+def test_a_folder_of_other_files_says_of_which(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a").mkdir()
+    for name in ("0.tar", "1.tar", "README"):
+        (tmp_path / "a" / name).write_bytes(b"")
+    assert "but 1 without a suffix, 2 .tar" in refusal(capsys, tmp_path / "a", "digits", "--features", "random")

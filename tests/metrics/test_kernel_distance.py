@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lipgan.metrics import KernelDistance, kernel_distance
+from lipgan.metrics import CMMD, KernelDistance, cmmd, kernel_distance
 
 module = sys.modules["lipgan.metrics.kernel_distance"]
 
@@ -252,3 +252,45 @@ def test_bad_input_of_the_class() -> None:
     metric.update(X, real=False)
     with pytest.raises(ValueError, match="for subset_size=1000, got 4; pass subset_size=4 or less"):
         metric.compute()
+
+
+# ---- CMMD ----
+
+
+def cmmd_by_definition(x: Tensor, y: Tensor, sigma: float = 10.0, scale: float = 1000.0) -> float:
+    a, b = x.double().numpy(force=True), y.double().numpy(force=True)
+    xx, yy, xy = (np.exp(-((p[:, None] - q) ** 2).sum(-1) / (2 * sigma**2)).mean() for p, q in ((a, a), (b, b), (a, b)))
+    return float(scale * (xx + yy - 2 * xy))
+
+
+@pytest.mark.parametrize(("m", "n", "sigma", "scale"), [(1, 1, 10.0, 1000.0), (7, 12, 10.0, 1000.0), (9, 2, 0.7, 3.0)])
+@pytest.mark.parametrize("block", [2, 1000])
+def test_cmmd(m: int, n: int, sigma: float, scale: float, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_ROWS", "_COLUMNS", "_SQUARE"):
+        monkeypatch.setattr(module, name, block)
+    x, y = (torch.nn.functional.normalize(randn(k, 5, seed=k) + 1) for k in (m, n + 30))
+    y = y[:n]
+    expected = cmmd_by_definition(x, y, sigma, scale)
+    assert expected > 0
+    value = cmmd(x, y, sigma=sigma, scale=scale)
+    # Means of at most 1 are subtracted, in float64.
+    assert value == pytest.approx(expected, rel=1e-9, abs=1e-12 * scale)
+    assert cmmd(y.numpy(force=True), x.numpy(force=True), sigma=sigma, scale=scale) == pytest.approx(value, rel=1e-9)
+    metric = CMMD(sigma=sigma, scale=scale)
+    for rows, real in ((x, True), (y, False)):
+        for batch in rows.split(3):
+            metric.update(batch, real=real)
+    assert float(metric.compute()) == pytest.approx(value, rel=1e-9)
+
+
+def test_cmmd_of_equal_sets_and_of_narrow_embeddings() -> None:
+    x, y = (torch.nn.functional.normalize(randn(200, 64, seed=k)) for k in (0, 1))
+    assert cmmd(x, x) == pytest.approx(0, abs=1e-9)
+    # Means near 1 are subtracted: in float32 the result would be off by some 1e-4 of itself.
+    assert cmmd(x.float(), y.float()) == pytest.approx(cmmd_by_definition(x.float(), y.float()), rel=1e-9)
+    with pytest.raises(ValueError, match="sigma must be positive, got 0"):
+        cmmd(x, y, sigma=0.0)
+    with pytest.raises(ValueError, match="scale must be positive, got -1"):
+        cmmd(x, y, scale=-1.0)
+    with pytest.raises(ValueError, match="fake must have 64 features like real, got 3"):
+        cmmd(x, y[:, :3])

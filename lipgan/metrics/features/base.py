@@ -60,10 +60,14 @@ class ImageFeatures(nn.Module):
     """A frozen network as a `FeatureExtractor`: always in eval mode, and its weights want no gradient.
 
     Derivatives in the images pass through.
+
+    Attributes:
+        any_size: whether it brings all images to a size of its own, so that images of several sizes can be compared.
     """
 
     name: str
     dim: int | None
+    any_size: bool = False
 
     def _freeze(self) -> None:
         """To be called once all weights are there."""

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import errno
-import hashlib
-import io
 import os
-import re
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lipgan._checks import check_choice
+from lipgan.metrics.features import weights as weights_files
 from lipgan.metrics.features.base import ImageFeatures, as_rgb, as_unit_images
 
 __all__ = ["DIMS", "PREPROCESSINGS", "SHA256", "SIZE", "URL", "InceptionFeatures", "InceptionNetwork", "cached_weights"]
@@ -227,6 +225,8 @@ class InceptionFeatures(ImageFeatures):
         "clean".
     """
 
+    any_size = True
+
     def __init__(
         self,
         weights: str | os.PathLike[str] | None = None,
@@ -243,7 +243,7 @@ class InceptionFeatures(ImageFeatures):
             raise ValueError("download must be False where weights names a file, got True")
         path = cached_weights() if weights is None else Path(weights)
         if download and not path.exists():
-            _download(path)
+            weights_files.download(URL, path, SHA256)
         self.dim = self._dim = dim
         self.preprocessing = preprocessing
         # The name says what differs from the features of pytorch-fid.
@@ -316,58 +316,33 @@ def _resize_corners(x: Tensor, axis: int) -> Tensor:
 # ---- the file ----
 
 _FILE = URL.rpartition("/")[2]
-# What pytorch-fid and torch.hub write into the names of files: the first digits of their SHA-256.
-_CHECKSUM = re.compile(r"-([0-9a-f]{8,64})\.[^.]+$")
-
-
-def _checksum(name: str) -> str:
-    """What the SHA-256 of a file of that name begins with: all of it, unless it is not the published file's."""
-    match = _CHECKSUM.search(name)
-    return SHA256 if match is None or SHA256.startswith(match[1]) else match[1]
 
 
 def cached_weights() -> Path:
     """Where pytorch-fid, and `InceptionFeatures` when asked to download, keep the file at :data:`URL`."""
-    return Path(torch.hub.get_dir()) / "checkpoints" / _FILE
-
-
-def _download(path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        # Into a temporary file, which is moved to its place once its checksum is right.
-        torch.hub.download_url_to_file(URL, str(path), hash_prefix=SHA256)
-    except RuntimeError as error:  # what it raises for a wrong checksum
-        raise ValueError(f"what came from {URL} is not the published file: {error}") from error
+    return weights_files.cached(_FILE)
 
 
 def _read(path: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:
     """The verified weights in the file, with the names and shapes of ``expected``, in float32."""
-    prefix = _checksum(path.name)
+    # All of the digits, unless the name says that it is another file than the published one.
+    digits = weights_files.digest_in_name(path.name)
+    if digits is None or SHA256.startswith(digits):
+        digits = SHA256
     try:
         size = path.stat().st_size
-        if prefix == SHA256 and size != SIZE:
-            raise ValueError(f"{path} is damaged or another file: it must have {SIZE} bytes, got {size}")
-        content = path.read_bytes()
     except FileNotFoundError as error:
         hint = (
             f"no such file; the features 'inception' need {_FILE} from {URL}: "
             f"put it at {cached_weights()}, or name it by weights=..., or allow the download by download=True"
         )
         raise FileNotFoundError(errno.ENOENT, hint, str(path)) from error
-    digest = hashlib.sha256(content).hexdigest()
-    if not digest.startswith(prefix):
-        wanted = f"be {prefix}" if prefix == SHA256 else f"begin with {prefix}"
-        raise ValueError(f"{path} is damaged or another file: its SHA-256 must {wanted}, got {digest}")
-    try:
-        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # a parser fed with arbitrary bytes raises anything
-        raise ValueError(f"{path} holds no weights that can be read without running code from it") from error
-    return _checked(path, state, expected)
+    if digits == SHA256 and size != SIZE:
+        raise ValueError(f"{path} is damaged or another file: it must have {SIZE} bytes, got {size}")
+    return _checked(path, weights_files.read(path, digits), expected)
 
 
-def _checked(path: Path, state: Any, expected: dict[str, Tensor]) -> dict[str, Tensor]:
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{path} must hold a dict of tensors, got {type(state).__name__}")
+def _checked(path: Path, state: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
     # How many batches trained a batch norm plays no role in eval mode, and old files do not say it.
     # (zeros_like of a tensor on the meta device imports sympy, for a second.)
     counters = {name: torch.zeros((), dtype=t.dtype) for name, t in expected.items() if t.ndim == 0}
