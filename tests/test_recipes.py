@@ -127,3 +127,27 @@ def test_the_documentation_has_a_row_for_every_recipe() -> None:
     rows = [line.split("|")[1].strip() for line in page.splitlines() if line.startswith("| ")]
     for name in recipes.names():
         assert name in rows, name
+
+
+# --- values for vectors
+
+
+def test_points_have_shorter_noise_and_larger_steps() -> None:
+    """Where the source, which is about images, says otherwise; images and sequences have what the source says."""
+    for name in recipes.names():
+        for shape in ((1, 16, 16), (16, 11)):
+            assert recipes.for_shape(name, shape) == {}
+            assert recipes.get(name, shape) == recipes.get(name)
+        points, source = recipes.get(name, (2,)), recipes.get(name)
+        assert points.latent_dim == 8
+        if name not in ("ali", "veegan", "unrolled"):
+            assert (points.ema_decay, points.generator_lr, points.critic_lr) == (0.9, 1e-3, 1e-3)
+        changed = recipes.for_shape(name, (2,))
+        assert points == dataclasses.replace(source, **changed)
+        assert all(getattr(source, field) != value for field, value in changed.items())
+    assert recipes.for_shape("avb", (2,)) == {"ema_decay": 0.9}
+    assert recipes.for_shape("unrolled", (2,)) == {"latent_dim": 8, "ema_decay": 0.9}
+    assert recipes.for_shape("ali", (2,)) == {"latent_dim": 8}
+    assert recipes.get("wgan-gp", (2,)).penalty_weight < recipes.get("wgan-gp").penalty_weight
+    with pytest.raises(ValueError, match="unknown recipe 'wgan-pg'; did you mean"):
+        recipes.for_shape("wgan-pg", (2,))

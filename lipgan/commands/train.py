@@ -137,8 +137,15 @@ def _planned(out: Path) -> dict[str, Any]:
 
 
 def _fresh(values: dict[str, Any], device: torch.device) -> Trainer:
-    recipe = config.recipe_of(values)
+    # What is wrong with the recipe is told before data are read.
+    config.recipe_of(values)
     dataset = data.load(values["data"], values["size"])
+    recipe = config.recipe_of(values, dataset.shape)
+    own = recipes.for_shape(recipe.name, dataset.shape)
+    changed = {name: value for name, value in own.items() if name not in values}
+    if changed and distributed.rank() == 0:
+        words = ", ".join(f"{name} {value}" for name, value in changed.items())
+        print(f"for vectors, where neither flags nor --config say otherwise: {words}")
     if distributed.rank() == 0 and values["data"] not in data.names() and Path(values["data"]).is_dir():
         list_images(values["data"])
     return Trainer.from_recipe(recipe, dataset, seed=values["seed"], device=device, log_every=values["log_every"])

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from lipgan.data.dataset import Dataset
 from lipgan.data.digits import digits
 
-__all__ = ["sentences"]
+__all__ = ["counted", "cut", "ink", "sentences"]
 
 _SEED = 7
 # Of each sentence.
@@ -61,8 +61,51 @@ def _place(image: Tensor, drawn: Tensor) -> None:
     """Put ``drawn [count, h, w]`` side by side into the middle of ``image [size, size]``."""
     count, height, width = drawn.shape
     row = drawn.transpose(0, 1).reshape(height, count * width)
-    top, left = (image.shape[0] - height) // 2, (image.shape[1] - count * width) // 2
+    top, left = _corner(image.shape[0], count)
     image[top : top + height, left : left + count * width] = row
+
+
+def _corner(size: int, count: int) -> tuple[int, int]:
+    """The first row and column of so many digits in an image of ``size`` pixels a side."""
+    return (size - size // 2) // 2, (size - count * (size // 3)) // 2
+
+
+def cut(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The digits of images ``[n, 1, size, size]``, where those of the sentences ``labels [n]`` stand.
+
+    Returns:
+        digits ``[m, 1, size // 2, size // 3]``, and the number of the image that each is of, ``[m]``, in rising order.
+    """
+    size = images.shape[-1]
+    digits, owners = [], []
+    for k, count in enumerate((labels // 20 + 1).tolist()):
+        top, left = _corner(size, count)
+        strip = images[k, :, top : top + size // 2, left : left + count * (size // 3)]
+        digits.append(torch.stack(strip.chunk(count, 2)))
+        owners += [k] * count
+    return torch.cat(digits), torch.tensor(owners)
+
+
+def ink(images: Tensor) -> Tensor:
+    """How bright images ``[n, 1, size, size]`` are above black in all, ``[n]``."""
+    return ((images + 1) / 2).clamp(0, 1).sum((1, 2, 3))
+
+
+def counted(images: Tensor) -> Tensor:
+    """How many digits stand in images ``[n, 1, size, size]``, by how far they reach: ``[n]``, int64, 1 to 3.
+
+    The outer two of three lie for a third of all the ink further than a digit's width from the middle, where two have
+    none; of two, half of it lies further than half a width, where one has hardly any.
+    """
+    size = images.shape[-1]
+    columns = ((images + 1) / 2).clamp(0, 1).sum((1, 2))
+    away = (torch.arange(size, device=images.device) + 0.5 - size / 2).abs()
+
+    def beyond(distance: float) -> Tensor:
+        return columns[:, away > distance].sum(1) / columns.sum(1).clamp_min(1e-6)
+
+    width = size // 3
+    return 1 + (beyond(width / 2) > 0.2).long() + (beyond(width) > 0.15).long()
 
 
 def _captions() -> tuple[str, ...]:

@@ -72,13 +72,13 @@ def read(path: Path) -> dict[str, Any]:
     return values
 
 
-def recipe_of(values: Mapping[str, Any]) -> Recipe:
-    """The recipe called ``values["recipe"]`` with the fields in ``values`` put in.
+def recipe_of(values: Mapping[str, Any], shape: tuple[int, ...] | None = None) -> Recipe:
+    """The recipe called ``values["recipe"]``, for samples of ``shape``, with the fields in ``values`` put in.
 
     Raises:
         ValueError: an unknown recipe, or a field out of its range.
     """
-    recipe = recipes.get(values["recipe"])
+    recipe = recipes.get(values["recipe"], shape)
     changes = {name: values[name] for name in recipes.FIELDS if name != "steps" and values.get(name) is not None}
     if "options" in changes:
         changes["options"] = {**recipe.options, **changes["options"]}

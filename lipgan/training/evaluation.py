@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lipgan.data import Dataset
 from lipgan.data.chords import legal, log_likelihood
+from lipgan.data.sentences import counted, cut, ink
 from lipgan.metrics import FeatureStats, frechet_distance, mode_coverage, sliced_wasserstein_distance
 from lipgan.metrics.features import DigitFeatures, get
 from lipgan.training.trainer import Trainer
@@ -30,6 +31,11 @@ class Evaluation:
     eval` has the inception features). For "digits" also ``confident``, the share of the samples to which the classifier
     gives one digit with a probability above 0.9, and ``classes``, how many of the ten digits it finds so.
 
+    Of the data set "sentences", what the sentences ask for: ``digits_as_asked``, the share of digits, cut out where the
+    sentence has them, that the classifier of digits finds to be of its class (of the data 0.94), and the shares of
+    samples with as many digits, ``count_as_asked``, and with strokes as thick, ``stroke_as_asked`` (of the data above
+    0.99).
+
     Phrases of the data set "chords": ``legal``, the share of chords that the grammar allows where they stand,
     ``grammar_nll``, minus the log likelihood of a phrase under the grammar in nats (`lipgan.data.chords`; of the data
     18.4 on average), and ``phrases``, the share of phrases that are different ones.
@@ -47,6 +53,7 @@ class Evaluation:
         if data.is_image:
             self._features = get("digits" if data.name == "digits" else "random")
             self._real = self._statistics(data.samples[: 10 * SAMPLES])
+        self._told = _Told(data) if data.name == "sentences" else None
 
     def __call__(self, trainer: Trainer) -> dict[str, float]:
         """The metrics by name."""
@@ -54,7 +61,8 @@ class Evaluation:
         if self._features is not None:
             fake = self._statistics(samples)
             distance = float(frechet_distance(self._real.mean, self._real.cov, fake.mean, fake.cov))
-            return {"fid": distance, **self._classified(samples)}
+            told = {} if self._told is None else self._told(samples)
+            return {"fid": distance, **self._classified(samples), **told}
         if self._data.name == "chords":
             return _judged_by_the_grammar(samples)
         real = self._data.samples[:SAMPLES]
@@ -85,6 +93,37 @@ class Evaluation:
             stats.update(features)
         assert stats is not None
         return stats
+
+
+class _Told:
+    """Whether images show what their sentences say; they are asked for the sentences in turn."""
+
+    def __init__(self, data: Dataset) -> None:
+        self._classifier = DigitFeatures()
+        assert data.labels is not None
+        inked = self._per_digit(data.samples, data.labels)
+        thick, digit = data.labels // 10 % 2 == 1, data.labels % 10
+        #: The brightness between thin and thick digits of each class.
+        self._between = torch.stack(
+            [(inked[thick & (digit == k)].mean() + inked[~thick & (digit == k)].mean()) / 2 for k in range(10)]
+        )
+
+    def __call__(self, images: Tensor) -> dict[str, float]:
+        labels = torch.arange(len(images)) % 60
+        digits, owners = cut(images, labels)
+        batches = torch.split(digits, 3 * _BATCH)
+        found = torch.cat([self._classifier.probabilities(_unit(batch)).argmax(1) for batch in batches])
+        thick = self._per_digit(images, labels) > self._between[labels % 10]
+        shares = {
+            "digits_as_asked": found == labels[owners] % 10,
+            "count_as_asked": counted(images) == labels // 20 + 1,
+            "stroke_as_asked": thick == (labels // 10 % 2 == 1),
+        }
+        return {name: float(right.double().mean()) for name, right in shares.items()}
+
+    @staticmethod
+    def _per_digit(images: Tensor, labels: Tensor) -> Tensor:
+        return ink(images) / (labels // 20 + 1)
 
 
 def _judged_by_the_grammar(phrases: Tensor) -> dict[str, float]:

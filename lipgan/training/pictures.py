@@ -307,6 +307,9 @@ LABELS: Mapping[str, str] = MappingProxyType(
         "sliced_wasserstein": "sliced Wasserstein distance",
         "confident": "classified with confidence above 0.9",
         "high_quality": "near a mode",
+        "digits_as_asked": "digits of the class that the sentence says",
+        "count_as_asked": "as many digits as the sentence says",
+        "stroke_as_asked": "strokes as the sentence says",
         "classes": "classes found with that confidence",
         "modes": "modes found",
         "legal": "allowed by the grammar",
@@ -319,12 +322,15 @@ LABELS: Mapping[str, str] = MappingProxyType(
 
 _LOSS = "loss (mean since the last point)"
 
+_AS_ASKED = ("digits_as_asked", "count_as_asked", "stroke_as_asked")
+_SHARES = ("confident", "high_quality", "legal", "phrases", "reward", *_AS_ASKED)
+
 # The panels of the curves, from above, and the keys in them; the last one takes all that is left.
 _PANELS = (
     (_LOSS, lambda key: key.endswith("_loss")),
     ("estimate of the critic", lambda key: key == "estimate"),
     ("distance to data", lambda key: key in ("fid", "sliced_wasserstein", "grammar_nll")),
-    ("share of samples", lambda key: key in ("confident", "high_quality", "legal", "phrases", "reward")),
+    ("share of samples", lambda key: key in _SHARES),
     ("number", lambda key: key in ("classes", "modes")),
     ("control", lambda key: True),
 )

@@ -62,7 +62,8 @@ class Trainer:
         generator: maps noise ``[B, latent_dim]`` to samples and has an integer attribute ``latent_dim``; with
             ``classes``, if the recipe has a conditioning, it takes labels ``[B]`` as well.
         critic: maps samples (and labels) to scores ``[B]``; normalized in place when the recipe says so.
-        recipe: a `Recipe`, or the name of one.
+        recipe: a `Recipe`, or the name of one, which then has the values for samples of such a shape
+            (`lipgan.recipes.for_shape`).
         data: a `Dataset`, or the name of one.
         seed: of initial singular vectors, noise, data order, and whatever the modules draw themselves.
         device: where to train; the modules are moved there.
@@ -98,8 +99,8 @@ class Trainer:
     ) -> None:
         check_count("log_every", log_every)
         check_range("seed", seed)
-        self.recipe = recipes.get(recipe) if isinstance(recipe, str) else recipes.check(recipe)
         self.data = datasets.load(data) if isinstance(data, str) else data
+        self.recipe = recipes.get(recipe, self.data.shape) if isinstance(recipe, str) else recipes.check(recipe)
         _check_labels(self.recipe, self.data)
         self._parts = self.recipe.accumulation * distributed.world_size()
         if self.recipe.batch_size % self._parts:
@@ -154,8 +155,8 @@ class Trainer:
             ValueError: as `Trainer`, or samples of a shape that the architecture does not serve.
         """
         check_range("seed", seed)
-        recipe = recipes.get(recipe) if isinstance(recipe, str) else recipes.check(recipe)
         data = datasets.load(data) if isinstance(data, str) else data
+        recipe = recipes.get(recipe, data.shape) if isinstance(recipe, str) else recipes.check(recipe)
         _check_labels(recipe, data)
         with PrivateRandom(seed, torch.device("cpu")).active():
             generator, critic = systems.get(recipe.system).build(recipe, data.shape, data.classes)

@@ -549,6 +549,7 @@ def test_classes_have_columns_in_the_pictures_of_a_run_and_of_sample(tmp_path: P
 def test_a_run_on_sentences_shows_them_in_its_pictures(tmp_path: Path) -> None:
     out, drawn = tmp_path / "run", tmp_path / "drawn.png"
     arguments = ["--recipe", "gan-cls", "--data", "sentences", "--size", "16", "--batch-size", "4", "--steps", "1"]
+    arguments += ["--option", "pretraining=2"]
     assert main(["train", *arguments, "--out", str(out)]) == 0
     assert main(["sample", str(out), "-n", "60", "-o", str(drawn)]) == 0
     with Image.open(drawn) as page, Image.open(out / "samples.png") as samples:

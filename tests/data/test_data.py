@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from lipgan import data
 from lipgan.data import BatchOrder, Dataset, files
 from lipgan.data.chords import CHORDS, _grammar, entropy, legal, log_likelihood, midi
+from lipgan.data.sentences import counted, cut, ink
 from lipgan.metrics import mode_coverage, wasserstein_distance
 
 TOY = ["grid", "ring", "segments", "swiss-roll", "two-gaussians"]
@@ -63,6 +64,20 @@ def test_sentences_say_what_the_images_show() -> None:
     correlation = torch.corrcoef(torch.cat([shape, middle[0], middle[1]]))
     assert torch.equal(correlation[10:20, :10].argmax(1), torch.arange(10))
     assert torch.equal(correlation[20:, :10].argmax(1), torch.arange(10))
+
+
+@pytest.mark.parametrize("size", [24, 32])
+def test_digits_of_sentences_are_counted_and_cut_out(size: int) -> None:
+    dataset = data.load("sentences", size)
+    assert dataset.labels is not None
+    images, labels = dataset.samples[::7], dataset.labels[::7]
+    assert float((counted(images) == labels // 20 + 1).float().mean()) > 0.995
+    assert counted(torch.full((1, 1, size, size), -1.0)).tolist() == [1]
+    digits, owners = cut(images, labels)
+    assert digits.shape[1:] == (1, size // 2, size // 3)
+    assert torch.equal(owners.bincount(), labels // 20 + 1)
+    # All that is drawn has been cut out, and nothing twice.
+    torch.testing.assert_close(torch.zeros(len(images)).index_add(0, owners, ink(digits)), ink(images))
 
 
 def test_captions_are_one_for_each_class() -> None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from system_checks import assert_same
 
-from lipgan import recipes
+from lipgan import models, recipes
 from lipgan.__main__ import main
 from lipgan._choices import RANGES
 from lipgan.recipes import CHOICES, FIELDS
@@ -81,7 +81,7 @@ def test_every_field_has_a_flag_and_a_place_in_the_file(name: str, begun: list[r
     for recipe in begun:
         reached = getattr(recipe, name)
         assert (list(reached) if isinstance(value, list) else reached) == value
-        changed = {field for field in FIELDS if getattr(recipe, field) != getattr(recipes.get("gan"), field)}
+        changed = {field for field in FIELDS if getattr(recipe, field) != getattr(recipes.get("gan", (2,)), field)}
         assert changed - {"lr_decay"} <= {name}
 
 
@@ -97,6 +97,28 @@ def test_flags_override_the_file(begun: list[recipes.Recipe], tmp_path: Path) ->
     path = written(tmp_path / "c.toml", 'recipe = "gan"\ndata = "ring"\ncritic_lr = 0.5\nn_critic = 3\n')
     train(tmp_path, "--config", str(path), "--critic-lr", "0.125")
     assert (begun[0].name, begun[0].critic_lr, begun[0].n_critic) == ("gan", 0.125, 3)
+
+
+def test_points_have_values_of_their_own_where_nothing_else_is_said(
+    begun: list[recipes.Recipe], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Flags and files win, also those that say what the source says; the run tells what it took."""
+    path = written(tmp_path / "c.toml", 'recipe = "wgan-gp"\ncritic_lr = 1e-4\n')
+    train(tmp_path, "--config", str(path), "--data", "ring", "--latent-dim", "64")
+    wanted = {"latent_dim": 64, "critic_lr": 1e-4, "generator_lr": 1e-3, "ema_decay": 0.9, "penalty_weight": 0.1}
+    assert {name: getattr(begun[0], name) for name in wanted} == wanted
+    told = "for vectors, where neither flags nor --config say otherwise: generator_lr 0.001, ema_decay 0.9, penalty_"
+    assert told in capsys.readouterr().out
+    train(tmp_path, "--config", str(path), "--data", "digits", "--size", "8")
+    assert begun[1] == dataclasses.replace(recipes.get("wgan-gp"), critic_lr=1e-4)
+    assert "for vectors" not in capsys.readouterr().out
+
+
+def test_a_recipe_by_name_has_the_values_for_the_data_and_one_by_value_its_own() -> None:
+    assert Trainer.from_recipe("gan", "ring").recipe == recipes.get("gan", (2,))
+    assert Trainer.from_recipe(recipes.get("gan"), "ring").recipe == recipes.get("gan")
+    networks = models.build("mlp", (2,))
+    assert Trainer(*networks, "gan", "ring").recipe == recipes.get("gan", (2,))
 
 
 def test_what_is_scheduled_spans_the_steps_of_the_run() -> None:
@@ -137,10 +159,10 @@ def test_a_run_resumes_with_its_own_configuration_and_no_other(
     assert train(out, "--resume", "--config", str(out / "config.toml"), "--steps", "3") == 0
     before = (out / "checkpoint.pt").read_bytes()
     capsys.readouterr()
-    text = (out / "config.toml").read_text().replace("critic_lr = 0.0002", "critic_lr = 0.0003")
+    text = (out / "config.toml").read_text().replace("critic_lr = 0.001", "critic_lr = 0.003")
     for arguments, message in (
-        (["--config", str(written(tmp_path / "c.toml", text))], "with --critic-lr 0.0002, so it cannot be resumed"),
-        (["--critic-lr", "1e-3"], "with --critic-lr 0.0002, so it cannot be resumed with --critic-lr 0.001"),
+        (["--config", str(written(tmp_path / "c.toml", text))], "with --critic-lr 0.001, so it cannot be resumed"),
+        (["--critic-lr", "2e-4"], "with --critic-lr 0.001, so it cannot be resumed with --critic-lr 0.0002"),
         (["--recipe", "wgan"], "with --recipe gan, so it cannot be resumed with --recipe wgan"),
         (["--betas", "0.1", "0.9"], "with --betas [0.5, 0.999]"),
         (["--option", "unrolled_steps=2"], "unrolled_steps"),

@@ -108,3 +108,25 @@ def test_phrases_are_judged_by_their_grammar() -> None:
     assert of_data["legal"] == 1
     assert of_data["phrases"] == 4 / 2000
     assert of_data["grammar_nll"] < untrained["grammar_nll"] - 20
+
+
+def test_images_are_compared_with_their_sentences() -> None:
+    """Those of the data in the order in which sentences are asked for, and with one part of the sentence wrong."""
+    dataset = data.load("sentences")
+    trainer = Trainer.from_recipe("gan-cls", dataset)
+    judged = Evaluation(dataset)
+
+    def shares(step: int) -> list[float]:
+        """With the images of the sentences that stand ``step`` further on the list."""
+        trainer.sample = lambda n: dataset.samples[step : n + step]  # type: ignore[method-assign]
+        metrics = judged(trainer)
+        return [metrics[f"{part}_as_asked"] for part in ("digits", "count", "stroke")]
+
+    digits, count, stroke = shares(0)
+    assert digits > 0.9
+    assert min(count, stroke) > 0.99
+    digits, count, stroke = shares(20)
+    assert count == 0
+    digits, count, stroke = shares(1)
+    assert digits < 0.05
+    assert count > 0.9
