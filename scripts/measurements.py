@@ -130,7 +130,7 @@ def machine(runs: list[Run]) -> str:
     return (
         f"{first['cpu']}, {first['cores']} cores, {first['threads']} threads, {first['isa']}, {first['system']}, "
         f"Python {first['python']}, torch {first['torch']}; {', '.join(dates)}, commit {', '.join(commits)}; "
-        f"medians of {len(runs)} runs, in brackets the least and the largest ratio."
+        f"medians of up to {len(runs)} runs, in brackets the least and the largest ratio."
     )
 
 

@@ -45,7 +45,7 @@ After.
 def test_a_page_gets_medians_and_the_spread_of_ratios(script: Any) -> None:
     page = script.fill(PAGE, [_run(2.0), _run(3.0), _run(1.5, date="2026-01-03")])
     assert page.startswith("Before.\n\n<!-- table: machine -->\n\nC, 2 cores")
-    assert "2026-01-02, 2026-01-03, commit abc; medians of 3 runs" in page
+    assert "2026-01-02, 2026-01-03, commit abc; medians of up to 3 runs" in page
     assert "| 8 | 2.00      | 3.00 (2.00 to 4.00) | x     |" in page
     assert "old" not in page
     assert page.endswith("After.\n")
