@@ -26,8 +26,8 @@ from torch.nn.parallel import DistributedDataParallel
 from lipgan._dtypes import accumulation_dtype
 from lipgan.penalties.precomputed import scaled
 
-#: Whether dynamo takes a module, and its `id`, to a function whose result is a constant of the graph: that of torch 2.11
-#: does not, and 2.12 has not been tried.
+#: Whether dynamo takes a module, and its `id`, to a function whose result is a constant of the graph: that of torch
+#: 2.11 does not, and 2.12 has not been tried.
 SERVES = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 13)
 
 # What runs a task outside of the graph: (critic, real, fake, critic_args, weight, target) -> values, the first of which
