@@ -220,7 +220,7 @@ def nearest_neighbours(x: Tensor, y: Tensor | None, k: int) -> tuple[Tensor, Ten
             for first in range(0, k, config.NEIGHBOUR_SLOTS):
                 _nearest_neighbours_kernel[(config.ceil_div(m, tile.block_m),)](
                     x, y, squared, indices, m, n, d, k, first,
-                    OTHERS=others, SLOTS=config.NEIGHBOUR_SLOTS, **tile.blocks, **config.launch_options(tile.num_warps),
+                    OTHERS=others, SLOTS=config.NEIGHBOUR_SLOTS, **tile.blocks, **tile.options,
                 )  # fmt: skip
     return squared, indices
 
@@ -262,6 +262,6 @@ def ball_counts(
             if m:
                 _ball_counts_kernel[(config.ceil_div(m, tile.block_m),)](
                     points, others, radii, other_radii, counts[-1], m, n, d,
-                    CLOSED=closed, **tile.blocks, **config.launch_options(tile.num_warps),
+                    CLOSED=closed, **tile.blocks, **tile.options,
                 )  # fmt: skip
     return counts[0], counts[1]

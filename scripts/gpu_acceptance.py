@@ -6,8 +6,10 @@ needs a checkout, an NVIDIA GPU, Python with torch and Triton, and for the rest 
 pytest or compute-sanitizer, a stage says "not here" and why, and the others run. The package is built for the
 architecture of this GPU only, into the folder, and the environment stays as it is.
 
-Stages are processes with a time limit each. After each of them the folder holds ``results.json``, whole at any time,
-and ``report.md``, tables for docs/measurements.md. The exit status is 1 when a stage failed, 2 without a GPU.
+Stages are processes with a time limit each; the last ones, which take no times, run side by side. At its limit a stage
+is interrupted, so that it can tell what it has found so far, then killed with all that it started. After each of them
+the folder holds ``results.json``, whole at any time, and ``report.md``, tables for docs/measurements.md. The exit
+status is 1 when a stage failed, 2 without a GPU.
 
 ``--device cpu`` runs the substitutes on a machine without a GPU: the same checks where the CPU has a form of them, with
 the kernels that run there (Triton's in its interpreter).
@@ -16,6 +18,7 @@ the kernels that run there (Triton's in its interpreter).
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import os
@@ -25,7 +28,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,6 +64,7 @@ class Stage:
         command: its arguments, for a device; None where the device has no form of it.
         missing: why it cannot run here, or None.
         environment: set for the process.
+        beside: whether it runs beside the stages next to it that do so, too: it takes no times.
     """
 
     name: str
@@ -67,19 +72,20 @@ class Stage:
     command: Callable[[str, Path], list[str] | None]
     missing: Callable[[str], str | None] = lambda device: None
     environment: Callable[[str], dict[str, str]] = lambda device: {}
+    beside: bool = False
 
 
 # ---- what is here ----
 
 
-def nvcc() -> str | None:
-    default = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "bin" / "nvcc"
-    return shutil.which("nvcc") or (str(default) if default.exists() else None)
+def search_path() -> str:
+    """Where programs are looked for: pip puts CMake and Ninja beside Python, which need not be on PATH."""
+    cuda = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "bin"
+    return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath), str(cuda)])
 
 
-def sanitizer() -> str | None:
-    default = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "bin" / "compute-sanitizer"
-    return shutil.which("compute-sanitizer") or (str(default) if default.exists() else None)
+def program(name: str) -> str | None:
+    return shutil.which(name, path=search_path())
 
 
 def without_modules(*names: str) -> str | None:
@@ -96,7 +102,7 @@ def build_missing(device: str) -> str | None:
 def sanitizer_missing(device: str) -> str | None:
     if device == "cpu":
         return "it watches a GPU; tests/ptx does so in an emulator"
-    return None if sanitizer() else "compute-sanitizer is not installed"
+    return None if program("compute-sanitizer") else "compute-sanitizer is not installed"
 
 
 def graphs_missing(device: str) -> str | None:
@@ -123,33 +129,50 @@ def check(name: str) -> Callable[[str, Path], list[str] | None]:
 
 
 def build(device: str, out: Path) -> list[str]:
-    return [sys.executable, "-m", "pip", "install", "--quiet", "--no-build-isolation", "--no-deps", "--no-index",
+    # What a compiler says stands in the log.
+    return [sys.executable, "-m", "pip", "install", "--verbose", "--no-build-isolation", "--no-deps", "--no-index",
             "--disable-pip-version-check", "--target", str(out / "site"), "--upgrade", str(ROOT)]  # fmt: skip
 
 
 def build_environment(device: str) -> dict[str, str]:
-    """Both modules where their compilers are, for this GPU only; Triton's kernels need neither."""
-    if shutil.which("cmake") is None or shutil.which("ninja") is None or without_modules("pybind11"):
-        return {"LIPGAN_NATIVE": "off", "LIPGAN_CUDA": "off"}
-    if nvcc() is None:
-        return {"LIPGAN_CUDA": "off"}
+    """Both modules where their compilers are, for this GPU only; Triton's kernels need neither.
+
+    "auto": one that cannot be built takes nothing from the other stages. The stage "modules" says that it is missing.
+    """
+    wanted = wanted_modules(device)
+    choices = {"LIPGAN_NATIVE": "auto" if "native" in wanted else "off", "LIPGAN_CUDA": "off"}
+    if "cuda" not in wanted:
+        return choices
     query = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
     try:
         major, minor = subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()[0].split(".")
     except (OSError, subprocess.CalledProcessError, ValueError, IndexError):
-        return {"LIPGAN_CUDA": "on"}
-    return {"LIPGAN_CUDA": "on", "LIPGAN_CUDA_ARCHITECTURES": f"{major}{minor}-real"}
+        return {**choices, "LIPGAN_CUDA": "auto"}
+    return {**choices, "LIPGAN_CUDA": "auto", "LIPGAN_CUDA_ARCHITECTURES": f"{major}{minor}-real"}
+
+
+def wanted_modules(device: str) -> list[str]:
+    """The backends whose modules can be built here."""
+    if device == "cpu" or program("cmake") is None or program("ninja") is None or without_modules("pybind11"):
+        return []
+    return ["native"] if program("nvcc") is None else ["native", "cuda"]
+
+
+def modules(device: str, out: Path) -> list[str]:
+    return [sys.executable, str(CHECKS), "modules", "--device", device, "--wanted", ",".join(wanted_modules(device))]
 
 
 def pytest_of(device: str, out: Path) -> list[str]:
     chosen = ("ops", "linalg", "nn", "penalties", "metrics") if device == "cuda" else ("ops/test_backend.py",)
     paths = [str(ROOT / "tests" / name) for name in chosen]
-    return [sys.executable, "-m", "pytest", "-c", str(ROOT / "pyproject.toml"), "-p", "no:cacheprovider", "--tb=line",
-            "-m", "not slow", *paths]  # fmt: skip
+    workers = min(8, os.cpu_count() or 1)
+    spread = [] if workers == 1 or without_modules("xdist") else ["-n", str(workers), "--dist", "worksteal"]
+    return [sys.executable, "-m", "pytest", "-c", str(ROOT / "pyproject.toml"), "-p", "no:cacheprovider", "--tb=short",
+            "-rfE", "--maxfail=300", *spread, "-m", "not slow", *paths]  # fmt: skip
 
 
 def sanitized(tool: str) -> Callable[[str, Path], list[str] | None]:
-    return lambda device, out: [str(sanitizer()), "--tool", tool, "--error-exitcode", "7", "--target-processes", "all",
+    return lambda device, out: [str(program("compute-sanitizer")), "--tool", tool, "--error-exitcode", "7",
                                 sys.executable, str(CHECKS), "small", "--device", device]  # fmt: skip
 
 
@@ -165,9 +188,10 @@ def uncached(device: str) -> dict[str, str]:
 GRAPHS = ("spectral-norm-forward", "spectral-norm-backward", "penalty", "critic-step")
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 
+# What takes times has the machine to itself. What Triton compiles for a stage is in the cache for the next.
 STAGES = [
     Stage("build", 150, build, build_missing, build_environment),
-    Stage("modules", 30, check("modules")),
+    Stage("modules", 30, modules),
     Stage("doctor", 30, lambda device, out: [sys.executable, "-m", "lipgan", "doctor", "--device", device]),
     Stage("ceilings", 30, check("ceilings")),
     Stage("parity", 120, check("parity"), environment=interpreted),
@@ -178,12 +202,27 @@ STAGES = [
     Stage("compile", 90, check("compile")),
     Stage("bench", 60, check("bench")),
     Stage("training", 60, check("training")),
-    *(Stage(tool, 40, sanitized(tool), sanitizer_missing, uncached) for tool in TOOLS),
-    Stage("tests", 150, pytest_of, lambda device: without_modules("pytest", "hypothesis", "mpmath")),
+    *(Stage(tool, 180, sanitized(tool), sanitizer_missing, uncached, beside=True) for tool in TOOLS),
+    Stage("tests", 180, pytest_of, lambda device: without_modules("pytest", "hypothesis", "mpmath"), beside=True),
 ]  # fmt: skip
 
 
 # ---- running them ----
+
+
+# Seconds in which an interrupted stage may tell what it has found.
+GRACE = 6
+
+
+def waves(stages: Iterable[Stage]) -> list[list[Stage]]:
+    """The stages that run at a time."""
+    found: list[list[Stage]] = []
+    for stage in stages:
+        if stage.beside and found and found[-1][-1].beside:
+            found[-1].append(stage)
+        else:
+            found.append([stage])
+    return found
 
 
 def run(stage: Stage, device: str, out: Path, seconds: float) -> Result:
@@ -195,8 +234,10 @@ def run(stage: Stage, device: str, out: Path, seconds: float) -> Result:
     if seconds < min(stage.seconds, 5):
         return Result(stage.name, NOT_HERE, "no time was left")
     limit, begin = min(stage.seconds, seconds), time.monotonic()
-    environment = {**os.environ, "LIPGAN_TEST_DEVICE": device, "PYTHONDONTWRITEBYTECODE": "1"}
-    environment.pop("TRITON_INTERPRET", None)
+    environment = {**os.environ, "LIPGAN_TEST_DEVICE": device, "PYTHONDONTWRITEBYTECODE": "1", "PATH": search_path()}
+    environment |= {"TRITON_CACHE_DIR": str(out / "triton"), "TORCHINDUCTOR_CACHE_DIR": str(out / "inductor")}
+    for variable in ("TRITON_INTERPRET", "LIPGAN_BACKEND", "CUDA_LAUNCH_BLOCKING"):
+        environment.pop(variable, None)
     site = out / "site"
     if site.exists():
         environment["PYTHONPATH"] = os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -208,13 +249,17 @@ def run(stage: Stage, device: str, out: Path, seconds: float) -> Result:
             process = subprocess.Popen(
                 command, cwd=out, env=environment, stdout=written, stderr=subprocess.STDOUT, start_new_session=True
             )
+            code: int | None = None
             try:
-                code: int | None = process.wait(limit)
+                code = process.wait(limit)
             except subprocess.TimeoutExpired:
-                code = None
+                process.send_signal(signal.SIGINT)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(GRACE)
             finally:
-                if process.poll() is None:
-                    os.killpg(process.pid, signal.SIGKILL)
+                if code is None:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.killpg(process.pid, signal.SIGKILL)
                     process.wait()
         text = log.read_text(errors="replace")
     except OSError as error:
@@ -237,7 +282,8 @@ def judged(name: str, code: int | None, text: str, limit: float, seconds: float)
         reason = f"it took more than its {limit:.0f} s"
     elif code != 0:
         reason = reason or (lines[-1][:300] if lines else f"exit status {code}")
-    return Result(name, status, reason, round(seconds, 1), tables, "\n".join(lines[-40:]))
+    told_of = 20 if status == PASSED else 150
+    return Result(name, status, reason, round(seconds, 1), tables, "\n".join(lines[-told_of:]))
 
 
 def facts(device: str) -> dict[str, Any]:
@@ -246,7 +292,7 @@ def facts(device: str) -> dict[str, Any]:
     for key, command in {
         "commit": ["git", "-C", str(ROOT), "describe", "--always", "--dirty"],
         "gpu": ["nvidia-smi", "--query-gpu=name,driver_version,memory.total,compute_cap", "--format=csv,noheader"],
-        "nvcc": [nvcc() or "nvcc", "--version"],
+        "nvcc": [program("nvcc") or "nvcc", "--version"],
         "packages": [sys.executable, "-c", "import torch, numpy, importlib.metadata as m; print('torch', "
                      "torch.__version__, 'numpy', numpy.__version__, 'triton', m.version('triton'))"],
     }.items():  # fmt: skip
@@ -312,13 +358,14 @@ def main(given: list[str] | None = None) -> int:
     out, begin = options.out.resolve(), time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
     machine, results = facts(options.device), []
-    for stage in STAGES:
-        if stage.name not in options.chosen:
-            continue
-        result = run(stage, options.device, out, options.seconds - (time.monotonic() - begin))
-        results.append(result)
-        record(out, machine, results)
-        print(f"{result.stage:30} {result.status:9} {result.seconds:6.1f} s  {result.reason}", flush=True)
+    for wave in waves(stage for stage in STAGES if stage.name in options.chosen):
+        left = options.seconds - (time.monotonic() - begin) - GRACE
+        with ThreadPoolExecutor(len(wave)) as pool:
+            for future in as_completed([pool.submit(run, stage, options.device, out, left) for stage in wave]):
+                result = future.result()
+                results.append(result)
+                record(out, machine, results)
+                print(f"{result.stage:30} {result.status:9} {result.seconds:6.1f} s  {result.reason}", flush=True)
     print(f"{out / 'report.md'}")
     return 1 if any(result.status == FAILED for result in results) else 0
 

@@ -8,12 +8,16 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
+import functools
 import json
 import math
+import multiprocessing
+import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +83,7 @@ def times(run: Callable[[], object], device: torch.device, seconds: float = 0.3)
     run()
     sync(device)
     calls = max(5, min(1000, int(seconds / max(1e-6, time.perf_counter() - begin))))
-    if device.type == "cpu":
+    if device.type != "cuda":
         begin = time.perf_counter()
         for _ in range(calls):
             run()
@@ -217,28 +221,68 @@ def widened(value: Any) -> Any:
     return [widened(item) for item in value]
 
 
+@functools.cache
+def _cases(small: bool) -> list[Case]:
+    return cases(small)
+
+
+def _judge(index: int, small: bool, device: torch.device) -> list[tuple[str, str, str | None]]:
+    """Of a case, by its place: the op, each backend, and what is wrong with it."""
+    torch.use_deterministic_algorithms(True, warn_only=True)  # fills what is not written with NaN
+    case = _cases(small)[index]
+    # The interpreter takes minutes for all of them.
+    backends = ("native", "triton", "cuda") if small or device.type != "cpu" else ("native",)
+    backends = tuple(backend for backend in backends if explain(case.op, backend, device.type) is None)
+    if not backends:
+        return []
+    truth = [value.detach() for value in flat(case.run(*widened(case.inputs), backend="reference"))]
+    peer = flat(case.run(*on(device, case.inputs), backend="reference"))
+    return [(case.op, backend, _outcome(case, backend, device, truth, peer)) for backend in backends]
+
+
+def _start_worker() -> None:
+    torch.set_num_threads(1)
+    exact_products()
+
+
+def _judged(device: torch.device, small: bool) -> Iterator[list[tuple[str, str, str | None]]]:
+    """All cases. In processes side by side, since most of the time goes to the compiler of the kernels."""
+    if small:  # a tool watches this process
+        yield from (_judge(index, small, device) for index in range(len(_cases(small))))
+        return
+    # On a CPU the interpreter's cases come last.
+    work = [(index, False) for index in range(len(_cases(False)))]
+    work += [(index, True) for index in range(len(_cases(True))) if device.type == "cpu"]
+    workers, context = min(8, os.cpu_count() or 1), multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, context, _start_worker)
+    try:
+        for future in [pool.submit(_judge, index, some, device) for index, some in work]:
+            yield future.result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)  # a kernel that hangs is not waited for
+
+
 def parity(device: torch.device, small: bool = False) -> list[Table]:
     """Each backend against float64 on the CPU, by the error of the reference in the dtype; twice the same bits."""
-    torch.use_deterministic_algorithms(True, warn_only=True)  # fills what is not written with NaN
     table = Table("Parity of the ops", ["op", "backend", "cases", "failed", "first failure"])
     counts: dict[tuple[str, str], list[str | None]] = {}
-    everything = cases(small)
-    # The interpreter takes minutes for all of them.
-    interpreted = cases(small=True) if device.type == "cpu" and not small else []
-    for case in [*everything, *interpreted]:
-        truth = [value.detach() for value in flat(case.run(*widened(case.inputs), backend="reference"))]
-        peer = flat(case.run(*on(device, case.inputs), backend="reference"))
-        for backend in ("native", "triton", "cuda"):
-            if explain(case.op, backend, device.type) is not None:
-                continue
-            if interpreted and (backend == "triton") is not any(case is one for one in interpreted):
-                continue
-            counts.setdefault((case.op, backend), []).append(_outcome(case, backend, device, truth, peer))
+    if small:
+        # What a kernel reads before it is written has to look so to a tool.
+        torch.utils.deterministic.fill_uninitialized_memory = False
+    stopped = ""
+    try:
+        for found in _judged(device, small):
+            for op, backend, outcome in found:
+                counts.setdefault((op, backend), []).append(outcome)
+    except KeyboardInterrupt:
+        stopped = "interrupted before the last case"
     for (op, backend), outcomes in counts.items():
         bad = [outcome for outcome in outcomes if outcome is not None]
-        table.add(op=op, backend=backend, cases=len(outcomes), failed=len(bad), first_failure=bad[0] if bad else "")
+        table.add(
+            op=op, backend=backend, cases=len(outcomes), failed=len(bad), first_failure=bad[0] if bad else stopped
+        )
     if not counts:
-        raise NotHere(f"no backend but the reference serves {device.type}")
+        raise NotHere(stopped or f"no backend but the reference serves {device.type}")
     return [table]
 
 
@@ -261,15 +305,13 @@ def _outcome(case: Case, backend: str, device: torch.device, truth: list[Tensor]
 # ---- the other checks ----
 
 
-def modules(device: torch.device) -> list[Table]:
-    """What is installed."""
-    from lipgan.ops import _backend
-
+def modules(device: torch.device, wanted: Sequence[str] = ()) -> list[Table]:
+    """What is installed; a module that could be built and is not there is a failure."""
     table = Table("What is installed", ["module", "state"])
     table.add(module="lipgan", state=str(Path(lipgan.__file__).parent))
     for backend, name in (("native", "lipgan._C"), ("triton", "triton"), ("cuda", "lipgan._cuda")):
-        kind = "cpu" if backend == "native" else "cuda"
-        table.add(module=name, state=_backend.explain("spectral_norm", backend, kind) or "there")
+        missing = explain("spectral_norm", backend, "cpu" if backend == "native" else "cuda")
+        table.add(module=name, state=missing or "there", failed=missing is not None and backend in wanted)
     return [table]
 
 
@@ -317,29 +359,25 @@ def _graphed(name: str) -> Callable[[torch.device], list[Table]]:
     """A call is captured; with other numbers in its inputs and other tensors in between, replays give what it gives."""
 
     def check(device: torch.device) -> list[Table]:
-        if device.type != "cuda":
+        if device.type == "cpu":
             raise NotHere("a CPU has no graphs")
-        changing, call = _captured(name, device)
-        stream = torch.cuda.Stream(device)
-        stream.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                call()
-        torch.cuda.current_stream(device).wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            outputs = flat(call())
+        changing, state, call = _captured(name, device)
+        graph, outputs = _capture(call, device)
         for replay in range(4):
             for tensor in changing:
                 tensor.copy_(torch.randn_like(tensor))
+            before = [tensor.clone() for tensor in state]
             # What was freed since the capture is given to others and written over.
             churn = [torch.full((size,), math.nan, device=device) for size in (1, 7, 64, 1000, 65536, 1 << 20) * 8]
-            host = [torch.full((size,), -1, dtype=torch.int64).pin_memory() for size in (1, 8, 64, 512) * 8]
-            del churn, host
+            if device.type == "cuda":
+                churn += [torch.full((size,), -1, dtype=torch.int64).pin_memory() for size in (1, 8, 64, 512) * 8]
+            del churn
             torch.cuda.empty_cache()
             graph.replay()
-            got = [output.clone() for output in outputs]
-            for value, expected in zip(got, flat(call()), strict=True):
+            got = [tensor.clone() for tensor in (*outputs, *state)]
+            for tensor, content in zip(state, before, strict=True):
+                tensor.copy_(content)
+            for value, expected in zip(got, [*flat(call()), *state], strict=True):
                 torch.testing.assert_close(value, expected, msg=lambda text, k=replay: f"replay {k}: {text}")
         device_time, host_time = times(graph.replay, device)
         eager, eager_host = times(call, device)
@@ -351,24 +389,40 @@ def _graphed(name: str) -> Callable[[torch.device], list[Table]]:
     return check
 
 
-def _captured(name: str, device: torch.device) -> tuple[list[Tensor], Callable[[], Any]]:
-    """The inputs that change between replays, and the call."""
+def _capture(call: Callable[[], Any], device: torch.device) -> tuple[Any, list[Tensor]]:
+    """A CUDA graph of a call that has been made three times on another stream, and the call's outputs in it."""
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream(device).wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outputs = flat(call())
+    return graph, outputs
+
+
+def _captured(name: str, device: torch.device) -> tuple[list[Tensor], list[Tensor], Callable[[], Any]]:
+    """The inputs that change between replays, what the call itself changes, and the call."""
     if name.startswith("spectral-norm"):
         weights, us, vs = _sngan(device)
         if name.endswith("forward"):
-            return weights, lambda: spectral_norm_group(weights, us, vs)[:2]
-        return weights, lambda: normalized_and_back(weights, us, vs, None)
+            return weights, [], lambda: spectral_norm_group(weights, us, vs)[:2]
+        return weights, [], lambda: normalized_and_back(weights, us, vs, None)
     if name == "penalty":
         grads = torch.randn(64, 3, 32, 32, device=device)
-        return [grads], lambda: penalty_and_back(grads, "two-sided", None)
-    critic = lipgan.group_spectral_norm(module := _critic(device)) and module
+        return [grads], [], lambda: penalty_and_back(grads, "two-sided", None)
+    critic = _critic(device)
+    lipgan.group_spectral_norm(critic)
     real, fake = torch.randn(64, 64, device=device), torch.randn(64, 64, device=device)
 
     def step() -> list[Tensor]:
         loss = critic(fake).mean() - critic(real).mean() + lipgan.gradient_penalty(critic, real, fake, kind="r1")
         return [loss, *torch.autograd.grad(loss, list(critic.parameters()))]
 
-    return [real, fake], step
+    # Every forward pass goes on with the iteration of the norms.
+    return [real, fake], list(critic.buffers()), step
 
 
 def graphed_step(device: torch.device) -> list[Table]:
@@ -528,6 +582,11 @@ def training(device: torch.device) -> list[Table]:
     return [table]
 
 
+def exact_products() -> None:
+    """No TF32, which cuDNN takes for convolutions unless it is told not to."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+
+
 CHECKS: dict[str, Callable[[torch.device], list[Table]]] = {
     "modules": modules,
     "ceilings": ceilings,
@@ -548,21 +607,22 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("check", choices=CHECKS)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--wanted", default="", help="of the modules: what could be built")
     options = parser.parse_args()
+    exact_products()
     told: dict[str, Any] = {"status": "passed", "tables": []}
     try:
         if options.device == "cuda" and not torch.cuda.is_available():
             raise NotHere("torch finds no GPU")
         # With an index: outputs tell theirs.
         device = torch.device("cuda", 0) if options.device == "cuda" else torch.device("cpu")
-        tables = CHECKS[options.check](device)
+        run = CHECKS[options.check]
+        tables = modules(device, options.wanted.split(",")) if options.check == "modules" else run(device)
         told["tables"] = [dataclasses.asdict(table) for table in tables]
         failures = [row for table in tables for row in table.rows if row.get("failed")]
         if failures:
-            told |= {
-                "status": "failed",
-                "reason": f"{failures[0]['op']} by {failures[0]['backend']}: {failures[0]['first failure']}",
-            }
+            words = [str(value) for key, value in failures[0].items() if key not in ("cases", "failed")]
+            told |= {"status": "failed", "reason": f"{' by '.join(words[:-1])}: {words[-1]}"}
     except NotHere as reason:
         told |= {"status": "not here", "reason": str(reason)}
     except Exception as error:

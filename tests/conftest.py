@@ -39,6 +39,9 @@ TRITON_FOLDERS = {"kernels", "ptx"}
 
 if DEVICE.type != "cpu":
     devices.follow(DEVICE)
+if DEVICE.type == "cuda":
+    # Tests judge float32 as float32; cuDNN takes TF32 for convolutions unless it is told not to.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
 if DEVICE.type == "emulated":
     devices.serve_as_cpu(DEVICE)
 

@@ -118,8 +118,15 @@ def test_a_wrong_name_ends_the_run_in_a_sentence() -> None:
     assert "LIPGAN_TEST_DEVICE must be cpu, cuda, cuda:N or emulated, got 'gpu'" in result.stdout + result.stderr
 
 
-# What is about the device itself, training steps that never wait for it among it. Whole folders run on it by hand.
-ON_THE_EMULATED = ["tests/emulated"]
+# What is about the device itself, training steps that never wait for it among it, and of the penalties and layers what
+# is cheap and reaches most of their code. Whole folders run on it by hand.
+ON_THE_EMULATED = [
+    "tests/emulated",
+    "tests/nn/test_gradient_normalization.py",
+    "tests/nn/test_layers.py",
+    "tests/penalties/test_parts.py",
+    "tests/penalties/test_values.py",
+]
 
 
 @pytest.mark.slow
@@ -127,8 +134,7 @@ ON_THE_EMULATED = ["tests/emulated"]
     not hasattr(torch.utils.backend_registration, "_setup_privateuseone_for_python_backend"),
     reason="this torch knows no devices written in Python",
 )
-@pytest.mark.parametrize("path", ON_THE_EMULATED)
-def test_on_the_emulated_device(path: str) -> None:
-    result = run_on("emulated", path, "-m", "not slow")
+def test_on_the_emulated_device() -> None:
+    result = run_on("emulated", *ON_THE_EMULATED, "-m", "not slow")
     assert result.returncode == 0, result.stdout[-4000:]
     assert " passed" in result.stdout

@@ -126,13 +126,56 @@ def test_without_a_gpu_it_says_so(
     assert acceptance.gpu_missing().endswith("has no torch: ModuleNotFoundError: No module named 'torch'")
 
 
+def test_a_stage_tells_what_it_has_found_when_its_time_is_over(acceptance: Any, tmp_path: Path) -> None:
+    told = "RESULT " + json.dumps({"tables": [{"title": "So far", "columns": ["n"], "rows": [{"n": 3}]}]})
+    code = f"import time\ntry:\n    time.sleep(60)\nexcept KeyboardInterrupt:\n    print({told!r})\n    time.sleep(60)"
+    acceptance.GRACE, before = 1, acceptance.GRACE
+    try:
+        result = acceptance.run(acceptance.Stage("slow", 2, python(code)), "cpu", tmp_path, 60)
+    finally:
+        acceptance.GRACE = before
+    assert (result.status, result.reason) == ("failed", "it took more than its 2 s")
+    assert result.tables[0]["rows"] == [{"n": 3}]
+
+
+def test_what_takes_times_runs_alone(acceptance: Any) -> None:
+    stages = [acceptance.Stage(name, 1, python("pass"), beside=name.isupper()) for name in "aBCdE"]
+    assert [[stage.name for stage in wave] for wave in acceptance.waves(stages)] == [["a"], ["B", "C"], ["d"], ["E"]]
+    timed = {"ceilings", "bench", "training", "compile"}
+    assert not timed & {stage.name for wave in acceptance.waves(acceptance.STAGES) if len(wave) > 1 for stage in wave}
+
+
 def test_the_build_is_for_the_gpu_that_is_there(acceptance: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(acceptance.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(acceptance.shutil, "which", lambda name, path: f"/usr/bin/{name}")
     told = subprocess.CompletedProcess([], 0, "9.0\n8.9\n")
     monkeypatch.setattr(acceptance.subprocess, "run", lambda *args, **kwargs: told)
-    assert acceptance.build_environment("cuda") == {"LIPGAN_CUDA": "on", "LIPGAN_CUDA_ARCHITECTURES": "90-real"}
-    monkeypatch.setattr(acceptance.shutil, "which", lambda name: None)
+    # What cannot be built leaves the rest; the stage "modules" fails then.
+    expected = {"LIPGAN_NATIVE": "auto", "LIPGAN_CUDA": "auto", "LIPGAN_CUDA_ARCHITECTURES": "90-real"}
+    assert acceptance.build_environment("cuda") == expected
+    assert acceptance.modules("cuda", Path("out"))[-2:] == ["--wanted", "native,cuda"]
+    monkeypatch.setattr(acceptance.shutil, "which", lambda name, path: None)
     assert acceptance.build_environment("cuda") == {"LIPGAN_NATIVE": "off", "LIPGAN_CUDA": "off"}
+    assert acceptance.modules("cuda", Path("out"))[-1] == ""
+
+
+def test_programs_are_found_beside_python(acceptance: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A Python that is called by its path has a CMake beside it that is not on PATH."""
+    (tmp_path / "cmake").write_text("#!/bin/sh\n")
+    (tmp_path / "cmake").chmod(0o755)
+    monkeypatch.setattr(acceptance.sys, "executable", str(tmp_path / "python3"))
+    monkeypatch.setenv("PATH", "/usr/bin")
+    assert acceptance.program("cmake") == str(tmp_path / "cmake")
+    result = acceptance.run(
+        acceptance.Stage("path", 30, lambda device, out: ["/bin/sh", "-c", "command -v cmake"]), "cpu", tmp_path, 60
+    )
+    assert result.output == str(tmp_path / "cmake")
+
+
+def test_a_module_that_could_be_built_and_is_not_there_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    checks = script("gpu_checks")
+    monkeypatch.setattr(checks, "explain", lambda op, backend, kind: "it was not built")
+    (table,) = checks.modules(torch.device("cpu"), ["cuda"])
+    assert [row["module"] for row in table.rows if row.get("failed")] == ["lipgan._cuda"]
 
 
 def test_parity_finds_what_is_wrong() -> None:
@@ -149,6 +192,34 @@ def test_parity_finds_what_is_wrong() -> None:
     assert "two calls give different bits" in outcome(lambda x, backend: x.sin() + 1e-6 * next(calls))
     assert "not the numbers of the definition" in outcome(lambda x, backend: x.sin(), exact=True)
     assert outcome(lambda x, backend: [].pop()) == "case: IndexError: pop from empty list"
+
+
+def test_parity_goes_through_the_cases_in_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    checks = script("gpu_checks")
+
+    class Pool:  # of one process: this one
+        def __init__(self, *how: Any) -> None:
+            pass
+
+        def submit(self, function: Any, *args: Any) -> Any:
+            return type("Future", (), {"result": lambda self: function(*args)})()
+
+        def shutdown(self, **how: Any) -> None:
+            pass
+
+    calls: list[tuple[int, bool]] = []
+
+    def judge(index: int, small: bool, device: torch.device) -> list[tuple[str, str, str | None]]:
+        calls.append((index, small))
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return [("op", "native", "wrong" if index == 1 else None)]
+
+    monkeypatch.setattr(checks, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(checks, "_judge", judge)
+    (table,) = checks.parity(torch.device("cuda"))
+    assert calls == [(k, False) for k in range(4)]
+    assert table.rows == [{"op": "op", "backend": "native", "cases": 3, "failed": 1, "first failure": "wrong"}]
 
 
 @pytest.mark.slow

@@ -39,8 +39,12 @@ class PrecomputedGradients(torch.autograd.Function):
             )
         unchanged = _is_one(grad)
         products: list[Tensor | None] = []
+        together: dict[int, Tensor] = {}
         for g, p, dtype, need in zip(ctx.saved_tensors, ctx.like, ctx.dtypes, ctx.needs_input_grad[2:], strict=False):
-            if not need:
+            if need and g is not None and g.dtype == dtype == grad.dtype and not unchanged:
+                together[len(products)] = g
+                products.append(None)
+            elif not need:
                 products.append(None)
             elif g is None:
                 products.append(torch.zeros_like(p))
@@ -48,6 +52,9 @@ class PrecomputedGradients(torch.autograd.Function):
                 products.append(g)
             else:
                 products.append(scaled(g, grad, dtype))
+        if together:
+            for i, product in zip(together, _all_scaled([*together.values()], grad), strict=True):
+                products[i] = product
         return (None, None, *products, *[None] * len(products))
 
 
@@ -56,6 +63,14 @@ def scaled(grad: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
     # Widened first: the factor of a GradScaler is beyond float16.
     product = (grad if grad.dtype == factor.dtype else grad.to(accumulation_dtype(grad.dtype))) * factor
     return product if product.dtype == dtype else product.to(dtype)
+
+
+def _all_scaled(grads: list[Tensor], factor: Tensor) -> Sequence[Tensor]:
+    """All of one dtype times a factor, in one launch where that can be."""
+    try:
+        return torch._foreach_mul(grads, factor)
+    except RuntimeError:  # one of a batch of factors, under torch.func.vmap, which has no rule for lists
+        return [grad * factor for grad in grads]
 
 
 def _is_one(grad: Tensor) -> bool:

@@ -26,6 +26,10 @@ from torch.nn.parallel import DistributedDataParallel
 from lipgan._dtypes import accumulation_dtype
 from lipgan.penalties.precomputed import scaled
 
+#: Whether dynamo takes a module, and its `id`, to a function whose result is a constant of the graph: that of torch
+#: 2.11 does not, and 2.12 has not been tried.
+SERVES = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 13)
+
 # What runs a task outside of the graph: (critic, real, fake, critic_args, weight, target) -> values, the first of which
 # has gradients.
 Run = Callable[[nn.Module, Tensor, Tensor | None, tuple[Any, ...], float, float], tuple[Tensor, ...]]
@@ -77,6 +81,8 @@ def fits(
     critic: Any, samples: Sequence[Any], critic_args: Any, numbers: Sequence[Any], output: Any, generator: Any
 ) -> bool:
     """Whether a call can be an operation; otherwise it breaks the graph."""
+    if not SERVES:
+        return False
     if not isinstance(critic, nn.Module) or isinstance(critic, DistributedDataParallel) or callable(output):
         return False
     # A program may make one for each step, and would be traced anew for each.

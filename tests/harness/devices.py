@@ -67,6 +67,8 @@ def _of_a_module(frame: FrameType) -> bool:
     """Whether a frame belongs to a module of torch.nn, or makes one of lipgan.nn."""
     name = frame.f_globals.get("__name__", "")
     if name.startswith("lipgan.nn."):
+        if frame.f_code.co_name in ("<genexpr>", "<listcomp>", "<dictcomp>"):  # of what asks for its items
+            return True
         return frame.f_code.co_name == "__init__" and isinstance(frame.f_locals.get("self"), torch.nn.Module)
     return name.startswith("torch.nn.")
 

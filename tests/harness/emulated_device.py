@@ -124,8 +124,12 @@ class DeviceTensor(Tensor):
         with torch.no_grad():
             copied = self.clone()
         copied.requires_grad_(self.requires_grad)
+        copied._is_param = getattr(self, "_is_param", False)  # what makes it an instance of torch.nn.Parameter
         memo[id(self)] = copied
         return copied
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _unpickled, (self.inner, self.requires_grad, getattr(self, "_is_param", False))
 
     def data_ptr(self) -> int:
         return self.inner.data_ptr()
@@ -149,6 +153,15 @@ class DeviceTensor(Tensor):
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return _run(func, args, kwargs or {})
+
+
+def _unpickled(inner: Tensor, requires_grad: bool, is_param: bool) -> DeviceTensor:
+    tensor = DeviceTensor(inner).requires_grad_(requires_grad)
+    tensor._is_param = is_param
+    return tensor
+
+
+torch.serialization.add_safe_globals([_unpickled])
 
 
 def _inner(x: Any) -> Any:
@@ -254,3 +267,4 @@ for _operation, _overloads in _MAKING.items():
     for _name in _overloads:
         _library.impl(_name, _making(getattr(aten, _operation)), "PrivateUse1")
 _library.impl("_copy_from", _copy_from, "PrivateUse1")
+_library.impl("_efficientzerotensor", _making(aten.zeros), "PrivateUse1")  # operations would find no memory in one

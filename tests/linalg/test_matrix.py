@@ -488,6 +488,7 @@ def test_trace_by_products_is_within_its_bound(shape: tuple[int, int], kind: str
     assert rough_steps <= steps
 
 
+@pytest.mark.hardware  # kernels without an op around them, which get the wrappers
 @pytest.mark.backend("triton")
 def test_trace_by_the_products_of_the_kernels() -> None:
     first, second, truth = exact_pair(9, (9, 4), seed=2)

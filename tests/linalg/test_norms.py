@@ -464,6 +464,7 @@ def test_conv_norms_scale(scale: float, dtype: torch.dtype) -> None:
         assert abs(float(scaled / expected) - 1) <= 100 * torch.finfo(dtype).eps
 
 
+@pytest.mark.cpu  # with a generator, which has to be one of the device
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_conv_norms_of_half_types(dtype: torch.dtype) -> None:
     weight = torch.randn(3, 2, 3).to(dtype)
@@ -487,6 +488,7 @@ def test_conv_norms_of_zero_and_non_finite_weights() -> None:
             assert not function(torch.full((3, 2, 3), bad), 8).isfinite()
 
 
+@pytest.mark.cpu  # with a generator, which has to be one of the device
 def test_conv_norms_gradcheck() -> None:
     # Positive taps set the first singular value apart.
     weight = (1 + 0.2 * torch.randn(2, 2, 3, dtype=torch.float64)).requires_grad_()

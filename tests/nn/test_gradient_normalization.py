@@ -61,6 +61,7 @@ def test_the_generator_gets_its_gradient() -> None:
     assert generator.weight.grad.abs().max() > 0
 
 
+@pytest.mark.hardware  # a wrapper of tensors is none of inference
 def test_values_without_grad_enabled_are_the_same() -> None:
     critic = GradientNormalized(perceptron())
     x = torch.randn(5, 3, dtype=torch.float64)
@@ -100,12 +101,13 @@ def test_a_critic_that_does_not_look_at_samples_scores_its_sign() -> None:
         torch.testing.assert_close(y.detach(), -torch.ones(4))
 
 
+@pytest.mark.hardware  # as above
 @pytest.mark.parametrize("conditioning", ["none", "concat", "auxiliary", "projection"])
-def test_labels_and_full_output_are_forwarded(conditioning: str) -> None:
+def test_labels_and_full_output_are_forwarded(conditioning: str, device: torch.device) -> None:
     def body(shape: tuple[int, ...]) -> nn.Module:
         return nn.Sequential(nn.Linear(*shape, 8), nn.ReLU())
 
-    critic = Critic((3,), body, 8, conditioning=conditioning, classes=4)
+    critic = Critic((3,), body, 8, conditioning=conditioning, classes=4).to(device)
     normalized = GradientNormalized(critic)
     x = torch.randn(5, 3)
     labels = () if conditioning == "none" else (torch.tensor([0, 1, 2, 3, 0]),)

@@ -273,6 +273,7 @@ def test_minibatch_stddev_has_derivatives_also_where_samples_are_equal() -> None
     assert torch.equal(x.grad, torch.ones(4, 3))
 
 
+@pytest.mark.hardware  # torch does not exchange a wrapper that a graph holds
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_types_stay_what_they_are(dtype: torch.dtype) -> None:
     x = torch.randn(8, 4, 3, 3)

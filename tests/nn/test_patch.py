@@ -530,6 +530,7 @@ def test_what_is_no_module_is_refused() -> None:
         lipgan.patch([nn.Linear(2, 2)])  # type: ignore[arg-type]
 
 
+@pytest.mark.hardware
 def test_a_compiled_forward_of_a_patched_model() -> None:
     theirs, ours = pair(MODELS["mimicry"])
     compiled = torch.compile(ours, backend="aot_eager", fullgraph=True)

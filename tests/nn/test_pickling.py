@@ -44,6 +44,7 @@ class Critic(nn.Module):
         return out
 
 
+@pytest.mark.hardware  # a recurrent layer keeps weak references, and torch does not exchange a wrapper that has one
 @pytest.mark.parametrize("copied", COPIES)
 @pytest.mark.parametrize("grouped", [False, True])
 @pytest.mark.parametrize("forwards", [0, 2])

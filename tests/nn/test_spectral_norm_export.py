@@ -43,6 +43,7 @@ KINDS = pytest.mark.parametrize("kind", ["single", "group"])
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
 
 
+@pytest.mark.hardware
 @KINDS
 def test_jit_trace(kind: str) -> None:
     network = model(kind)

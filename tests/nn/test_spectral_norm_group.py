@@ -229,6 +229,7 @@ def test_checkpoint_within_a_checkpoint(train: bool) -> None:
         assert torch.equal(ours, expected)
 
 
+@pytest.mark.hardware  # an error of a hook, in the thread of a device that is written in Python, ends the process
 def test_checkpoint_within_a_checkpoint_of_two_forwards_is_refused_where_the_weights_differ() -> None:
     model = blocks("nested")
     x = X.clone().requires_grad_()

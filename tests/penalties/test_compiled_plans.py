@@ -15,6 +15,9 @@ from torch import Tensor, nn
 import lipgan
 from lipgan.penalties.engines import UnsupportedCriticError
 
+# A plan stands for plain tensors; those of a device that is written in Python are of a class of their own.
+pytestmark = pytest.mark.hardware
+
 
 def curved() -> nn.Sequential:
     """A critic with smooth activations, dropout and batch norm."""

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.distributed
 import torch.nn.functional as F
+from devices import DEVICE
 from processes import leave, run
 from tape_critics import ImageAttention
 from torch import Tensor, nn
@@ -225,7 +226,10 @@ def test_the_textbook(name: str, kind: str | None, engine: str) -> None:
         critic, real, fake, loss, kind=kind, weight=3.0, engine=engine, generator=torch.Generator().manual_seed(9)
     )
     after = torch.get_rng_state()
-    apart = name in ("mean of others", "batch norm") or (engine == "auto" and shape is not IMAGES)
+    # The choice of an engine takes autograd for small critics on a CPU, which sees real and fake one after the other: a
+    # spectral norm iterates once more.
+    by_autograd = engine == "auto" and shape is not IMAGES and DEVICE.type == "cpu"
+    apart = name in ("mean of others", "batch norm") or by_autograd
     other = fresh(build)
     theirs = textbook(other, real, fake, loss, kind, joined=kind == "r1+r2" and not apart)
     assert torch.equal(torch.get_rng_state(), after)
@@ -284,7 +288,8 @@ def test_the_loss_costs_no_pass_where_it_need_not(name: str, monkeypatch: pytest
 
     monkeypatch.setattr("lipgan.penalties.tape.ScoreGradients", Noted)
     critic_loss(fresh(build), samples(shape, 1), samples(shape, 2), softplus, kind="r1", engine="fused")
-    assert bool(made) == rides
+    # The closed form is one of the CPU; elsewhere the tape takes that perceptron, too.
+    assert bool(made) == (rides or (name == "perceptron in closed form" and DEVICE.type != "cpu"))
 
 
 # ---- what is asked of it ----
@@ -552,7 +557,11 @@ def test_bad_losses(loss: Any, error: type[Exception], sentence: str, kind: str 
         ((PERCEPTRON, X, X), {"kind": "r3"}, ValueError, "kind must be one of .*, got 'r3'"),
         ((PERCEPTRON, X, X), {"engine": "fast"}, ValueError, "engine must be one of .*, got 'fast'"),
         ((PERCEPTRON, X, X), {"kind": "r1", "weight": "much"}, TypeError, "weight must be a number, got 'much'"),
-        ((PERCEPTRON, X, X * torch.nan), {}, ValueError, "fake must not contain NaN, got 16 of them"),
+        # The values on a GPU are not looked at: that would wait for it.
+        pytest.param(
+            *((PERCEPTRON, X, X * torch.nan), {}, ValueError, "fake must not contain NaN, got 16 of them"),
+            marks=pytest.mark.cpu,
+        ),
         ((7, X, X), {}, TypeError, "critic must be a module or a function, got 7"),
         ((lambda x: x.detach().sum(1), X, X), {"kind": "r1"}, ValueError, "critic must return scores that depend"),
     ],
@@ -562,6 +571,7 @@ def test_bad_input(arguments: Any, options: dict[str, Any], error: type[Exceptio
         critic_loss(*arguments, softplus, **options)
 
 
+@pytest.mark.cpu  # so is the closed form
 @pytest.mark.usefixtures("checked_plans")
 @pytest.mark.parametrize("kind", ["r1", "r2", "r1+r2"])
 def test_the_closed_form_with_a_loss_is_compared_with_autograd(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:

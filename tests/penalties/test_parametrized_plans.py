@@ -18,6 +18,9 @@ from lipgan.nn.spectral_norm import SpectralNorm
 from lipgan.penalties.engines import UnsupportedCriticError
 from lipgan.penalties.tape import Tape
 
+# A plan stands for plain tensors; those of a device that is written in Python are of a class of their own.
+pytestmark = pytest.mark.hardware
+
 REAL, FAKE = samples(4, 3, 8, 8), samples(4, 3, 8, 8, seed=7)
 
 

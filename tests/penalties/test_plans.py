@@ -20,6 +20,9 @@ from lipgan.penalties.critic_call import CriticCall
 from lipgan.penalties.perceptron import recognize
 from lipgan.penalties.tape import Tape
 
+# A plan stands for plain tensors; those of a device that is written in Python are of a class of their own.
+pytestmark = pytest.mark.hardware
+
 FLAT, IMAGES = samples(6, 5), samples(6, 3, 8, 8)
 
 

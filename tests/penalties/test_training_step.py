@@ -9,6 +9,7 @@ import torch.distributed
 import torch.multiprocessing
 from penalty_critics import ENGINES, FAKE, REAL, Conditional, assert_same, draws, grads_of, image_critic, samples
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lipgan import gradient_penalty
 from lipgan.penalties import explain
@@ -75,6 +76,25 @@ def test_autograd_grad_and_zeros_for_biases() -> None:
     assert_same(again, list(grads), 0)
     batched = torch.autograd.grad(penalty, parameters, torch.tensor([1.0, -2.0]).double(), is_grads_batched=True)
     assert_same([b[1] for b in batched], [-2 * g for g in grads], 1e-14)
+
+
+def test_all_gradients_are_scaled_in_one_call() -> None:
+    """A GPU needs one launch in the place of one for each parameter."""
+    calls: list[str] = []
+
+    class Counting(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            calls.append(func.overloadpacket.__name__)
+            return func(*args, **(kwargs or {}))
+
+    critic = image_critic()
+    penalty = gradient_penalty(critic, REAL, kind="r1", engine="fused")
+    expected = torch.autograd.grad(penalty, list(critic.parameters()), retain_graph=True)
+    with Counting():
+        grads = torch.autograd.grad(penalty, list(critic.parameters()), torch.tensor(3.0, dtype=torch.float64))
+    assert calls.count("_foreach_mul") == 1
+    assert "mul" not in calls
+    assert_same(list(grads), [3.0 * g for g in expected], 1e-15)
 
 
 @pytest.mark.parametrize("frozen", [(0,), (1, 3), (0, 1, 2, 3), (4, 5), (5,)])
