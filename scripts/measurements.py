@@ -190,7 +190,7 @@ def summary(runs: list[Run]) -> str:
         first, second = (
             _with_unit(column, statistics.median(row[column] for row in rows)) for column in (before, ours)
         )
-        lines.append(f"| {what} | {against} | {first} | {second} | {statistics.median(ratios):.2g} |")
+        lines.append(f"| {what} | {against} | {first} | {second} | {statistics.median(ratios):.3g} |")
     return "\n".join(lines)
 
 
