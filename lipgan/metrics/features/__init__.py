@@ -14,7 +14,8 @@ from typing import Any
 from lipgan._registry import lookup
 from lipgan.metrics.features.base import FeatureExtractor
 from lipgan.metrics.features.digits import DigitFeatures
-from lipgan.metrics.features.external import PREFIXES, ExternalFeatures, UserFeatures
+from lipgan.metrics.features.external import PREFIXES as _PREFIXES
+from lipgan.metrics.features.external import ExternalFeatures, UserFeatures
 from lipgan.metrics.features.inception import InceptionFeatures
 from lipgan.metrics.features.pixels import Pixels
 from lipgan.metrics.features.preprocessing import Preprocessing
@@ -49,6 +50,10 @@ EXTRACTORS: Mapping[str, Callable[..., FeatureExtractor]] = MappingProxyType(
         "random": RandomFeatures,
     }
 )
+
+
+#: What makes an extractor of another package, by what stands before the colon of a name.
+PREFIXES: Mapping[str, Callable[..., FeatureExtractor]] = _PREFIXES
 
 
 def names() -> list[str]:
