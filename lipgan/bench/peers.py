@@ -27,9 +27,10 @@ import lipgan
 from lipgan.bench.harness import Table, in_fresh_process, interleave
 from lipgan.metrics import FeatureStats, kernel_distance, prdc, wasserstein_distance
 
-# Features, samples of either side, nearest neighbours, samples of an exact transport, and the side of a weight.
-DIM, SAMPLES, NARROW = 2048, 5000, 512
-TRANSPORTED, SIDE = 1000, 128
+# Features, and fewer of them; samples of either side, and of an exact transport; the side of a weight.
+DIM, NARROW = 2048, 512
+SAMPLES, TRANSPORTED = 5000, 1000
+SIDE = 128
 
 Run = Callable[[], Any]
 

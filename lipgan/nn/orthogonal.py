@@ -86,7 +86,7 @@ def orthogonal(module: nn.Module, name: str = "weight") -> nn.Module:
 
     Args:
         module: Linear, Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d or ConvTranspose3d.
-        name: of the parameter: float64, float32 or a half type, which is factored in float32 and rounded once.
+        name: of the parameter: float64, float32 or a half type, which is factored as float32 and rounded at the end.
 
     Returns:
         ``module``, changed in place. ``state_dict`` has ``parametrizations.weight.original``.
