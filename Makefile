@@ -25,9 +25,8 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed
 	$(PYTEST) -m "not slow"
 
-# In one run: the tests are read, and PyTorch is imported, once.
-test-all: $(VENV)/.installed
-	$(PYTEST)
+test-all: test
+	$(PYTEST) -m slow
 
 # The packages whose metrics and classes lipgan.compat stands in for, the trainers of docs/examples, and pyarrow, which
 # tables of images need, in a folder of their own, and the tests against them. Without what they depend on: torchvision
