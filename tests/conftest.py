@@ -10,6 +10,7 @@ else:
     os.environ.setdefault("TRITON_INTERPRET", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+import importlib.metadata
 import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,6 +48,10 @@ if DEVICE.type == "emulated":
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 collect_ignore_glob = [] if DEVICE.type == "emulated" else ["emulated/*"]
+if HAS_TRITON and os.environ.get("TRITON_INTERPRET") == "1" and importlib.metadata.version("triton").startswith("3.6."):
+    import interpreter
+
+    interpreter.take_scalars_as_integers()
 if not HAS_TRITON:
     collect_ignore_glob += [f"{folder}/*" for folder in sorted(TRITON_FOLDERS)]
 
