@@ -32,7 +32,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 from triton.runtime.jit import JITFunction
 
-from . import config, gradient_penalty, matrix_sqrt, nearest_neighbours, spectral_norm
+from . import config, gradient_penalty, matrix_sqrt, mlp_gradient_penalty, nearest_neighbours, spectral_norm
+from .activations import CURVES
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -202,11 +203,30 @@ def _nearest_neighbours_cases() -> None:
             nearest_neighbours.ball_counts(x, y, x_radii, y_radii, closed)
 
 
+def _mlp_gradient_penalty_cases() -> None:
+    def forward(dtype: torch.dtype, curves: list[str], *, scaled: bool, loss: bool) -> None:
+        batch, width, hidden = 256, 128, max(len(curves), 3)
+        x, square = torch.empty(batch, width, dtype=dtype), torch.empty(width, width, dtype=dtype)
+        scale = torch.empty(batch, width, dtype=dtype) if scaled else None
+        mlp_gradient_penalty.mlp_gradient_penalty_fwd(
+            x, [square] * hidden + [square[:1]], [square[0]] * hidden + [None], [0.2] * hidden, [scale] * hidden,
+            "two-sided", 10.0, 1.0, x[:, 0].contiguous() if loss else None, [], 0, batch // 2 if loss else batch,
+            curves, [1.0] * 3 * len(curves),
+        )  # fmt: skip
+
+    for dtype in (torch.float32, torch.float64):
+        forward(dtype, [], scaled=False, loss=False)
+        forward(dtype, [], scaled=True, loss=True)
+        forward(dtype, ["", "tanh", ""], scaled=True, loss=False)
+        forward(dtype, [*CURVES, "gelu"], scaled=False, loss=True)
+
+
 # Calls of the launchers of an op that reach every kernel, dtype and launch shape worth compiling.
 CASES: dict[str, Callable[[], None]] = {
     "gradient_penalty": _gradient_penalty_cases,
     "spectral_norm": _spectral_norm_cases,
     "matrix_sqrt": _matrix_sqrt_cases,
+    "mlp_gradient_penalty": _mlp_gradient_penalty_cases,
     "nearest_neighbours": _nearest_neighbours_cases,
 }
 

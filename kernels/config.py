@@ -140,6 +140,18 @@ def flat_tile(h: int, w: int, itemsize: int) -> Tile:
     return Tile(block_h, block_w, FLAT_WARPS)
 
 
+def pointwise_tile(h: int, w: int, itemsize: int) -> Tile:
+    """Tile of the kernels between two small matrix products: 8 numbers a thread, 4 in float64, for many programs."""
+    elements = 4096 // itemsize
+    block_w = min(next_power_of_2(w), 128)
+    return Tile(min(elements // block_w, next_power_of_2(h)), block_w, num_warps=4)
+
+
+def column_sums_tile(itemsize: int) -> Tile:
+    """Tile of the kernel that sums the columns of matrices with hundreds of rows, a row of tiles a program."""
+    return Tile(block_h=256 // itemsize, block_w=32, num_warps=4)
+
+
 def longest_row(itemsize: int) -> int:
     """Elements of the longest row whose norm one program takes: it stays in registers, 64 KiB of them."""
     return 65536 // max(itemsize, 4)

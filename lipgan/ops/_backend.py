@@ -53,7 +53,7 @@ FORMS: Mapping[str, Mapping[str, Mapping[str, str]]] = MappingProxyType(
         "gradient_penalty": {"forward": _each(*_GP), "backward": _each(*_GP), "second order": _by_reference(*_GP)},
         "interpolate": {"forward": _each(*_GP), "backward": _by_reference(*_GP), "second order": _by_reference(*_GP)},
         # The gradients of the weights come with the value; there is no second order.
-        "mlp_gradient_penalty": {"forward": _each("reference", "native"), "backward": _each("reference", "native")},
+        "mlp_gradient_penalty": {"forward": _each(*_GP), "backward": _each(*_GP)},
         "matrix_sqrt": {
             "forward": _each(*_ROOT),
             "backward": _by_reference(*_ROOT),

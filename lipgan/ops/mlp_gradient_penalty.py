@@ -3,8 +3,7 @@
 ``lipgan::mlp_gradient_penalty_fwd`` takes a multilayer perceptron, whose activations are leaky ReLUs or smooth ones, to
 the gradient penalty and to its gradients by the parameters, in one call of first order. It is functional.
 
-On a GPU this is a chain of ordinary matrix products, which PyTorch's libraries serve: there the backends "triton" and
-"cuda" are the reference.
+On a GPU the matrix products are PyTorch's, and Triton has all that lies between them.
 """
 
 from __future__ import annotations
@@ -47,9 +46,20 @@ def _native_fwd(*arguments: Any) -> Outcome:
     return result
 
 
+# ---- triton: GPU tensors, or CPU tensors in Triton's interpreter ----
+
+
+def _triton_fwd(*arguments: Any) -> Outcome:
+    from lipgan.kernels import mlp_gradient_penalty as kernels
+
+    result: Outcome = kernels.mlp_gradient_penalty_fwd(*arguments)
+    return result
+
+
 _FORWARD: dict[str, Callable[..., Outcome]] = {
     "reference": _reference_fwd,
     "native": _native_fwd,
+    "triton": _triton_fwd,
 }
 
 
@@ -130,7 +140,7 @@ def penalize(
         curves: names of L - 1 activations, "" for leaky ReLUs; none at all where all are leaky ReLUs.
         constants: three for each of the curves: ``beta, threshold, 0`` of "softplus", ``alpha, scale, input_scale`` of
             "elu", for others any.
-        backend: "reference" or "native"; None for the best available.
+        backend: "reference", "native" or "triton"; None for the best available.
 
     Returns:
         ``(penalty, norms, grads, bias_grads)``: 0-dim; ``[B]``; ``dpenalty / dW_l``, shaped as the weights and
@@ -140,7 +150,7 @@ def penalize(
 
     Raises:
         TypeError: ``x`` is neither float32 nor float64.
-        ValueError: a curve that there is not; sizes or dtypes that do not fit (native backend).
+        ValueError: a curve that there is not; sizes or dtypes that do not fit (native and triton backends).
         UnavailableError: the backend asked for cannot serve here.
     """
     loss_and_samples = None, (), 0, x.shape[0]

@@ -234,7 +234,7 @@ class _Judged:
             beside: where it is taken, if not at samples.
         """
         call, form, execution = self._call, self._form, self._execution
-        if not engines.may_be_in_closed_form(call, real, form, execution.engine):
+        if not engines.may_be_in_closed_form(call, real, form, execution):
             return None
         n = len(real)
         # A critic may drop a dimension of one.
@@ -242,11 +242,11 @@ class _Judged:
         both = torch.cat([real, fake]) if joined else None
         if both is None or beside is not None:
             x = points(real, fake, kind, None, None) if beside is None else beside
-            if engines.in_closed_form(call, x, form, execution.engine) is None:
+            if engines.in_closed_form(call, x, form, execution) is None:
                 return None
             scores = (call.scores(real), call.scores(fake)) if both is None else _halves(call.scores(both))
             return self.loss(*scores), engines.penalty(call, x, form, execution)
-        perceptron = engines.in_closed_form(call, both, form, execution.engine)
+        perceptron = engines.in_closed_form(call, both, form, execution)
         if perceptron is None:
             return None
         if kind == "r1+r2":

@@ -171,7 +171,8 @@ def _recorded(task: _Task, case: plans.Case) -> plans.Outcome | None:
         coarsest = plan.coarsest
         run: Callable[[], plans.Outcome] = functools.partial(plan.run, inputs, task.loss, task.differentiable)
     else:
-        perceptron = None if task.loss is not None or form.norm != "sample" else recognize(task.call, task.x)
+        fits = task.loss is None and _takes_closed_forms(form, task.execution)
+        perceptron = recognize(task.call, task.x) if fits else None
         if perceptron is None:
             return None
         run = functools.partial(perceptron.solve, form.kind, form.weight, form.target)
@@ -241,14 +242,19 @@ def slower(call: CriticCall, x: Tensor) -> str | None:
     return None
 
 
-def may_be_in_closed_form(call: CriticCall, x: Tensor, form: PenaltyForm, engine: str) -> bool:
+def may_be_in_closed_form(call: CriticCall, x: Tensor, form: PenaltyForm, execution: Execution) -> bool:
     """Whether it is worth while to ask `in_closed_form`."""
-    return engine != "autograd" and form.norm == "sample" and may_be_perceptron(call, x)
+    return _takes_closed_forms(form, execution) and may_be_perceptron(call, x)
 
 
-def in_closed_form(call: CriticCall, x: Tensor, form: PenaltyForm, engine: str) -> Perceptron | None:
+def _takes_closed_forms(form: PenaltyForm, execution: Execution) -> bool:
+    # Of a captured plan the host launches nothing, where the closed form is 20 launches on a GPU.
+    return execution.engine != "autograd" and execution.compile != "cudagraph" and form.norm == "sample"
+
+
+def in_closed_form(call: CriticCall, x: Tensor, form: PenaltyForm, execution: Execution) -> Perceptron | None:
     """The critic as a perceptron, if `penalty` takes its closed form and one forward pass scores as another does."""
-    recognized = recognize(call, x) if may_be_in_closed_form(call, x, form, engine) else None
+    recognized = recognize(call, x) if may_be_in_closed_form(call, x, form, execution) else None
     return None if recognized is None or recognized.is_random else recognized
 
 

@@ -112,7 +112,8 @@ def gradient_penalty(
         compile: True has the plan compiled by torch.compile when it is first asked for, which takes half a minute or
             more, and pays for large critics with smooth activations or normalization. What is compiled runs once from
             the same state as the tape, and is used if it computes the same but for rounding; a draw is that of an eager
-            call. A perceptron that has a closed form takes it. "cudagraph" has it captured in CUDA graphs as well.
+            call. A perceptron that has a closed form takes it. "cudagraph" has the plan captured in CUDA graphs
+            as well, a perceptron's too.
         generator: of the random numbers; on the CPU, it draws the same numbers for every device.
         critic_args: passed to the critic after the samples, such as labels; a list or tuple. Where "r1+r2" takes one
             batch, those that are tensors with B rows are repeated for the second half.

@@ -21,6 +21,7 @@ from lipgan.ops import mlp_gradient_penalty as op
 from lipgan.penalties.critic_call import CriticCall
 from lipgan.penalties.plan import Recorder, Slot, Unrepeatable
 from lipgan.penalties.plans import Case, Outcome, case
+from lipgan.penalties.undo import Undo
 
 aten = torch.ops.aten
 
@@ -43,6 +44,20 @@ class _Activation:
 _NO_ACTIVATION = _Activation("", 1.0)
 
 
+@dataclass(frozen=True)
+class _Dropout:
+    """A dropout.
+
+    Attributes:
+        left: the share that it leaves.
+        fused: the share that it takes where it is the one operation ``native_dropout``, whose order of random numbers
+            is its own; else None.
+    """
+
+    left: float
+    fused: float | None = None
+
+
 @dataclass
 class _Layer:
     """A linear layer with the activation and the dropout that follow it.
@@ -50,13 +65,13 @@ class _Layer:
     Attributes:
         weight, bias: their places among the inputs of the recording.
         activation: None for none.
-        dropouts: the share that each leaves.
+        dropouts: in their order.
     """
 
     weight: int
     bias: int | None
     activation: _Activation | None = None
-    dropouts: list[float] = field(default_factory=list)
+    dropouts: list[_Dropout] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -146,7 +161,7 @@ class Perceptron:
         x = inputs[0]
         weights = [inputs[layer.weight] for layer in layers]
         biases = [None if layer.bias is None else inputs[layer.bias] for layer in layers]
-        scales = [_scale(layer, x.shape[0], w) for layer, w in zip(layers[:-1], weights, strict=False)]
+        scales = [_scale(layer, x, w) for layer, w in zip(layers[:-1], weights, strict=False)]
         slopes = [activation.slope for activation in self._activations]
         return x.flatten(1), weights, biases, slopes, scales
 
@@ -186,7 +201,8 @@ def recognize(call: CriticCall, x: Tensor) -> Perceptron | None:
     chain, inputs = found
     layers: list[_Layer] = chain.layers
     widths = [inputs[layers[0].weight].shape[1], *(inputs[layer.weight].shape[0] for layer in layers)]
-    return Perceptron(layers, chain.shape, inputs) if op.serves(x.shape[0], widths, x.dtype, "cpu") else None
+    serves = op.serves(x.shape[0], widths, x.dtype, x.device.type)
+    return Perceptron(layers, chain.shape, inputs) if serves else None
 
 
 def may_be_perceptron(call: CriticCall, x: Tensor) -> bool:
@@ -195,7 +211,7 @@ def may_be_perceptron(call: CriticCall, x: Tensor) -> bool:
 
 
 def _may_be_called(call: CriticCall, x: Tensor) -> bool:
-    return x.device.type == "cpu" and not call.args and call.output is None and call.parts is None
+    return x.device.type in ("cpu", "cuda") and not call.args and call.output is None and call.parts is None
 
 
 def _may_be(critic: Any) -> bool:
@@ -211,14 +227,15 @@ def _recorded(asked: Case, call: CriticCall, x: Tensor) -> _Chain | None:
     recorder = asked.begin(leaf, at_once=True, rehearsal=True)
     if recorder is None:
         return None
-    state = torch.default_generator.get_state()
+    undo = Undo(leaf)
+    undo.keep_random_state()
     try:
         with torch.enable_grad(), recorder:
             scores = call.critic(leaf)
     except Unrepeatable:
         return None
     finally:
-        torch.default_generator.set_state(state)
+        undo.restore()
     if not isinstance(scores, Tensor):
         return None
     layers = _layers(recorder, leaf, scores)
@@ -327,11 +344,15 @@ def _layers(recorder: Recorder, x: Tensor, scores: Tensor) -> list[_Layer] | Non
             noise[args[0]] = args[1] if len(args) > 1 else 0.5
         elif func is aten.div_.Scalar and args[0] in noise and noise[args[0]] == args[1]:
             pass
+        elif func is aten.native_dropout.default and args[0] == current and layers and args[2]:
+            # A GPU's dropout, as one operation.
+            layers[-1].dropouts.append(_Dropout(1 - args[1], fused=args[1]))
+            current = step.results[0]
         elif func in _PRODUCTS and args[0] == current and layers and isinstance(args[1], Slot):
             left = noise.get(args[1])
             if left is None:
                 return None
-            layers[-1].dropouts.append(left)
+            layers[-1].dropouts.append(_Dropout(left))
             current = current if step.results is None else step.results
         else:
             return None
@@ -347,11 +368,17 @@ def _is_bias(bias: Tensor | None, weight: Tensor) -> bool:
     return bias is not None and bias.shape == weight.shape[:1] and bias.dtype == weight.dtype
 
 
-def _scale(layer: _Layer, batch: int, weight: Tensor) -> Tensor | None:
-    """The multipliers of the layer's dropout, as ``torch.nn.functional.dropout`` draws them on a CPU."""
+def _scale(layer: _Layer, x: Tensor, weight: Tensor) -> Tensor | None:
+    """The multipliers of the layer's dropout, as ``torch.nn.functional.dropout`` draws them."""
     scale: Tensor | None = None
-    for p in layer.dropouts:
-        noise = _bernoulli((batch, weight.shape[0]), p, weight.dtype).div_(p)
+    shape = x.shape[0], weight.shape[0]
+    for dropout in layer.dropouts:
+        if dropout.fused is not None:
+            noise = torch.native_dropout(weight.new_ones(shape), dropout.fused, True)[0]
+        elif x.device.type == "cpu":
+            noise = _bernoulli(shape, dropout.left, weight.dtype).div_(dropout.left)
+        else:
+            noise = weight.new_empty(shape).bernoulli_(dropout.left).div_(dropout.left)
         scale = noise if scale is None else scale * noise
     return scale
 

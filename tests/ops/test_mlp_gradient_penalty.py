@@ -21,7 +21,7 @@ from lipgan.ops.mlp_gradient_penalty import penalize, penalize_with_loss, serves
 
 _C: Any = _backend.native()  # None where it was not built: its tests are skipped then
 
-BACKENDS = ["reference", "native"]
+BACKENDS = ["reference", "native", "triton"]
 KINDS = ["two-sided", "one-sided", "squared", "max"]
 DTYPES = [torch.float32, torch.float64]
 
@@ -220,6 +220,20 @@ def test_reference(dtype: torch.dtype, widths: list[int], batch: int, kind: str)
     compare(critic, kind, critic.penalize(kind, "reference"))
 
 
+@pytest.mark.backend("triton")
+@pytest.mark.usefixtures("poisoned_outputs")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("widths", "batch"), SHAPES[:-1])
+def test_triton(dtype: torch.dtype, widths: list[int], batch: int) -> None:
+    critic = draw(widths, batch, dtype, scaled=[layer % 2 == 0 for layer in range(len(widths))])
+    before = critic.to(torch.float64)
+    for kind in ("two-sided", "max"):
+        compare(critic, kind, critic.penalize(kind, "triton"))
+    after = critic.to(torch.float64)
+    assert torch.equal(before.x, after.x), "an input was changed"
+    assert all(map(torch.equal, before.weights, after.weights)), "an input was changed"
+
+
 @pytest.mark.backend("native")
 @pytest.mark.parametrize(("widths", "batch", "scaled"), [([2, 128, 128, 128], 256, False), ([640, 256, 256], 50, True)])
 def test_error_at_the_sizes_of_the_benchmark(widths: list[int], batch: int, scaled: bool) -> None:
@@ -335,7 +349,7 @@ def with_loss(
 
 @pytest.mark.usefixtures("poisoned_outputs")
 @pytest.mark.parametrize("known", [False, True], ids=["computed", "known"])
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ["reference", "native"])  # "triton": tests/kernels/test_mlp_gradient_penalty.py
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("widths", "batch"), SHAPES)
 def test_a_loss_comes_along(widths: list[int], batch: int, kind: str, backend: str, known: bool) -> None:

@@ -20,7 +20,7 @@ from lipgan.reference.mlp_gradient_penalty import CURVES, activate
 
 _C: Any = _backend.native()
 
-BACKENDS = ["reference", "native"]
+BACKENDS = ["reference", "native", "triton"]
 KINDS = ["two-sided", "one-sided", "squared", "max"]
 WEIGHT, TARGET = 10.0 / 3.0, 0.7
 
@@ -278,6 +278,16 @@ TRUTHS: dict[str, Callable[[Any], Any]] = {
 @pytest.mark.backend("native")
 @pytest.mark.parametrize("curve", CURVES)
 def test_functions_are_accurate(isa: str, curve: str) -> None:
+    check_functions(curve, "native")
+
+
+@pytest.mark.backend("triton")
+@pytest.mark.parametrize("curve", CURVES)
+def test_functions_of_triton_are_accurate(curve: str) -> None:
+    check_functions(curve, "triton")
+
+
+def check_functions(curve: str, backend: str) -> None:
     z = torch.cat([torch.linspace(-9.03, 9.03, 41), torch.tensor([1e-6, -1e-6, 0.3466, -0.3466, 0.41, 2.1])]).double()
     with mpmath.workdps(40):
         truth = [[mpmath.diff(TRUTHS[curve], mpmath.mpf(point), k) for k in range(3)] for point in z.tolist()]
@@ -290,7 +300,7 @@ def test_functions_are_accurate(isa: str, curve: str) -> None:
                 [t[0] + t[1] * (r - p), t[1] + t[2] * (r - p), t[2]]
                 for t, r, p in zip(truth, map(mpmath.mpf, rounded), map(mpmath.mpf, z.tolist()), strict=True)
             ]
-        for order, ours in enumerate(functions(curve, z.to(dtype), "native")):
+        for order, ours in enumerate(functions(curve, z.to(dtype), backend)):
             for point, value, exact in zip(rounded, ours.tolist(), moved, strict=True):
                 # phi and phi' to their own size, but for the argument of an exponential, which is rounded too, and for
                 # the terms of phi' that cancel; phi'' to eps.

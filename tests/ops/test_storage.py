@@ -114,7 +114,7 @@ OPS = {
     "interpolate": (_interpolate, ("reference", "native", "triton"), ALL),
     "gradient_penalty": (_penalty, ("reference", "native", "triton"), ALL),
     "gradient_penalty by pixel": (partial(_penalty, norm="pixel"), ("reference", "native", "triton"), ALL),
-    "mlp_gradient_penalty": (_mlp, ("reference", "native"), WIDE),
+    "mlp_gradient_penalty": (_mlp, ("reference", "native", "triton"), WIDE),
     "matrix_sqrt": (_root, ("reference", "native"), WIDE),
     "nearest_neighbours": (_nearest, ("reference", "native", "triton"), WIDE),
     "ball_counts": (_counts, ("reference", "native", "triton"), WIDE),
@@ -306,7 +306,7 @@ def test_polar_kernels_of_nothing(shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.usefixtures("poisoned_outputs")
-@pytest.mark.parametrize("backend", ["reference", "native"])
+@pytest.mark.parametrize("backend", ["reference", "native", "triton"])
 @pytest.mark.parametrize("kind", ["two-sided", "max"])
 def test_perceptron_of_one_layer_and_of_one_sample(backend: str, kind: str) -> None:
     # A linear critic: g is the weight for every sample.

@@ -648,6 +648,13 @@ def chain(*activations: nn.Module) -> nn.Module:
     return nn.Sequential(nn.Linear(5, 6), *[m for a in activations for m in (a, nn.Linear(6, 6))], nn.Linear(6, 1))
 
 
+class FusedDropout(nn.Module):
+    """Dropout as a GPU has it, one operation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.native_dropout(x, 0.3, self.training)[0]
+
+
 def frozen() -> nn.Module:
     critic = chain(nn.Tanh(), nn.ReLU())
     critic[0].weight.requires_grad_(False)  # type: ignore[index, union-attr]
@@ -670,6 +677,7 @@ PERCEPTRONS: dict[str, tuple[Callable[[], nn.Module], Tensor, bool]] = {
     "smooth": (smooth, FLAT, False),
     "tanh and sigmoid": (lambda: chain(nn.Tanh(), nn.LeakyReLU(0.1), nn.Sigmoid()), FLAT, True),
     "softplus and dropout": (lambda: chain(nn.Softplus(2.0, 3.0), nn.Dropout(0.5), nn.Softplus()), FLAT, True),
+    "fused dropout": (lambda: chain(nn.Sequential(nn.ReLU(), FusedDropout()), nn.Tanh(), FusedDropout()), FLAT, True),
     "silu and gelu": (lambda: chain(nn.SiLU(inplace=True), nn.GELU(), nn.GELU("tanh")), FLAT, True),
     "elu and its like": (lambda: chain(nn.ELU(0.7), nn.SELU(), nn.CELU(0.5)), FLAT, True),
     "smooth, partly frozen": (frozen, FLAT, True),
