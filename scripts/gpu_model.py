@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import math
 import sys
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from lipgan.kernels import gradient_penalty, matrix_sqrt, nearest_neighbours, spectral_norm
+from lipgan.kernels import gradient_penalty, matrix_sqrt, mlp_gradient_penalty, nearest_neighbours, spectral_norm
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
@@ -189,6 +190,42 @@ def _product(a: dict[str, Any]) -> tuple[float, float, float]:
     return x.nbytes + q.nbytes, a["out"].nbytes, 2 * x.shape[0] * a["tiles"] * a["BLOCK"] ** 2 * a["n"]
 
 
+def _mlp_activate(a: dict[str, Any]) -> tuple[float, float, float]:
+    size, matrix = a["factors"].element_size(), a["h"] * a["w"]
+    read = matrix * (1 + a["SCALED"]) + a["w"] * (a["BIASED"] + a["LAST"])
+    written = matrix * (1 + a["KEEPS"] + a["LAST"] + (a["CURVE"] != ""))
+    # Of a smooth activation: the polynomials and what is made of them, counted roughly.
+    return read * size, written * size, matrix * (60 if a["CURVE"] else 4)
+
+
+def _mlp_backward(a: dict[str, Any]) -> tuple[float, float, float]:
+    matrix = a["h"] * a["w"] * a["deltas"].element_size()
+    return (2 + a["SMOOTH"]) * matrix, (1 + a["SMOOTH"]) * matrix, (1 + a["SMOOTH"]) * a["h"] * a["w"]
+
+
+def _mlp_seed(a: dict[str, Any]) -> tuple[float, float, float]:
+    read = a["x"].nbytes + a["v"].nbytes + (a["score_grads"].nbytes if a["LOSS"] and not a["STACKED"] else 0)
+    return read, (1 + a["STACKED"]) * a["x"].nbytes, 2 * a["x"].numel()
+
+
+def _mlp_tangent(a: dict[str, Any]) -> tuple[float, float, float]:
+    size, matrix, steep = a["factors"].element_size(), a["h"] * a["w"], (a["last"] - a["first"]) * a["w"]
+    mixed, own = a["LOSS"] and not a["STACKED"], a["SMOOTH"] or a["TOP"]
+    read = steep * (2 + a["SMOOTH"]) + matrix * (mixed + a["TOP"]) + (a["h"] if a["LOSS"] else 0)
+    return read * size, matrix * (1 + mixed + own) * size, matrix * (1 + 2 * mixed + a["SMOOTH"] + 2 * a["TOP"])
+
+
+def _mlp_adjoint(a: dict[str, Any]) -> tuple[float, float, float]:
+    matrix = a["h"] * a["w"] * a["factors"].element_size()
+    return (2 + a["SMOOTH"]) * matrix, matrix, (1 + a["SMOOTH"]) * a["h"] * a["w"]
+
+
+def _mlp_sums(a: dict[str, Any]) -> tuple[float, float, float]:
+    size = a["last_grad"].element_size()
+    numbers = a["steep"] * a["w"] + a["h"] * (a["w"] * a["APART"] + a["kept"] * a["BIASES"] + a["LOSS"])
+    return numbers * size, (a["w"] + (a["width"] + 1) * a["BIASES"]) * size, 2 * numbers
+
+
 def _pairs(a: dict[str, Any], written: int) -> tuple[float, float, float]:
     # All of y for every block of points of x, from the caches but for the first time; 3 operations a feature and pair.
     m, n, d = a["m"], a["n"], a["d"]
@@ -214,6 +251,12 @@ LAUNCHES: dict[str, Callable[[dict[str, Any]], tuple[float, float, float]]] = {
     ),
     "_matrix_sqrt_gram_kernel": _gram,
     "_matrix_sqrt_product_kernel": _product,
+    "_mlp_gradient_penalty_activate_kernel": _mlp_activate,
+    "_mlp_gradient_penalty_backward_kernel": _mlp_backward,
+    "_mlp_gradient_penalty_seed_kernel": _mlp_seed,
+    "_mlp_gradient_penalty_tangent_kernel": _mlp_tangent,
+    "_mlp_gradient_penalty_adjoint_kernel": _mlp_adjoint,
+    "_mlp_gradient_penalty_sums_kernel": _mlp_sums,
     "_nearest_neighbours_kernel": lambda a: _pairs(a, a["squared"].nbytes + a["indices"].nbytes),
     "_ball_counts_kernel": lambda a: _pairs(a, a["counts"].nbytes),
 }  # fmt: skip
@@ -271,6 +314,7 @@ def recorded() -> Iterator[Work]:
         for kind in (JITFunction, InterpretedFunction):
             stack.enter_context(mock.patch.object(kind, "run", add))
         stack.enter_context(_cuda_module(_CudaModule(work)))
+        stack.enter_context(_Counting(work, products_only=True))
         yield work
 
 
@@ -281,24 +325,31 @@ _FREE = ("empty", "detach", "lift_fresh", "_unsafe_view")
 
 
 class _Counting(TorchDispatchMode):
-    """Every operation that is not a view is a launch that reads its arguments and writes its results."""
+    """Every operation that is not a view is a launch that reads its arguments and writes its results.
 
-    def __init__(self) -> None:
+    Args:
+        products_only: count matrix products alone, which launchers of kernels leave to torch.
+    """
+
+    def __init__(self, work: Work, *, products_only: bool = False) -> None:
         super().__init__()
-        self.work = Work()
+        self.work, self.products_only = work, products_only
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         name = str(func).removeprefix("aten.")
+        if self.products_only and not name.startswith(("mm", "addmm", "bmm", "baddbmm")):
+            return out
         if (
             not any(f"{free}" in name.split("_")[-1 if name.startswith("_") else 0] for free in _FREE)
             and not func.is_view
         ):
-            tensors = [x for x in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+            read = {key: value for key, value in (kwargs or {}).items() if key != "out"}
+            tensors = [x for x in torch.utils._pytree.tree_leaves((args, read)) if isinstance(x, Tensor)]
             results = [x for x in torch.utils._pytree.tree_leaves(out) if isinstance(x, Tensor)]
             count = flop_registry.get(func.overloadpacket)
             if count is not None:
-                operations = count(*args, **(kwargs or {}), out_val=out)
+                operations = count(*args, **read, out_val=out)
             elif name.startswith(("mv", "dot", "vdot")):
                 operations = 2 * max(x.numel() for x in tensors)
             else:
@@ -308,7 +359,7 @@ class _Counting(TorchDispatchMode):
 
 
 def counted(run: Callable[[], object]) -> Work:
-    with torch.no_grad(), _Counting() as counting:
+    with torch.no_grad(), _Counting(Work()) as counting:
         run()
     return counting.work
 
@@ -318,11 +369,18 @@ def counted(run: Callable[[], object]) -> Work:
 
 @dataclass(frozen=True)
 class Row:
+    """A call.
+
+    Attributes:
+        small: a call of the same, of so small tensors that products which the host computes take no time; None: `ours`.
+    """
+
     op: str
     shape: str
     dtype: torch.dtype
     ours: Callable[[], object]
     theirs: Callable[[], object] | None
+    small: Callable[[], object] | None = None
 
 
 def _spectral_rows(name: str, shapes: list[tuple[int, ...]], dtype: torch.dtype) -> list[Row]:
@@ -369,6 +427,42 @@ def _penalty_row(shape: tuple[int, ...], dtype: torch.dtype, kind: str = "two-si
     )  # fmt: skip
 
 
+def _perceptron_row(what: str, sizes: list[int], batch: int, curve: str, loss: bool) -> Row:
+    """A critic with one activation throughout; the penalty of all samples, and a loss of them if there is one."""
+
+    def ours(sizes: list[int], batch: int) -> None:
+        weights = [torch.empty(after, before) for before, after in itertools.pairwise(sizes)]
+        hidden = len(weights) - 1
+        mlp_gradient_penalty.mlp_gradient_penalty_fwd(
+            torch.empty(batch, sizes[0]), weights, [torch.empty(size) for size in sizes[1:]], [0.2] * hidden,
+            [None] * hidden, "two-sided", 10.0, 1.0, torch.empty(batch) if loss else None, [], 0, batch,
+            [curve] * hidden if curve else [], [0.0] * 3 * hidden if curve else [],
+        )  # fmt: skip
+
+    # As of the textbook, of parameters and samples that are there already.
+    parameters = [torch.empty(a, b, device="meta", requires_grad=True) for b, a in itertools.pairwise(sizes)]
+    biases = [torch.empty(size, device="meta", requires_grad=True) for size in sizes[1:]]
+    x, w = torch.empty(batch, sizes[0], device="meta", requires_grad=True), torch.empty(batch, 1, device="meta")
+
+    @torch.enable_grad()  # type: ignore[untyped-decorator]
+    def theirs() -> None:
+        a = x
+        for k, (weight, bias) in enumerate(zip(parameters, biases, strict=True)):
+            a = torch.nn.functional.linear(a, weight, bias)
+            if k < len(biases) - 1:
+                a = torch.tanh(a) if curve else torch.nn.functional.leaky_relu(a, 0.2)
+        (gradient,) = torch.autograd.grad(a.sum(), x, create_graph=True)
+        penalty = 10.0 * (gradient.norm(dim=1) - 1).square().mean()
+        total = penalty + (w * a).sum() if loss else penalty
+        torch.autograd.grad(total, [*parameters, *biases], allow_unused=True)
+
+    small = [4] * (len(sizes) - 1) + [1]
+    return Row(
+        f"mlp_gradient_penalty, {what}", f"{batch} x {'-'.join(map(str, sizes))}", torch.float32,
+        lambda: ours(sizes, batch), theirs, lambda: ours(small, 2),
+    )  # fmt: skip
+
+
 def rows() -> list[Row]:
     """The calls of the table."""
     result: list[Row] = []
@@ -383,6 +477,11 @@ def rows() -> list[Row]:
             lambda: gradient_penalty.gradient_penalty_interpolate(real, fake, mix),
             lambda: mix[:, None] * real + (1 - mix)[:, None] * fake)
     )  # fmt: skip
+    small = [2, 128, 128, 128, 1]
+    of = ("leaky ReLU", "", False), ("leaky ReLU, with a loss", "", True), ("tanh", "tanh", False)
+    for what, curve, loss in of:
+        result.append(_perceptron_row(what, small, 256, curve, loss))
+    result.append(_perceptron_row("leaky ReLU", [3072, 1024, 1024, 1], 256, "", False))
     for dtype in (torch.float32, torch.float64):
         x = torch.empty(2048, 2048, dtype=dtype)
 
@@ -434,9 +533,11 @@ writes and computes follows from its arguments and from the tables that its kern
   matrix units, {cards}. It leaves out launches (a few microseconds each, unless a CUDA graph replays
   them) and all that keeps a kernel from either limit: it is the least time that a kernel can take, not an expectation.
 - torch: PyTorch's operations for the same work, each a launch that reads its arguments and writes its results:
-  `torch.nn.utils.parametrizations.spectral_norm` of each weight, the formulas of `lipgan.reference`, `addmm`.
+  `torch.nn.utils.parametrizations.spectral_norm` of each weight, the formulas of `lipgan.reference`, `addmm`; of a
+  perceptron its penalty by autograd, with the double backward.
 - host us: the time of a call on the host with its launches left out, on the machine that wrote this page; of small or
-  large tensors alike, but that here the outputs are allocated on the CPU, which takes long for large ones.
+  large tensors alike, but that here the outputs are allocated on the CPU, which takes long for large ones. Of
+  mlp_gradient_penalty it is that of a small critic, with its matrix products, which are PyTorch's.
 """
 
 
@@ -474,7 +575,7 @@ def page(host: Callable[[Row], float | None]) -> str:
 def host_seconds(row: Row) -> float:
     """The median of calls with launches left out."""
     with overhead.without_launches(), _cuda_module(_CudaModule(Work())):
-        return harness.interleave({"call": row.ours}, seconds=0.2, warmup=3)["call"]
+        return harness.interleave({"call": row.small or row.ours}, seconds=0.2, warmup=3)["call"]
 
 
 def without_host(text: str) -> str:
