@@ -378,7 +378,13 @@ def _layer_norm(t: SampleTracker, func: Any, args: tuple[Any, ...], kwargs: dict
     return _first_of(t, args, kwargs, args[0].ndim - len(args[1]))
 
 
-@_handles("native_batch_norm", "_native_batch_norm_legit", "cudnn_batch_norm", "_native_batch_norm_legit_no_training")
+@_handles(
+    "native_batch_norm",
+    "_native_batch_norm_legit",
+    "cudnn_batch_norm",
+    "miopen_batch_norm",
+    "_native_batch_norm_legit_no_training",
+)
 def _batch_norm(t: SampleTracker, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> _Result:
     # In training every channel has statistics of its own: instance norm has one for every channel of every sample.
     return _first_of(t, args, kwargs, args[0].ndim, 1 if _trains(func, args, kwargs) else None)

@@ -41,6 +41,13 @@ def _mutated(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any
     return [args[place] if place < len(args) else kwargs.get(name) for place, name in mutated_arguments(func)]
 
 
+_BATCH_NORMS = (
+    torch.ops.aten.native_batch_norm.default,
+    torch.ops.aten.cudnn_batch_norm.default,
+    torch.ops.aten.miopen_batch_norm.default,
+)
+
+
 def changed(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
     """`mutated`, and the running statistics of batch norm, of which its schema says nothing."""
     return tensors_of(changed_arguments(func, args, kwargs))
@@ -48,7 +55,7 @@ def changed(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Te
 
 def changed_arguments(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any]:
     """`changed`, whatever stands for the tensors."""
-    if func in (torch.ops.aten.native_batch_norm.default, torch.ops.aten.cudnn_batch_norm.default):
+    if func in _BATCH_NORMS:
         return [*args[3:5]]
     return _mutated(func, args, kwargs) if mutates(func) else []
 

@@ -100,6 +100,7 @@ def _group_norm(tape: Tape, func: Any, args: tuple[Any, ...], kwargs: dict[str, 
     aten._native_batch_norm_legit.default,
     aten._native_batch_norm_legit.no_stats,
     aten.cudnn_batch_norm.default,
+    aten.miopen_batch_norm.default,
 )
 def _batch_norm(tape: Tape, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     a, weight, bias = args[:3]
