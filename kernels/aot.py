@@ -191,6 +191,13 @@ def _matrix_sqrt_cases() -> None:
         ):
             matrices = torch.empty(batch, m, n, dtype=dtype)
             matrix_sqrt.polar_iteration(matrices, [(1.875, -1.25, 0.375)], precision=precision)
+    for dtype in (torch.float32, torch.float64):
+        for n in (32, 64):
+            matrices = torch.empty(1000, n, n, dtype=dtype)
+            matrix_sqrt.matrix_sqrt_fwd(matrices, False, 0.0, 1e-6, True)
+        matrix_sqrt.matrix_sqrt_fwd(matrices, True, 1e-3, 1e-6, False)
+    # In float32 a thread of the smallest tile has too few numbers for a wide load on gfx942.
+    matrix_sqrt.matrix_sqrt_fwd(torch.empty(1000, 16, 16, dtype=torch.float64), False, 0.0, 1e-6, True)
 
 
 def _nearest_neighbours_cases() -> None:

@@ -133,6 +133,16 @@ def product_tile(m: int, n: int, batch: int, itemsize: int, symmetric: bool) -> 
     return ProductTile(block, block_k=16, num_warps=min(max(block * block // 1024, 1), 8))
 
 
+def small_matrix_tile(n: int) -> Tile:
+    """Tile of the kernels that keep a whole matrix [n, n] in the registers of a program, and its eigenvectors.
+
+    A thread has 4 numbers of each in the smallest tile, and 16 in the largest: in float64 these are 64 registers, and a
+    rotation takes as many again.
+    """
+    block = max(next_power_of_2(n), 16)
+    return Tile(block, block, num_warps=block // 8)
+
+
 def flat_tile(h: int, w: int, itemsize: int) -> Tile:
     """Tile of the kernels that read and write each element of a matrix once: the elements of flat_block."""
     block_w = min(next_power_of_2(w), flat_block(itemsize))

@@ -27,7 +27,7 @@ def sqrtm(a: Tensor, *, method: str = "auto") -> Tensor:
             symmetric part counts, and the gradient is symmetric.
         method: "eigh": eigenvalues, by LAPACK or cuSOLVER. "native": eigenvalues of many matrices at once, in C++, for
             n up to 64 on a CPU. "newton-schulz": products of matrices only, for matrices whose squares stay in
-            range. "auto": "native" where it serves, else "eigh".
+            range. "auto": "native" where it serves, on a GPU the Triton kernel for n up to 64, else "eigh".
 
     Returns:
         ``(..., n, n)``, in the dtype of a, exactly symmetric.

@@ -39,7 +39,7 @@ def _by_reference(*names: str) -> Mapping[str, str]:
     return dict.fromkeys(names, "reference")
 
 
-_SN, _GP, _ROOT = ("reference", "native", "triton", "cuda"), ("reference", "native", "triton"), ("reference", "native")
+_SN, _GP = ("reference", "native", "triton", "cuda"), ("reference", "native", "triton")
 
 #: Op -> pass -> chosen backend -> the backend that computes that pass. A backend that is not among the forward's has no
 #: form of the op; a pass that is not there does not exist.
@@ -55,9 +55,9 @@ FORMS: Mapping[str, Mapping[str, Mapping[str, str]]] = MappingProxyType(
         # The gradients of the weights come with the value; there is no second order.
         "mlp_gradient_penalty": {"forward": _each(*_GP), "backward": _each(*_GP)},
         "matrix_sqrt": {
-            "forward": _each(*_ROOT),
-            "backward": _by_reference(*_ROOT),
-            "second order": _by_reference(*_ROOT),
+            "forward": _each(*_GP),
+            "backward": _by_reference(*_GP),
+            "second order": _by_reference(*_GP),
         },
         # The trace that the Frechet distance needs, by products of matrices; the value alone.
         "polar_trace": {"forward": _each("reference", "triton")},

@@ -19,7 +19,7 @@ from lipgan.reference import matrix_sqrt as reference
 
 METHODS = ("auto", "eigh", "native", "newton-schulz")
 
-# The largest n that the C++ kernel serves: beyond it, LAPACK's blocks pay.
+# The largest n that the kernels for small matrices serve: beyond it, the blocks of LAPACK and cuSOLVER pay.
 NATIVE_LIMIT = 64
 
 # (root, roots, vectors): as of reference.matrix_sqrt_fwd. The last two, which only derivatives need, are empty where
@@ -67,6 +67,20 @@ def _native_fwd(a: Tensor, inverse: bool, eps: float, spectrum: bool) -> Forward
     return root, roots, vectors
 
 
+def _triton_fwd(a: Tensor, inverse: bool, eps: float, spectrum: bool) -> Forward:
+    if a.shape[-1] > NATIVE_LIMIT or a.dtype not in (torch.float32, torch.float64) or a.numel() == 0:
+        return _eigh_fwd(a, inverse, eps, spectrum)
+    from lipgan.kernels import matrix_sqrt as kernels  # Triton takes a second to load
+
+    unit = reference.resolution(a.shape[-1], a.dtype)
+    root, roots, vectors, seen = kernels.matrix_sqrt_fwd(a, inverse, eps, unit, spectrum)
+    seen = seen.cpu()  # the one time that the host waits
+    if bool((seen[4] > 0).any()):  # 40 sweeps were not enough, which no matrix is known to need
+        return _eigh_fwd(a, inverse, eps, spectrum)
+    _check_seen(a, seen[:4], inverse, eps)
+    return root, roots, vectors
+
+
 def _newton_schulz_fwd(a: Tensor, inverse: bool, eps: float) -> Forward:
     _arguments.check_symmetric("a", a)
     a = reference.symmetric_part(a)
@@ -77,7 +91,7 @@ def _newton_schulz_fwd(a: Tensor, inverse: bool, eps: float) -> Forward:
 
 
 def _check_seen(a: Tensor, seen: Tensor, inverse: bool, eps: float) -> None:
-    """Refuses what the native kernel has seen: ``[4, matrices]``, max|a|, max|a - a^T|, and the extreme eigenvalues."""
+    """Refuses what a kernel has seen: ``[4, matrices]``, max|a|, max|a - a^T|, and the extreme eigenvalues."""
     largest, difference, low, high = seen
     if not bool(largest.isfinite().all()):
         _arguments.check_finite("a", a)
@@ -101,6 +115,7 @@ def _check_values(low: Tensor, high: Tensor, inverse: bool, eps: float, a: Tenso
 _FORWARD: dict[str, Callable[[Tensor, bool, float, bool], Forward]] = {
     "reference": _eigh_fwd,
     "native": _native_fwd,
+    "triton": _triton_fwd,
 }
 
 

@@ -129,6 +129,8 @@ def test_every_kernel_is_among_the_cases(made: list[Any]) -> None:
         assert any(kernel == "_ball_counts_kernel" and flag in options for kernel, options in rows)
     for dtype in ("fp32", "fp64", "fp16", "bf16"):
         assert any(f"DTYPE={dtype}" in options for _, options in rows)
+    for flag in ("INVERSE=True", "INVERSE=False"):
+        assert any(kernel == "_matrix_sqrt_root_kernel" and flag in options for kernel, options in rows)
     for name in ("gram", "product"):
         for precision in ("ieee", "tf32x3"):
             assert any(

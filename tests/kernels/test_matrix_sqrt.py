@@ -10,7 +10,7 @@ import triton.language as tl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lipgan.kernels import config
-from lipgan.kernels import matrix_sqrt as kernels
+from lipgan.kernels.matrix_sqrt import polar as kernels
 from tolerance import assert_as_accurate
 from torch import Tensor
 

@@ -53,11 +53,10 @@ def test_a_named_backend_without_a_form_is_an_error() -> None:
     penalty = ([weight], [None], [], [], "squared", 1.0, 0.0)
     with pytest.raises(UnavailableError, match="no cuda form of mlp_gradient_penalty"):
         mlp_gradient_penalty.penalize(x, *penalty, backend="cuda")
-    for backend in ("triton", "cuda"):
-        with pytest.raises(UnavailableError, match=f"no {backend} form of matrix_sqrt, only reference and native"):
-            matrix_sqrt.root(torch.eye(2), backend=backend)
-        with lipgan.use_backend(backend), pytest.raises(UnavailableError, match=f"no {backend} form of matrix_sqrt"):
-            lipgan.linalg.sqrtm(torch.eye(2))
+    with pytest.raises(UnavailableError, match="no cuda form of matrix_sqrt, only reference and native and triton"):
+        matrix_sqrt.root(torch.eye(2), backend="cuda")
+    with lipgan.use_backend("cuda"), pytest.raises(UnavailableError, match="no cuda form of matrix_sqrt"):
+        lipgan.linalg.sqrtm(torch.eye(2))
     with pytest.raises(UnavailableError, match="no cuda form of gradient_penalty, only reference"):
         gradient_penalty(x, backend="cuda")
     with pytest.raises(UnavailableError, match="no cuda form of nearest_neighbours"):

@@ -115,7 +115,7 @@ OPS = {
     "gradient_penalty": (_penalty, ("reference", "native", "triton"), ALL),
     "gradient_penalty by pixel": (partial(_penalty, norm="pixel"), ("reference", "native", "triton"), ALL),
     "mlp_gradient_penalty": (_mlp, ("reference", "native", "triton"), WIDE),
-    "matrix_sqrt": (_root, ("reference", "native"), WIDE),
+    "matrix_sqrt": (_root, ("reference", "native", "triton"), WIDE),
     "nearest_neighbours": (_nearest, ("reference", "native", "triton"), WIDE),
     "ball_counts": (_counts, ("reference", "native", "triton"), WIDE),
     "polar": (_polar_kernels, ("triton",), WIDE),

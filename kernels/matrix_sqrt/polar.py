@@ -22,8 +22,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import config
-from .common import materialized
+from .. import config
+from ..common import materialized
 
 PRECISIONS = ("ieee", "tf32x3")
 
