@@ -22,6 +22,7 @@ Statistics = tuple[Tensor, Tensor, Tensor, Tensor]
 # The last is the length of the features that FID is named for.
 SIZES = [256, 512, 1024, 2048]
 SAMPLES = 5000  # of either side
+SPECTRA_SIZE = MEMORY_SIZE = 1024
 DEFICIENT = "flat, rank deficient"
 SPECTRA = ["flat", "to 1e-3, geometric", "1/k", "1/k^2", "to 1e-6, geometric", DEFICIENT]
 FEW = 256
@@ -96,10 +97,10 @@ def _spectral_times(name: str, d: int, seed: int, seconds: float) -> tuple[dict[
         EIGVALS: functools.partial(by_eigvals, *statistics),
         OURS: functools.partial(frechet_distance, *statistics),
     }
-    # Where the rank is deficient, what is left of its zeros has roots of half of the digits.
-    _check({EIGVALS: variants[EIGVALS]()}, float(distance), 1e-6)
     bound = (info.error_bound - info.undetermined) / float(distance)
-    times = interleave(variants, seconds=seconds, warmup=1, rounds=3)
+    # Where the rank is deficient, what is left of its zeros has roots of half of the digits.
+    check = functools.partial(_check, truth=float(distance), tolerance=1e-6)
+    times = interleave(variants, seconds=seconds, warmup=1, rounds=2, check=check)
     return times, info.route, abs(float(distance / slow - 1)), bound
 
 
@@ -132,15 +133,8 @@ def _check(values: dict[str, Any], truth: float, tolerance: float) -> None:
 
 def _times(d: int, seed: int, seconds: float) -> dict[str, float]:
     variants = _variants(d, seed)
-    ours = variants[OURS]()
-    _check({name: run() for name, run in variants.items() if name != SQRTM}, float(ours), 1e-9)
-    # The slowest call is checked where it is timed.
-    values: dict[str, float] = {}
-    sqrtm_run = variants[SQRTM]
-    variants[SQRTM] = lambda: values.update(sqrtm=sqrtm_run())
-    times = interleave(variants, seconds=seconds, warmup=1, rounds=2)
-    _check({SQRTM: values["sqrtm"]}, float(ours), 1e-9)
-    return times
+    check = functools.partial(_check, truth=float(variants[OURS]()), tolerance=1e-9)
+    return interleave(variants, seconds=seconds, warmup=1, check=check)
 
 
 def _peak(d: int, seed: int, name: str) -> int | None:
@@ -153,14 +147,10 @@ def _few_times(n: int, d: int, seed: int, seconds: float) -> tuple[float, dict[s
     real, fake = (x.float() for x in _features(n, d, seed))
     grown = fake.clone().requires_grad_()
     value = frechet_distance_from_features(real, grown)
-    begun: dict[str, Any] = {}
-
-    def slow() -> None:
-        begun["value"] = _sqrtm_from_features(real, fake)
-
-    slow_time = interleave({SQRTM: slow}, seconds=0, warmup=0, rounds=1)[SQRTM]
     # The route by a square root of a singular matrix is no truth: the offset and the noise have roots too.
-    _check({SQRTM: begun["value"]}, value.item(), 0.05)
+    check = functools.partial(_check, truth=value.item(), tolerance=0.05)
+    slow = {SQRTM: lambda: _sqrtm_from_features(real, fake)}
+    slow_time = interleave(slow, seconds=0, warmup=1, rounds=1, check=check)[SQRTM]
     return slow_time, interleave(
         {
             "forward": lambda: frechet_distance_from_features(real, fake),
@@ -220,7 +210,7 @@ def _mib(size: int | None) -> Any:
     return "-" if size is None else size / 2**20
 
 
-def run(seed: int = 0, seconds: float = 3.0) -> list[Table]:
+def run(seed: int = 0, seconds: float = 1.0) -> list[Table]:
     """The tables of the benchmark; a call of SciPy's sqrtm of the largest size takes ten seconds and more.
 
     Args:
@@ -293,7 +283,7 @@ def _distances(seed: int, seconds: float) -> Table:
 
 
 def _spectra(seed: int, seconds: float) -> Table:
-    d = SIZES[-1]
+    d = SPECTRA_SIZE
     table = Table(
         f"Frechet distance by the spectrum of the covariances, d = {d}, float64, CPU",
         ["spectrum", "eigvals ms", "lipgan ms", "to eigvals", "route", "off by", "bound"],
@@ -372,15 +362,15 @@ def _roots(seed: int, seconds: float) -> Table:
 
 
 def _memory(seed: int) -> Table:
-    rows = []
+    rows, covariance = [], 8 * MEMORY_SIZE**2
     for name in (SQRTM, EIGVALS, OURS, PREPARED):
-        peak = in_fresh_process(_peak, SIZES[-1], seed, name)
-        rows.append({"variant": name, "MiB": _mib(peak)})
+        peak = in_fresh_process(_peak, MEMORY_SIZE, seed, name)
+        rows.append({"variant": name, "MiB": _mib(peak), "covariances": "-" if peak is None else peak / covariance})
     return Table(
-        f"Memory that a distance takes beyond its statistics, d = {SIZES[-1]}",
-        ["variant", "MiB"],
+        f"Memory that a distance takes beyond its statistics, d = {MEMORY_SIZE}",
+        ["variant", "MiB", "covariances"],
         rows,
-        [f"A covariance is {SIZES[-1] ** 2 * 8 / 2**20:.0f} MiB."],
+        [f"A covariance is {covariance / 2**20:.0f} MiB."],
     )
 
 
@@ -388,7 +378,8 @@ def plot(tables: list[Table], axes: Any) -> None:
     """Milliseconds over the length of the features, both logarithmic."""
     rows = tables[0].rows
     for key in [column for column in tables[0].columns if column.endswith(" ms")]:
-        axes.plot([row["d"] for row in rows], [row[key] for row in rows], marker="o", label=key.removesuffix(" ms"))
-    axes.set(xscale="log", yscale="log", xlabel="d", ylabel="ms", title=tables[0].title)
+        axes.plot([row["d"] for row in rows], [row[key] for row in rows], label=key.removesuffix(" ms"))
+    axes.set(xscale="log", yscale="log", xlabel="d, features", ylabel="ms", title=tables[0].title)
     axes.set_xticks([row["d"] for row in rows], [str(row["d"]) for row in rows])
+    axes.minorticks_off()
     axes.legend()

@@ -205,7 +205,7 @@ def _check(variants: dict[str, _Variant], bound: float = 1e-4) -> None:
             raise AssertionError(f"{name}: the value or its gradients are off by {error:.1e}, relative")
 
 
-def run(seed: int = 0, seconds: float = 3.0) -> list[Table]:
+def run(seed: int = 0, seconds: float = 1.0) -> list[Table]:
     """The tables of the benchmark.
 
     Args:
@@ -316,7 +316,7 @@ def _step_times(name: str, kind: str, seed: int, seconds: float) -> dict[str, fl
     _check(variants, bound=1e-3)
     for variant in variants.values():
         variant.critic.train()
-    times = interleave({key: variant.step for key, variant in variants.items()}, seconds=seconds, warmup=3)
+    times = interleave({key: variant.step for key, variant in variants.items()}, seconds=seconds)
     times["textbook"] = min(times["textbook"], times.pop("textbook, channels_last", times["textbook"]))
     return times
 
@@ -330,7 +330,7 @@ def _times(name: str, seed: int, seconds: float) -> dict[str, float]:
     runs["forward"] = variants["double backward"].forward
     if len(case.shape) == 4:
         runs["forward, channels_last"] = _Variant(case, with_lipgan, seed, channels_last=True).forward
-    times = interleave(runs, seconds=seconds, warmup=3)
+    times = interleave(runs, seconds=seconds)
     times["forward"] = min(times["forward"], times.pop("forward, channels_last", times["forward"]))
     return times
 
@@ -341,7 +341,7 @@ def _engine_times(name: str, seed: int, seconds: float) -> dict[str, float]:
     if len(case.shape) == 4:
         variants["double backward, channels_last"] = _Variant(case, with_double_backward, seed, channels_last=True)
     _check(variants)
-    return interleave({key: variant.step for key, variant in variants.items()}, seconds=seconds, warmup=3)
+    return interleave({key: variant.step for key, variant in variants.items()}, seconds=seconds)
 
 
 def _peak(name: str, seed: int, key: str) -> int | None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lipgan.bench.harness import Table, in_fresh_process, interleave, peak_memory
+from lipgan.bench.harness import Table, in_fresh_process, interleave, peak_memory, product_rate
 from lipgan.metrics import kernel_distance
 
 Features = np.ndarray[Any, np.dtype[Any]]
@@ -40,50 +40,46 @@ def _discrepancy(x: Features, y: Features) -> float:
     return float(within / (m * (m - 1)) - 2 * xy.sum(axis=0).sum() / (m * m))
 
 
-def _by_matrices(real: Features, fake: Features, seed: int) -> tuple[float, float]:
+def _by_matrices(real: Features, fake: Features, seed: int, subsets: int) -> tuple[float, float]:
     generator = torch.Generator().manual_seed(seed)
-    in_real, in_fake = (_module._subsets(len(x), SUBSETS, SUBSET_SIZE, generator).numpy() for x in (real, fake))
+    in_real, in_fake = (_module._subsets(len(x), subsets, SUBSET_SIZE, generator).numpy() for x in (real, fake))
     values = [_discrepancy(real[i], fake[j]) for i, j in zip(in_real, in_fake, strict=True)]
     return float(np.mean(values)), float(np.std(values))
 
 
-def _by_lipgan(real: Features, fake: Features, seed: int) -> tuple[float, float]:
-    return kernel_distance(real, fake, SUBSETS, SUBSET_SIZE, generator=torch.Generator().manual_seed(seed))
+def _by_lipgan(real: Features, fake: Features, seed: int, subsets: int) -> tuple[float, float]:
+    return kernel_distance(real, fake, subsets, SUBSET_SIZE, generator=torch.Generator().manual_seed(seed))
 
 
 # ---- what is measured ----
 
 
-def _variants(n: int, dtype: str, seed: int) -> dict[str, Callable[[], tuple[float, float]]]:
+def _variants(n: int, dtype: str, seed: int, subsets: int) -> dict[str, Callable[[], tuple[float, float]]]:
     generator = torch.Generator().manual_seed(seed)
     # Positive, as what a ReLU gives.
     real, fake = ((torch.randn(n, DIM, generator=generator) + shift).abs().numpy() for shift in (0.0, 0.1))
     sides = real.astype(dtype), fake.astype(dtype)
     return {
-        MATRICES: functools.partial(_by_matrices, *sides, seed),
-        OURS: functools.partial(_by_lipgan, *sides, seed),
+        MATRICES: functools.partial(_by_matrices, *sides, seed, subsets),
+        OURS: functools.partial(_by_lipgan, *sides, seed, subsets),
     }
 
 
 def _times(n: int, dtype: str, seed: int, seconds: float) -> dict[str, float]:
-    variants = _variants(n, dtype, seed)
-    values: dict[str, tuple[float, float]] = {}
-
-    def timed(name: str) -> None:
-        values[name] = variants[name]()
-
-    # The calls are long, so they are checked where they are timed.
-    times = interleave({name: functools.partial(timed, name) for name in variants}, seconds=seconds, warmup=1, rounds=2)
     # Entries of the kernel matrices lie about 4. In float32 the matrices' own rounding is a part of 1e6 of that.
     tolerance = 1e-12 if dtype == "float64" else 1e-5
-    for name, ours, theirs in zip(("mean", "deviation"), values[OURS], values[MATRICES], strict=True):
-        if not abs(ours - theirs) <= tolerance:
-            raise AssertionError(f"{name}: lipgan says {ours!r}, the matrices say {theirs!r}")
-    return times
+
+    def check(values: dict[str, tuple[float, float]]) -> None:
+        for name, ours, theirs in zip(("mean", "deviation"), values[OURS], values[MATRICES], strict=True):
+            if not abs(ours - theirs) <= tolerance:
+                raise AssertionError(f"{name}: lipgan says {ours!r}, the matrices say {theirs!r}")
+
+    return interleave(_variants(n, dtype, seed, SUBSETS), seconds=seconds, warmup=1, check=check)
 
 
 def _peak(n: int, dtype: str, seed: int, name: str) -> int | None:
-    variant = _variants(n, dtype, seed)[name]
+    # The memory of the matrices is that of one subset.
+    variant = _variants(n, dtype, seed, 1 if name == MATRICES else SUBSETS)[name]
     torch.zeros(100, 100).mm(torch.zeros(100, 100))  # what the libraries take once
     return peak_memory(variant)
 
@@ -92,7 +88,7 @@ def _mib(size: int | None) -> Any:
     return "-" if size is None else size / 2**20
 
 
-def run(seed: int = 0, seconds: float = 3.0) -> list[Table]:
+def run(seed: int = 0, seconds: float = 1.0) -> list[Table]:
     """The table of the benchmark; a call takes seconds.
 
     Args:
@@ -101,16 +97,20 @@ def run(seed: int = 0, seconds: float = 3.0) -> list[Table]:
     """
     table = Table(
         f"Kernel distance, {SUBSETS} subsets of {SUBSET_SIZE}, d = {DIM}, CPU",
-        ["n", "dtype", "matrices ms", "lipgan ms", "ratio", "matrices MiB", "lipgan MiB"],
+        ["n", "dtype", "matrices ms", "lipgan ms", "ratio", "of mm", "matrices MiB", "lipgan MiB"],
         notes=[
             "matrices: three kernel matrices of every subset in the dtype of the features, as torch-fidelity; lipgan",
             "takes products of float32 features in float32, and all else in float64. n samples on either side. MiB:",
-            "memory beyond the features, at its peak.",
+            "memory beyond the features, at its peak. of mm: the rate of the multiplications that the kernels take at",
+            "least (of all pairs once, or of the pairs of each subset, half of them within a side), as a share of the",
+            "rate of torch.mm.",
         ],
     )
     for n, dtype in CASES:
         times = in_fresh_process(_times, n, dtype, seed, seconds)
         peaks = {name: in_fresh_process(_peak, n, dtype, seed, name) for name in (MATRICES, OURS)}
+        rate = in_fresh_process(product_rate, SUBSET_SIZE, DIM, n, getattr(torch, dtype))
+        products = 2 * DIM * min(n * n, SUBSETS * SUBSET_SIZE**2)
         table.rows.append(
             {
                 "n": n,
@@ -118,6 +118,7 @@ def run(seed: int = 0, seconds: float = 3.0) -> list[Table]:
                 "matrices ms": 1e3 * times[MATRICES],
                 "lipgan ms": 1e3 * times[OURS],
                 "ratio": times[MATRICES] / times[OURS],
+                "of mm": products / times[OURS] / rate,
                 "matrices MiB": _mib(peaks[MATRICES]),
                 "lipgan MiB": _mib(peaks[OURS]),
             }

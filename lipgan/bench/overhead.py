@@ -116,7 +116,7 @@ def _layer_times(seed: int, seconds: float) -> dict[str, float]:
     return interleave(_layers(seed), seconds=seconds, warmup=20)
 
 
-def run(seed: int = 0, seconds: float = 3.0) -> list[Table]:
+def run(seed: int = 0, seconds: float = 1.0) -> list[Table]:
     """The tables of the benchmark.
 
     Args:

@@ -260,11 +260,11 @@ def _times(case: tuple[str, str], seed: int, seconds: float, *, overhead: bool) 
         loop.rows.clear()
 
     runs: dict[str, Callable[[], object]] = {"loop": run_loop, "lipgan": lambda: trainer.fit(steps)}
-    times = interleave(runs, seconds=seconds, warmup=2)
+    times = interleave(runs, seconds=seconds)
     return {name: value / steps for name, value in times.items()}
 
 
-def run(seed: int = 0, seconds: float = 3.0) -> list[Table]:
+def run(seed: int = 0, seconds: float = 1.0) -> list[Table]:
     """The tables of the benchmark.
 
     Args:

@@ -292,7 +292,7 @@ def build() -> argparse.ArgumentParser:
     bench.add_argument("--plot", type=_path, metavar="DIR", help="write plots there")
     bench.add_argument("--threads", type=_whole(1), metavar="N", help="threads of torch and of the native code")
     bench.add_argument(
-        "--seconds", type=_seconds, default=3.0, metavar="S", help="time for each model (default: %(default)s)"
+        "--seconds", type=_seconds, default=1.0, metavar="S", help="time for each model (default: %(default)s)"
     )
 
     study = add(

@@ -3,8 +3,9 @@
 import argparse
 import json
 import os
-import time
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -31,22 +32,53 @@ def test_variants_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(harness, "_TURN_SECONDS", 0.0)
     calls: list[str] = []
     times = harness.interleave({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, seconds=0, warmup=1)
-    assert calls == ["a", "b", *["a", "a", "b", "b"] * 5]  # one call of a turn is not counted
+    assert calls == ["a", "b", *["a", "a", "b", "b"] * 3]  # one call of a turn is not counted
     assert set(times) == {"a", "b"}
     assert all(value >= 0 for value in times.values())
 
 
 def test_long_calls_are_not_repeated_for_their_caches(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, calls = [0.0], []
+
+    def take(name: str, seconds: float) -> None:
+        calls.append(name)
+        now[0] += seconds
+
+    monkeypatch.setattr(harness, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     monkeypatch.setattr(harness, "_TURN_SECONDS", 0.0)
-    monkeypatch.setattr(harness, "_LONG_SECONDS", 0.02)
-    calls: list[str] = []
+    a = partial(take, "a", 0.01)
+    harness.interleave({"slow": partial(take, "slow", 0.2), "a": a}, seconds=0, warmup=2, rounds=2)
+    assert calls == ["slow", "a"] * 2 + ["slow", "a", "a"] * 2
+    # A warm-up of a longer one is one of its turns,
+    calls.clear()
+    harness.interleave({"slow": partial(take, "slow", 2.0), "a": a}, seconds=0, warmup=2)
+    assert calls == ["slow", "a", "a", *["slow", "a", "a"] * 2, "a", "a"]
+    # and of the longest, two turns are enough, unless there is time.
+    calls.clear()
+    longest = partial(take, "slow", 4.0)
+    harness.interleave({"slow": longest, "a": a}, seconds=0, warmup=2)
+    assert calls == ["slow", "a", "a", "slow", "a", "a", *["a", "a"] * 2]
+    calls.clear()
+    harness.interleave({"slow": longest}, seconds=15, warmup=1)
+    assert calls == ["slow"] * 4
 
-    def slow() -> None:
-        calls.append("slow")
-        time.sleep(0.03)
 
-    harness.interleave({"slow": slow, "a": lambda: calls.append("a")}, seconds=0, warmup=2, rounds=2)
-    assert calls == ["slow", "a", "a", *["slow", "a", "a"] * 2]
+def test_results_are_checked_once_before_they_are_timed() -> None:
+    checked: list[dict[str, int]] = []
+    variants = {"a": lambda: 1, "b": lambda: 2}
+    harness.take_quartiles()
+    times = harness.interleave(variants, seconds=0, warmup=0, check=lambda results: checked.append(dict(results)))
+    assert checked == [{"a": 1, "b": 2}]
+    (taken,) = harness.take_quartiles()
+    assert {name: one["median"] for name, one in taken["times"].items()} == times
+    assert all(one["lower"] <= one["median"] <= one["upper"] and one["calls"] > 2 for one in taken["times"].values())
+
+    def refuse(results: dict[str, int]) -> None:
+        raise AssertionError("they differ")
+
+    with pytest.raises(AssertionError, match="they differ"):
+        harness.interleave(variants, seconds=0, check=refuse)
+    assert harness.take_quartiles() == []
 
 
 def test_between_calls_comes_what_empties_the_caches(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,6 +110,15 @@ def test_peers_that_are_absent_are_shown_so(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.slow
 def test_fresh_process_keeps_the_number_of_threads() -> None:
     assert harness.in_fresh_process(torch.get_num_threads) == torch.get_num_threads()
+    harness.take_quartiles()
+    harness.in_fresh_process(harness.copy_bandwidth, 1000)
+    (taken,) = harness.take_quartiles()
+    assert taken["case"] == "copy_bandwidth(1000)"
+    assert taken["times"]["copy"]["calls"] > 2
+    with pytest.raises(ValueError, match="invalid literal"):  # the error of the process
+        harness.in_fresh_process(int, "x")
+    with pytest.raises(RuntimeError, match=r"the process of _exit\(3\) ended with status 3"):
+        harness.in_fresh_process(os._exit, 3)
 
 
 def test_table_renders_as_markdown() -> None:
@@ -140,9 +181,30 @@ def test_run_writes_tables_json_and_a_picture(tmp_path: Path, capsys: pytest.Cap
     assert (tmp_path / "plots" / "spectral-norm.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_benchmark_that_fails_keeps_none_from_running(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def wrong(**how: Any) -> list[harness.Table]:
+        raise AssertionError("they differ")
+
+    monkeypatch.setattr(bench, "BENCHMARKS", ("kid", "prdc"))
+    monkeypatch.setattr(kid, "run", wrong)
+    monkeypatch.setattr(prdc, "run", lambda **how: [harness.Table("title", ["x"], [{"x": 1}])])
+    how = {"json": tmp_path / "out.json", "plot": None, "threads": None, "seed": None, "seconds": 0.0, "device": None}
+    assert bench.main(argparse.Namespace(which="all", **how)) == 1
+    assert "AssertionError: they differ" in capsys.readouterr().err
+    saved = json.loads((tmp_path / "out.json").read_text())
+    assert [*saved["results"]] == ["prdc"]
+    assert saved["results"]["prdc"][0]["rows"] == [{"x": 1}]
+    with pytest.raises(AssertionError, match="they differ"):
+        bench.main(argparse.Namespace(which="kid", **how))
+
+
 @pytest.fixture
 def small_frechet(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(frechet, "SIZES", [4, 8])
+    monkeypatch.setattr(frechet, "SPECTRA_SIZE", 8)
+    monkeypatch.setattr(frechet, "MEMORY_SIZE", 8)
     monkeypatch.setattr(frechet, "SAMPLES", 100)
     monkeypatch.setattr(frechet, "FEW", 5)
     monkeypatch.setattr(frechet, "MATRICES", (3, 4))
