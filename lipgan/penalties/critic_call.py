@@ -6,9 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from lipgan.penalties.parts import Parts
+from lipgan.penalties.reach import reached
 
 Critic = Callable[..., Any]
 Output = int | str | Callable[[Any], Tensor] | None
@@ -34,6 +35,19 @@ class CriticCall:
         """The scores of the samples ``x``, of which the sum counts: one for each sample, or for each patch or pack."""
         samples = (x,) if self.parts is None else self.parts.arguments(x)
         return _score(self.critic(*samples, *self.args), self.output, x.shape[0])
+
+    def parameters(self) -> list[Tensor]:
+        """What the critic is trained by: the parameters that require a gradient, of the modules that it may use."""
+        found: dict[int, Tensor] = {}
+        for thing in reached(self.critic):
+            tensors = [thing] if isinstance(thing, Tensor) else thing.parameters()
+            found.update({id(p): p for p in tensors if p.requires_grad})
+        return [*found.values()]
+
+    def buffers(self) -> list[Tensor]:
+        """The buffers of the modules that the critic may use."""
+        modules = [thing for thing in reached(self.critic) if isinstance(thing, nn.Module)]
+        return list({id(b): b for module in modules for b in module.buffers()}.values())
 
 
 def _score(outcome: Any, output: Output, batch: int) -> Tensor:

@@ -130,7 +130,7 @@ def _by_engine(task: _Task) -> tuple[Tensor | None, Tensor]:
     asked = task.form, task.execution, apart, task.loss is not None
     case = None if engine == "autograd" else plans.case(call, x, *asked, autocast=True)
     if case is None and compiled:
-        raise _uncompilable("it must be a module, and its arguments plain tensors and constants")
+        raise _uncompilable("it must be a module or a function of one, and its arguments plain tensors and constants")
     outcome = None if case is None else _recorded(task, case)
     if outcome is None and apart and _coupled.get(call, x) is not None:
         raise CoupledSamples
@@ -283,7 +283,7 @@ def loss_and_penalty_in_closed_form(
 
     def by_autograd() -> plans.Outcome:
         leaf = x.detach().requires_grad_()
-        parameters = [p for p in call.critic.parameters() if p.requires_grad]  # type: ignore[attr-defined]
+        parameters = call.parameters()
         with torch.enable_grad():
             scores = call.scores(leaf)
             value = loss(scores)
@@ -344,13 +344,14 @@ def _fused(task: _Task, tape: Tape, recorder: Recorder | None = None) -> plans.O
     """The tape's: see `lipgan.penalties.tape`. The points are a leaf that requires a gradient."""
     form, differentiable = task.form, task.differentiable
     recording = recorder or nullcontext()
-    with torch.enable_grad(), EagerMathAttention(), FreshCasts(), recording, tape:
+    watch = nullcontext() if recorder is None else recorder.watch
+    with torch.enable_grad(), EagerMathAttention(), FreshCasts(), recording, tape, watch:
         scores = task.call.scores(task.x)
         output = tape.score(scores)
     if output is None:
         raise _independent()
     if recorder is not None:
-        recorder.note_norms()
+        recorder.note_critic()
     if task.apart and not (tape.samples is not None and tape.samples.apart(scores)):
         raise CoupledSamples
     value: Tensor | None = None

@@ -15,7 +15,8 @@ from lipgan.penalties.conditions import FreshCasts
 from lipgan.penalties.critic_call import Output
 from lipgan.penalties.critic_loss import CriticLoss, LossOfScores, critic_loss
 from lipgan.penalties.engines import UnsupportedCriticError
-from lipgan.penalties.repeatable import Conditions, NotRepeatable
+from lipgan.penalties.known import NotRepeatable
+from lipgan.penalties.repeatable import Conditions
 
 # Each holds the memory of a step.
 _KEPT = 4
@@ -77,6 +78,8 @@ class _Captured:
         module = _Step(step.critic, None if isinstance(step.loss, str) else step.loss)
         try:
             self._conditions = Conditions(module)
+            if self._conditions.doubt is not None:
+                raise NotRepeatable(self._conditions.doubt)
         except NotRepeatable as error:
             raise UnsupportedCriticError(f"the step cannot be captured: {error}; call critic_loss itself") from None
         self._module, self._optimizer = module, step.optimizer

@@ -207,11 +207,12 @@ def recognize(call: CriticCall, x: Tensor) -> Perceptron | None:
 
 def may_be_perceptron(call: CriticCall, x: Tensor) -> bool:
     """Whether it is worth while to look: `recognize`."""
-    return _may_be_called(call, x) and isinstance(call.critic, nn.Module) and _may_be(call.critic)
+    return _may_be_called(call, x) and _may_be(call.critic)
 
 
 def _may_be_called(call: CriticCall, x: Tensor) -> bool:
-    return x.device.type in ("cpu", "cuda") and not call.args and call.output is None and call.parts is None
+    plain = not call.args and call.output is None and call.parts is None
+    return x.device.type in ("cpu", "cuda") and plain and isinstance(call.critic, nn.Module)
 
 
 def _may_be(critic: Any) -> bool:
@@ -230,8 +231,9 @@ def _recorded(asked: Case, call: CriticCall, x: Tensor) -> _Chain | None:
     undo = Undo(leaf)
     undo.keep_random_state()
     try:
-        with torch.enable_grad(), recorder:
+        with torch.enable_grad(), recorder, recorder.watch:
             scores = call.critic(leaf)
+        recorder.note_critic()
     except Unrepeatable:
         return None
     finally:

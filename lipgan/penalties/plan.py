@@ -22,6 +22,7 @@ from lipgan.nn.spectral_norm_group import SpectralNormGroup
 from lipgan.ops.gradient_penalty import undispatched as _penalty
 from lipgan.penalties.mode import Mode
 from lipgan.penalties.undo import changed, changed_arguments, is_random, mutates, tensors_of
+from lipgan.penalties.watch import Watch
 
 aten = torch.ops.aten
 
@@ -68,9 +69,11 @@ class Recorder(Mode):  # type: ignore[no-untyped-call]
         inputs: tensors that a later run is given anew.
         changing: those among them that may be changed in place, as buffers are.
         groups: of spectral norms, whose hooks run with the critic.
+        watch: of the lines of the critic, which is to be entered around it.
         rehearsal: whether to stop with `Unrepeatable` before anything is changed that would have to be undone.
 
     Attributes:
+        watch: the same.
         inputs: the first.
         received: what `stage` was given in the place of what a run waits for.
         coarsest: floating-point dtype of a result.
@@ -84,9 +87,11 @@ class Recorder(Mode):  # type: ignore[no-untyped-call]
         changing: Sequence[Tensor] = (),
         groups: Sequence[SpectralNormGroup] = (),
         *,
+        watch: Watch,
         rehearsal: bool = False,
     ) -> None:
         super().__init__()
+        self.watch = watch
         self._rehearsal = rehearsal
         self._owner = object()
         allowed = {id(tensor) for tensor in changing}
@@ -176,8 +181,9 @@ class Recorder(Mode):  # type: ignore[no-untyped-call]
         kept = mutates(func) or is_random(func) or bool(changed(func, args, kwargs))
         self.steps.append(Step(func, inputs, named, noted(result), kept, _is_transpose(func, args)))
 
-    def note_norms(self) -> None:
-        """The critic has run: its groups know the norms of its weights."""
+    def note_critic(self) -> None:
+        """The critic has run: it is known which of its lines did, and its groups know the norms of its weights."""
+        self.refusal = self.refusal or self.watch.refusal
         self.norms = [(group, group.last_sigmas) for group, _ in self.norms]
 
     def stage(self, scores: Tensor, by_score: Tensor | None) -> None:

@@ -1,8 +1,9 @@
 """Which plans there are of a critic, and when one is made.
 
-A plan stands for the tape where four things hold: the critic is a module whose code does the same at every call, as
-`repeatable` has shown; what that depends on is as it was (`Conditions`, compared at every call); so are the samples,
-the other arguments and the settings of the process (`case`); and the operations can be run again (`plan`).
+A plan stands for the tape where four things hold: the critic is a module, or a function of one, whose code does the
+same at every call, as `repeatable` has shown; what that depends on is as it was (`Conditions`, compared at every call);
+so are the samples, the other arguments and the settings of the process (`case`); and the operations can be run again
+(`plan`).
 
 A penalty is computed by the tape at first. When the same is asked for a second time it is recorded on the way, and when
 it is to be compiled at once. For a critic that changes all the time, or that cannot be recorded, this is tried again at
@@ -25,9 +26,11 @@ from torch import Tensor, nn
 from lipgan.nn.spectral_norm_group import SpectralNormGroup
 from lipgan.ops._backend import is_plain
 from lipgan.penalties.conditions import WithoutAutocast
-from lipgan.penalties.critic_call import CriticCall
+from lipgan.penalties.critic_call import Critic, CriticCall
+from lipgan.penalties.known import NotRepeatable
 from lipgan.penalties.plan import Program, Recorder
-from lipgan.penalties.repeatable import Conditions, NotRepeatable
+from lipgan.penalties.reach import form, owner
+from lipgan.penalties.repeatable import Conditions
 from lipgan.penalties.undo import Undo
 
 # Of one critic: enough for the batch sizes and states that a training program goes through.
@@ -131,21 +134,23 @@ class Case:
     """What is asked for, so that it can be recognized.
 
     Args:
-        critic: a module.
+        critic: a module, or a function.
+        owner: a module, with which what is kept goes: the critic, or one that the function uses.
         tensors: the samples, and the tensors among the critic's arguments.
         key: what else the operations depend on.
     """
 
-    def __init__(self, critic: nn.Module, tensors: list[Tensor], key: Hashable) -> None:
-        self._critic, self._tensors, self._key = critic, tensors, key
+    def __init__(self, critic: Critic, owner: nn.Module, tensors: list[Tensor], key: Hashable) -> None:
+        self._critic, self._owner, self._tensors, self._key = critic, owner, tensors, key
         self._conditions: Conditions | None = None
+        self._held: list[Tensor] = []
         self._reason: str | None = None
 
     def find(self) -> tuple[Any, list[Tensor]] | None:
         """What was kept, if its conditions hold, with the inputs as they are now; or None, which is counted."""
-        known = _known.get(self._critic)
+        known = _known.get(self._owner)
         if known is None:
-            known = _known[self._critic] = _OfOneCritic()
+            known = _known[self._owner] = _OfOneCritic()
         for conditions, kept in known.kept.get(self._key, ()):
             held = conditions.holds(self._critic)
             if held is not None:
@@ -159,7 +164,7 @@ class Case:
 
     def is_due(self, *, at_once: bool = False) -> bool:
         """Whether it is worth while to record, for all that is known: `begin`."""
-        misses = _known[self._critic].misses.get(self._key, 0)
+        misses = _known[self._owner].misses.get(self._key, 0)
         return misses & (misses - 1) == 0 and misses >= 2 - at_once
 
     def begin(
@@ -182,21 +187,31 @@ class Case:
         except NotRepeatable as error:
             self._reason = str(error)
             return None
+        if rehearsal and self._conditions.doubt is not None:
+            self._reason = self._conditions.doubt
+            return None
         held = self._conditions.holds(self._critic)
         if held is None:
             self._reason = "there are hooks on all modules"
             return None
-        inputs, changing = [leaf, *self._tensors[1:], *held], [*self._critic.buffers()]
-        return Recorder(inputs, changing, self._conditions.groups, rehearsal=rehearsal)
+        if any(argument is tensor for argument in self._tensors[1:] for tensor in held):
+            self._reason = "an argument is a tensor of the critic"  # and need not be at the next call
+            return None
+        self._held = held
+        inputs, conditions = [leaf, *self._tensors[1:], *held], self._conditions
+        return Recorder(inputs, conditions.buffers, conditions.groups, watch=conditions.watch(), rehearsal=rehearsal)
 
     def keep(self, recorder: Recorder, found: Any) -> None:
         """Remember what was found by a recording, unless the critic has changed meanwhile."""
         conditions = self._conditions
         assert conditions is not None
-        if recorder.refusal is None and conditions.holds(self._critic) is None:
-            recorder.refusal = "the critic changes as it runs"
         if recorder.refusal is None:
-            kept = _known[self._critic].kept.setdefault(self._key, [])
+            held = conditions.holds(self._critic)
+            if held is None or any(one is not other for one, other in zip(self._held, held, strict=True)):
+                recorder.refusal = "the critic changes as it runs"
+        conditions.close()
+        if recorder.refusal is None:
+            kept = _known[self._owner].kept.setdefault(self._key, [])
             kept.insert(0, (conditions, found))
             del kept[_KEPT:]
 
@@ -286,7 +301,8 @@ def case(call: CriticCall, x: Tensor, *asked: Hashable, autocast: bool = False) 
         asked: what else decides what is computed.
         autocast: whether it can be served under autocast.
     """
-    if not isinstance(call.critic, nn.Module) or callable(call.output) or not is_plain((x,)):
+    module = owner(call.critic)
+    if module is None or callable(call.output) or not is_plain((x,)):
         return None
     narrow = _autocast_dtype(x.device.type)
     if (narrow is not None and not autocast) or torch._C._len_torch_function_stack():
@@ -295,19 +311,19 @@ def case(call: CriticCall, x: Tensor, *asked: Hashable, autocast: bool = False) 
         return None
     if torch._C._functorch.peek_interpreter_stack() is not None:
         return None
-    tensors, kinds = [x], [_kind(x)]
+    tensors, kinds = [x], [form(call.critic), _kind(x)]
     for argument in call.args:
         if isinstance(argument, Tensor):
             if argument.requires_grad or not is_plain((argument,)) or argument.layout != torch.strided:
                 return None
+            kinds.append((_kind(argument), next((k for k, t in enumerate(tensors) if t is argument), None)))
             tensors.append(argument)
-            kinds.append(_kind(argument))
         elif argument is None or type(argument) in (bool, int, float, str):
             kinds.append((type(argument), argument))
         else:
             return None
     around = torch.get_default_dtype(), torch.are_deterministic_algorithms_enabled(), call.output, call.parts, narrow
-    return Case(call.critic, tensors, (asked, around, *kinds))
+    return Case(call.critic, module, tensors, (asked, around, *kinds))
 
 
 def _autocast_dtype(kind: str) -> torch.dtype | None:
@@ -333,7 +349,7 @@ class State:
     def __init__(self, call: CriticCall, x: Tensor) -> None:
         self._undo = Undo(x)
         self._undo.keep_random_state()
-        for buffer in call.critic.buffers():  # type: ignore[attr-defined]
+        for buffer in call.buffers():
             self._undo.keep(buffer)
 
     def restore(self) -> None:
@@ -368,7 +384,7 @@ def compare(ours: Outcome, tapes: Outcome, call: CriticCall, *, reordered: torch
         reordered: where one may add in another order, the coarsest dtype that it rounds to: gradients that are zero
             but for rounding differ then.
     """
-    leaves = [p for p in call.critic.parameters() if p.requires_grad]  # type: ignore[attr-defined]
+    leaves = call.parameters()
     by_leaf = {id(leaf): grad for leaf, grad in _by_leaf(*ours[2:], leaves)}
     pairs = [("loss", ours[0], tapes[0]), ("penalty", ours[1], tapes[1])]
     for leaf, grad in _by_leaf(*tapes[2:], leaves):
@@ -380,7 +396,8 @@ def compare(ours: Outcome, tapes: Outcome, call: CriticCall, *, reordered: torch
         like = one if other is None else other
         if like is not None and not _agree(one, other, like, reordered, largest):
             by = f"a plan's up to {_size(one):.3g}, the tape's up to {_size(other):.3g}"
-            raise RuntimeError(f"{what} of {type(call.critic).__name__} differs: {by}")
+            name = getattr(call.critic, "__qualname__", type(call.critic).__name__)
+            raise RuntimeError(f"{what} of {name} differs: {by}")
 
 
 def _size(tensor: Tensor | None) -> float:

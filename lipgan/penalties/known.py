@@ -1,0 +1,165 @@
+"""What is known of the things that a critic's code may use: constants, functions of PyTorch, its layers."""
+
+from __future__ import annotations
+
+import enum
+import math
+import types
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils.spectral_norm import SpectralNorm as SpectralNormHook
+from torch.nn.utils.weight_norm import WeightNorm as WeightNormHook
+
+from lipgan.nn.spectral_norm import Parametrizations, SpectralNorm
+from lipgan.nn.spectral_norm_group import SpectralNormGroup
+
+
+class NotRepeatable(Exception):
+    """The code of a critic cannot be shown to do the same at every call."""
+
+
+# Whose values never change, and compare by their values.
+CONSTANTS = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device, torch.memory_format, type(...))
+
+BUILTINS = {
+    *("abs", "all", "any", "bool", "callable", "dict", "divmod", "enumerate", "float", "int", "isinstance"),
+    *("issubclass", "len", "list", "map", "max", "min", "pow", "range", "reversed", "round", "set", "slice", "sorted"),
+    *("str", "sum", "super", "tuple", "type", "zip", "AssertionError", "AttributeError", "IndexError", "KeyError"),
+    *("NotImplementedError", "RuntimeError", "TypeError", "ValueError"),
+}
+
+# Number of things in a list or dict that code may use.
+LARGEST = 256
+
+# Attributes of a tensor by which its numbers leave it, or by which it is changed unseen; and what functions consist of.
+HIDING = {
+    *("item", "tolist", "numpy", "data", "data_ptr", "storage", "untyped_storage", "apply_", "map_", "map2_", "set_"),
+    *("grad", "grad_fn", "_version", "_base", "register_hook", "requires_grad_", "retain_grad", "backward", "is_leaf"),
+    *("__dict__", "__class__", "__array__", "__setattr__", "share_memory_", "_make_subclass", "as_subclass"),
+    *("__code__", "__closure__", "__globals__", "__defaults__", "__kwdefaults__", "__wrapped__", "__func__"),
+}
+
+# What a module may be asked for while it runs.
+OF_MODULES = {"children", "modules", "named_children", "named_modules", "named_parameters", "parameters", "forward"}
+OF_MODULES |= {"buffers", "named_buffers", "get_submodule", "get_parameter", "get_buffer", "training"}
+# Methods of tensors as well. What they change of a module is compared.
+OF_MODULES |= {"to", "type", "float", "double", "half", "bfloat16"}
+
+# Methods that no forward pass calls by an operator or a statement.
+UNCALLED = {"__init__", "__repr__", "__str__", "__setstate__", "__getstate__", "__reduce__", "__del__", "__dir__"}
+UNCALLED |= {"__deepcopy__", "__copy__", "__new__", "__setattr__", "__delattr__"}
+
+# Classes of tensors whose operations are PyTorch's.
+TENSORS = {Tensor, nn.Parameter}
+
+NAMESPACES = {torch, torch.nn, torch.nn.functional, torch.fft, torch.linalg, torch.special, torch.compiler, math}
+NAMESPACES |= {torch.autograd, torch.autograd.profiler, warnings}
+# Modules of functions that are written in Python, and of those that are not.
+_TRUSTED = {"torch.functional", "torch.nn.functional", "torch._jit_internal", "warnings"}
+_COMPILED = {"math", "torch", "torch._C._nn", "torch._C._special", "torch._C._fft", "torch._C._linalg", "_warnings"}
+# Settings of the process that are compared, or that the engines make.
+_SETTINGS = {"is_grad_enabled", "is_inference_mode_enabled", "is_autocast_enabled", "get_default_dtype"}
+_CONTEXTS = {torch.no_grad, torch.enable_grad, torch.Tensor, torch.Size, torch.autograd.profiler.record_function}
+_CONTEXTS |= {warnings.catch_warnings}
+
+# Layers of PyTorch whose code does more than compute: parts of other processes, parameters that come late.
+REFUSED_CLASSES = (nn.SyncBatchNorm, nn.modules.lazy.LazyModuleMixin)
+
+# What makes a weight of others: as read, they compute from their attributes and tensors alone.
+PARAMETRIZATIONS = {
+    *(SpectralNorm, Parametrizations, parametrize.ParametrizationList),
+    *(parametrizations._SpectralNorm, parametrizations._WeightNorm),
+}
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_HOOKS_OF_GROUPS = {SpectralNormGroup._before, SpectralNormGroup._after}
+# The older form of a parametrization: a hook that makes a weight before its module runs, and leaves it in the module.
+WEIGHT_HOOKS = (SpectralNormHook, WeightNormHook)
+
+CONTAINERS = {*HOOKS, "_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "_is_full_backward_hook"}
+CONTAINERS |= {"_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks"}
+CONTAINERS |= {"_load_state_dict_post_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"}
+CONTAINERS |= {"_forward_pre_hooks_with_kwargs", "_compiled_call_impl"}
+
+
+def is_constant(value: Any) -> bool:
+    """Whether a value never changes, and compares by its value."""
+    if type(value) is tuple or type(value) is torch.Size or type(value) is frozenset:
+        return all(map(is_constant, value))
+    return type(value) in CONSTANTS
+
+
+def is_fixed(value: Any) -> bool:
+    """Whether an object never changes, other than a constant: numbers of NumPy, members of an enumeration."""
+    return isinstance(value, (np.number, np.bool_)) or (isinstance(value, enum.Enum) and is_constant(value.value))
+
+
+def as_tuples(value: Any) -> Any:
+    """Lists, and lists in them, as tuples."""
+    return tuple(map(as_tuples, value)) if type(value) in (list, tuple) else value
+
+
+def alike(one: Any, other: Any) -> bool:
+    """Whether two constants, or lists of constants, are equal and of the same types: 1 == 1.0 == True."""
+    if type(one) is not type(other):
+        return False
+    if type(one) in (list, tuple, torch.Size):
+        return len(one) == len(other) and all(map(alike, one, other))
+    return bool(one == other)
+
+
+def is_trusted(value: Any) -> bool:
+    """Whether an object of PyTorch, or of ``math``, computes from its arguments alone."""
+    if isinstance(value, types.BuiltinFunctionType):
+        if value.__module__ not in _COMPILED or value.__name__ in ("from_numpy", "frombuffer", "from_file"):
+            return False
+        # Beside its operations the module torch has the settings of the process.
+        return value.__self__ is not torch._C or value.__name__ in _SETTINGS
+    if isinstance(value, types.FunctionType):
+        return value.__module__ in _TRUSTED or value is torch.compiler.is_compiling
+    if isinstance(value, type):
+        return value in _CONTEXTS or is_class_of_torch(value) or (issubclass(value, Warning))
+    return is_constant(value) or isinstance(value, np.ufunc)
+
+
+def is_class_of_torch(cls: type) -> bool:
+    """Whether a class is one of PyTorch's layers."""
+    return issubclass(cls, nn.Module) and is_of_torch(cls)
+
+
+def is_record(cls: type) -> bool:
+    """Whether a class is a named tuple, and no more than that."""
+    if cls.__bases__ != (tuple,) or not hasattr(cls, "_fields"):
+        return False
+    made = {"__new__", "__repr__", "_replace", "__replace__", "_asdict", "__getnewargs__"}
+    return all(name in made or not isinstance(value, types.FunctionType) for name, value in cls.__dict__.items())
+
+
+def is_parametrized(cls: type) -> bool:
+    """Whether `torch.nn.utils.parametrize` has made the class for one module."""
+    return cls.__module__ == parametrize.__name__ and cls not in PARAMETRIZATIONS
+
+
+def is_foreign_hook(hook: Any) -> bool:
+    """Whether a hook is another than those that make weights."""
+    return getattr(hook, "__func__", None) not in _HOOKS_OF_GROUPS and type(hook) not in WEIGHT_HOOKS
+
+
+def made_by_hooks(module: nn.Module) -> set[str]:
+    """The attributes that hooks make before the module runs."""
+    return {str(getattr(hook, "name", "")) for hook in module._forward_pre_hooks.values() if type(hook) in WEIGHT_HOOKS}
+
+
+def is_of_torch(cls: type) -> bool:
+    """Whether a class is written in PyTorch's modules of layers."""
+    return cls.__module__.startswith("torch.nn.modules.")
+
+
+def is_layer(cls: type) -> bool:
+    """Whether code of PyTorch reads the attributes of such a module."""
+    return any(map(is_of_torch, cls.__mro__[: cls.__mro__.index(nn.Module)]))
