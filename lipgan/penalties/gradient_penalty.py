@@ -109,7 +109,7 @@ def gradient_penalty(
             can follow the critic (:func:`explain` tells), else "autograd", and for modules with recurrent layers on a
             CPU "autograd" unless there is a plan, which is faster. Tensors of a subclass that only carries something
             along, such as MONAI's MetaTensor, reach the critic as plain tensors, except with "autograd".
-        compile: True has the plan compiled by torch.compile when it is first asked for, which takes half a minute or
+        compile: True has the plan compiled by Inductor when it is first asked for, which takes half a minute or
             more, and pays for large critics with smooth activations or normalization. What is compiled runs once from
             the same state as the tape, and is used if it computes the same but for rounding; a draw is that of an eager
             call. A perceptron that has a closed form takes it. "cudagraph" has the plan captured in CUDA graphs

@@ -12,14 +12,16 @@ from __future__ import annotations
 
 import functools
 import math
+import operator
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from lipgan.nn.spectral_norm_group import SpectralNormGroup
 from lipgan.ops.gradient_penalty import undispatched as _penalty
+from lipgan.penalties.compiled import Compiled
 from lipgan.penalties.mode import Mode
 from lipgan.penalties.undo import changed, changed_arguments, is_random, mutates, tensors_of
 from lipgan.penalties.watch import Watch
@@ -205,7 +207,7 @@ class Recorder(Mode):  # type: ignore[no-untyped-call]
         """The steps as a generator function of the inputs; None if there can be none, with the reason in `refusal`.
 
         Args:
-            compile: whether by torch.compile; "cudagraph": captured as well.
+            compile: whether by a compiler; "cudagraph": captured as well.
         """
         slots: list[Slot | None] = []
         for tensor in results:
@@ -358,20 +360,23 @@ class _Code:
         Args:
             captured: whether in CUDA graphs, whose results are overwritten by the next run.
         """
-        # The same random numbers as those of the operations that were recorded, and the same half-precision numbers.
-        options: dict[str, Any] = {"fallback_random": True, "emulate_precision_casts": True}
-        if captured:
-            options["triton.cudagraphs"] = True
 
-        def compiled(steps: Sequence[Step | Stage], arguments: list[Slot], results: Sequence[Slot | None]) -> Any:
-            lines = [self._line(step, step.func) for step in steps if isinstance(step, Step)]
-            function = self._function(arguments, [*lines, f"return {_tuple(results)}"])
-            return _with_versions(
-                torch.compile(function, fullgraph=True, dynamic=False, options=options),
-                [k for k, slot in enumerate(arguments) if slot in unseen],
+        def compiled(
+            steps: Sequence[Step | Stage], arguments: list[Slot], results: Sequence[Slot | None]
+        ) -> Callable[..., Any]:
+            operations = [step for step in steps if isinstance(step, Step)]
+            constants = [slot for slot in self._constants if any(slot in _operands(step) for step in operations)]
+            given = [*constants, *arguments]
+            changed, unseen = _changes(operations)
+            function = Compiled(
+                _graph(operations, given, results),
+                changing=[place for place, slot in enumerate(given) if slot in changed],
+                unseen=[place for place, slot in enumerate(given) if slot in unseen],
+                captured=captured,
             )
-
-        unseen = {slot for step in self._steps if isinstance(step, Step) for slot in _changed_unseen(step)}
+            return (
+                functools.partial(function, *(self._constants[slot] for slot in constants)) if constants else function
+            )
 
         def own(results: tuple[Tensor | None, ...]) -> tuple[Any, ...]:
             return tuple(None if t is None else t.clone() for t in results) if captured else results
@@ -443,27 +448,42 @@ class _Code:
             return name
 
 
-def _changed_unseen(step: Step) -> list[Slot]:
-    """What an operation changes though its schema says nothing of it: autograd does not count such a change."""
-    return [] if mutates(step.func) else _slots(changed_arguments(step.func, step.args, step.kwargs))
+def _changes(steps: Sequence[Step]) -> tuple[set[Slot], set[Slot]]:
+    """What is changed in place, and what of that without a word in a schema: changes that autograd does not count."""
+    source: dict[Slot, Slot] = {}  # what a view is a view of
+    changed, unseen = set[Slot](), set[Slot]()
+    for step in steps:
+        changing = {source.get(slot, slot) for slot in _slots(changed_arguments(step.func, step.args, step.kwargs))}
+        changed |= changing
+        if not mutates(step.func):
+            unseen |= changing
+        if any(result.alias_info is not None for result in step.func._schema.returns):
+            source |= {slot: source.get(own, own) for slot in _slots(step.results) for own in _operands(step)[:1]}
+    return changed, unseen
 
 
-def _with_versions(function: Callable[..., Any], places: list[int]) -> Callable[..., Any]:
-    """A function after which the arguments at some places count as unchanged for autograd.
+def _graph(steps: Sequence[Step], arguments: Sequence[Slot], results: Sequence[Slot | None]) -> fx.GraphModule:
+    """The steps as a graph of the operations."""
+    graph = fx.Graph()
+    nodes = {slot: graph.placeholder(_name(slot)) for slot in arguments}
 
-    Compiled code changes by an operation in place what the operation itself changes unseen.
-    """
-    if not places:
-        return function
+    def read(item: Any) -> Any:
+        if isinstance(item, Slot):
+            return nodes[item]
+        return [read(inner) for inner in item] if isinstance(item, list) else item
 
-    def run(*arguments: Tensor) -> Any:
-        kept = [arguments[place] for place in places]
-        versions = [tensor._version for tensor in kept]
-        results = function(*arguments)
-        torch._C._autograd._unsafe_set_version_counter(tuple(kept), tuple(versions))
-        return results
+    def note(item: Any, node: fx.Node) -> None:
+        if isinstance(item, Slot):
+            nodes[item] = node
+        for place, inner in enumerate(item if isinstance(item, list) else ()):
+            if _slots(inner):
+                note(inner, graph.call_function(operator.getitem, (node, place)))
 
-    return run
+    for step in steps:
+        inputs = tuple(map(read, step.args)), {name: read(item) for name, item in step.kwargs.items()}
+        note(step.results, graph.call_function(step.func, *inputs))
+    graph.output(tuple(None if slot is None else nodes[slot] for slot in results))
+    return fx.GraphModule({}, graph)
 
 
 def _name(slot: Slot) -> str:
