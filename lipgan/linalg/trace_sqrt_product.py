@@ -29,10 +29,10 @@ METHODS = ("auto", "cholesky", "eigh", "svd", "polar")
 # "auto" takes the eigenvalues where a bound on their error is below this share of the trace. The bound that the
 # eigenvalues alone give is tried first, and with the second share where the smallest eigenvalue stands clear of the
 # rounding of the largest: the bound that a factor of the Gram matrix gives was then a thousandth of it and less.
-_ACCEPTED, _ACCEPTED_RESOLVED = 1e-9, 1e-6
-_CLEAR = 16  # times the bound on the error of an eigenvalue
+ACCEPTED, ACCEPTED_RESOLVED = 1e-9, 1e-6
+CLEAR = 16  # times the bound on the error of an eigenvalue
 _SHARE = 0.5  # of the smallest eigenvalue, that rounding may take for its effect to be one of first order
-_GRADED = 16  # times an entry of the diagonal, that a later one may be before the matrix is put in order
+GRADED = 16  # times an entry of the diagonal, that a later one may be before the matrix is put in order
 _SMALL = 256  # rows of a matrix up to which its singular values take no time that counts
 _SAFETY = 8  # times the noise that two computations of the same eigenvalues show
 _INVERSE_BLOCK = 256  # rows of a triangular matrix that is inverted by substitution
@@ -109,7 +109,7 @@ class _TraceResult:
 
     @property
     def accepted(self) -> bool:
-        return self.bound <= (_ACCEPTED_RESOLVED if self.resolved else _ACCEPTED) * self.trace
+        return self.bound <= (ACCEPTED_RESOLVED if self.resolved else ACCEPTED) * self.trace
 
 
 def _by_eigenvalues(pair: _Pair, k: int, route: str, sharp: bool) -> _TraceResult:
@@ -146,7 +146,7 @@ def _by_eigenvalues(pair: _Pair, k: int, route: str, sharp: bool) -> _TraceResul
             gradient_factors[k] = torch.linalg.solve_triangular(factor.matrix.mT, kept * roots_kept.sqrt(), upper=True)
         elif pair.wanted[k]:
             gradient_factors[k] = pair.covariance(j) @ (factor.matrix @ (kept * roots_kept.pow(-1.5)))
-    resolved = factor.rank == factor.matrix.shape[0] and float(values[0]) > _CLEAR * error
+    resolved = factor.rank == factor.matrix.shape[0] and float(values[0]) > CLEAR * error
     result = _TraceResult(
         route,
         trace,
@@ -187,7 +187,7 @@ def _again(gram: Tensor, sizes: Tensor, roots: Tensor) -> tuple[float, float] | 
         return None
     n = len(roots)
     scale, inverse = gram.diagonal().maximum(sizes), _diagonal_of_inverse(factor)
-    bound = _first_order(float((scale * inverse.sqrt()).sum()), float((scale * inverse).sum()), _noise(n))
+    bound = first_order(float((scale * inverse.sqrt()).sum()), float((scale * inverse).sum()), _noise(n))
     if bound == math.inf:
         return None
     if n <= _SMALL:
@@ -220,7 +220,7 @@ def _gram_of_triangular(factor: Tensor) -> Tensor:
     return result
 
 
-def _first_order(slope: float, share: float, noise: float) -> float:
+def first_order(slope: float, share: float, noise: float) -> float:
     """``noise slope / 2``, widened for the second order; inf where ``noise share`` of the matrix is not small."""
     if not noise * share <= _SHARE:
         return math.inf
@@ -275,7 +275,7 @@ def _in_descending_order(gram: Tensor) -> tuple[Tensor, Tensor | None]:
     that is nearly in that order is left as it is, with None.
     """
     diagonal = gram.diagonal()
-    if bool((diagonal <= _GRADED * diagonal.cummin(0).values).all()):
+    if bool((diagonal <= GRADED * diagonal.cummin(0).values).all()):
         return gram, None
     order = diagonal.argsort(descending=True)
     whole = gram.tril() + gram.tril(-1).mT
@@ -366,9 +366,9 @@ def _factor_error(pair: _Pair, k: int) -> tuple[float, float]:
         diagonal, other = pair.covariance(k).diagonal(), pair.covariance(1 - k).diagonal().clamp_min(0)
         inverse = _diagonal_of_inverse(factor.matrix)
         slope, share = float((diagonal * (inverse * other).sqrt()).sum()), float((diagonal * inverse).sum())
-        bound = min(bound, _first_order(slope, share, _noise(len(diagonal))))
+        bound = min(bound, first_order(slope, share, _noise(len(diagonal))))
     elif math.isfinite(factor.inverse):
-        bound = min(bound, _first_order(math.sqrt(factor.inverse * other_trace), factor.inverse, factor.error))
+        bound = min(bound, first_order(math.sqrt(factor.inverse * other_trace), factor.inverse, factor.error))
     return bound, 0.0
 
 

@@ -19,9 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lipgan._checks import check_choice, check_finite
+from lipgan._checks import check_choice, check_finite, tolerance
 from lipgan.linalg import nuclear_norm
 from lipgan.linalg.covariance_factor import Factor, Rounding
+from lipgan.linalg.small_covariances import SMALL, small_trace
 from lipgan.linalg.trace_sqrt_product import trace_sqrt_product_info
 from lipgan.metrics._inputs import Array, as_covariance, as_factor, as_mean, as_real_tensor
 from lipgan.metrics.feature_stats import FeatureStats
@@ -111,6 +112,94 @@ def _distance(first: _Side, second: _Side, method: str, bounded: bool) -> tuple[
     )
 
 
+# ---- few features ----
+
+# Of the sum of the squares of a covariance, such that no product leaves float64, without a scale.
+_SMALLEST, _LARGEST = 2.0**-_ORDINARY, 2.0**_ORDINARY
+_DOUBLE, _FLOAT = np.dtype(np.float64), np.dtype(np.float32)
+
+
+def _small_distance(
+    arguments: tuple[Array, Array, Array, Array], bounded: bool
+) -> tuple[float, FrechetInfo | None] | None:
+    """The distance of few features, and its info if ``bounded``; None where something is not ordinary.
+
+    Ordinary are finite numbers that need no scale, without gradient and on the CPU, and covariances of full rank. The
+    general way has the errors of what is not.
+    """
+    kind = type(arguments[0])
+    if kind is Tensor and not torch.compiler.is_compiling():
+        try:
+            arrays = [value.numpy() for value in arguments]  # type: ignore[union-attr]
+        except (AttributeError, RuntimeError, TypeError):  # an array beside tensors, a gradient, a GPU, a half type
+            return None
+    elif kind is np.ndarray:
+        arrays = list(arguments)
+    else:
+        return None
+    for k, value in enumerate(arrays):
+        # Not a subclass: masked arrays are refused.
+        if type(value) is not np.ndarray or type(arguments[k]) is not kind:
+            return None
+        if value.dtype != _DOUBLE:
+            if value.dtype != _FLOAT:
+                return None
+            arrays[k] = value.astype(_DOUBLE)
+    mean1, s1, mean2, s2 = arrays
+    shape = mean1.shape
+    if len(shape) != 1 or not 0 < shape[0] <= SMALL or mean2.shape != shape:
+        return None
+    d = shape[0]
+    if s1.shape != (d, d) or s2.shape != (d, d):
+        return None
+    # NaN and infinity show in these sums of squares, and so does what would need a scale.
+    with np.errstate(over="ignore", invalid="ignore"):
+        difference = mean1 - mean2
+        squared, size1, size2 = float(difference.dot(difference)), np.vdot(s1, s1), np.vdot(s2, s2)
+    if not (squared < _LARGEST and _SMALLEST < size1 < _LARGEST and _SMALLEST < size2 < _LARGEST):
+        return None
+    first, second = _symmetric(s1, size1), _symmetric(s2, size2)
+    if first is None or second is None:
+        return None
+    if _first_is_smaller(first, second):
+        first, second = second, first
+    found = small_trace(first, second, bounded=bounded)
+    if found is None:
+        return None
+    trace, bound = found
+    terms = squared + sum(first.diagonal().tolist()) + sum(second.diagonal().tolist())
+    distance = max(0.0, terms - 2 * trace)
+    if not bounded:
+        return distance, None
+    error = 2 * bound + 4 * math.sqrt(d) * EPS * terms
+    return distance, FrechetInfo("cholesky", 0, error, (d, d), 0.0)
+
+
+def _as_scalar(value: float) -> Tensor:
+    return torch.scalar_tensor(value, dtype=torch.float64, device="cpu")
+
+
+def _symmetric(s: np.ndarray[Any, Any], size: float) -> np.ndarray[Any, Any] | None:
+    """``s`` made exactly symmetric; None where it may not be so up to rounding. ``size`` is the sum of its squares."""
+    if s.tobytes() == s.T.tobytes():
+        return s
+    difference = (s - s.T).ravel()
+    # No entry is larger than the Frobenius norm, and none of s is as small as that over d if it is the largest.
+    if not difference.dot(difference) <= (tolerance(torch.float64) / len(s)) ** 2 * size:
+        return None
+    symmetric: np.ndarray[Any, Any] = 0.5 * (s + s.T)
+    return symmetric
+
+
+def _first_is_smaller(s1: np.ndarray[Any, Any], s2: np.ndarray[Any, Any]) -> bool:
+    """Whether `_in_order` would swap them."""
+    for difference in (s1.diagonal() - s2.diagonal(), (s1 - s2).ravel()):
+        largest = difference[abs(difference).argmax()]
+        if largest != 0:
+            return bool(largest < 0)
+    return False
+
+
 def _exponent(*values: Tensor) -> float:
     """About the binary logarithm of the largest magnitude."""
     largest = max(float(value.detach().abs().amax()) for value in values)
@@ -184,6 +273,12 @@ def frechet_distance(
         >>> frechet_distance(torch.zeros(2), one, torch.ones(2), 4 * one)
         tensor(4., dtype=torch.float64)
     """
+    if method == "auto" and factor1 is None and factor2 is None:
+        small = _small_distance((mu1, sigma1, mu2, sigma2), return_info)
+        if small is not None:
+            tensor = isinstance(mu1, Tensor)
+            value: Any = _as_scalar(small[0]) if tensor else np.float64(small[0])
+            return (value, small[1]) if return_info else value
     arguments = {"mu1": mu1, "sigma1": sigma1, "mu2": mu2, "sigma2": sigma2, "factor1": factor1, "factor2": factor2}
     given = {name: value for name, value in arguments.items() if value is not None}
     tensors = [name for name, value in given.items() if isinstance(value, Tensor)]
@@ -377,6 +472,9 @@ class FrechetDistance(Metric):
                 raise ValueError(f"the {name} side needs at least 2 samples, got {count}")
             sides.append(stats)
         real, fake = sides
+        small = _small_distance((real.mean, real.cov, fake.mean, fake.cov), False)
+        if small is not None:
+            return _as_scalar(small[0])
         first = _Side(real.mean, real.cov, real.factor, "the real covariance")
         second = _Side(fake.mean.to(first.mean), fake.cov.to(first.mean), None, "the generated covariance")
         return _distance(first, second, "auto", False)[0]

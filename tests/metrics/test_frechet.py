@@ -23,6 +23,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import lipgan
 from lipgan.linalg.covariance_factor import factorize
+from lipgan.linalg.small_covariances import SMALL
 from lipgan.metrics import (
     FeatureStats,
     FrechetDistance,
@@ -170,6 +171,82 @@ def test_condition_1e16_within_the_bound() -> None:
         value, info = frechet_distance(mean, decay.diag(), mean, second.diag(), return_info=True)
         assert abs(float(value) - truth) <= info.error_bound
         assert info.error_bound <= 1e-6 * float((decay + second).sum())
+
+
+# ---- few features, by a shorter way ----
+
+
+def features(d: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Statistics of correlated features, as on the CPU: nothing shorter is there for a GPU."""
+    x, y = randn(4 * d + 8, d), randn(3 * d + 9, d, seed=1) @ randn(d, d, seed=2)
+    sides = [(x.mean(0), x.T.cov().reshape(d, d)), (y.mean(0), y.T.cov().reshape(d, d))]
+    return tuple(value.cpu() for side in sides for value in side)  # type: ignore[return-value]
+
+
+def in_general(*statistics: Any) -> tuple[Any, FrechetInfo]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(frechet, "_small_distance", lambda *_: None)
+        result: tuple[Any, FrechetInfo] = frechet_distance(*statistics, return_info=True)
+    return result
+
+
+@pytest.mark.parametrize("graded", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("d", [1, 2, 3, 16, 64, 65, 96])
+def test_few_features_as_many(d: int, dtype: torch.dtype, graded: bool) -> None:
+    mean1, cov1, mean2, cov2 = features(d)
+    sizes = torch.linspace(-2, 2, d, dtype=torch.float64, device="cpu").exp() if graded else torch.ones(d, device="cpu")
+    statistics = [x.to(dtype) for x in (mean1, cov1 * torch.outer(sizes, sizes), mean2, cov2)]
+    small = frechet._small_distance(tuple(statistics), True)  # type: ignore[arg-type]
+    assert small is not None, "it is to be served"
+    value, info = frechet_distance(*statistics, return_info=True)
+    expected, bound = in_general(*statistics)
+    assert float(value) == small[0]
+    assert info == small[1]
+    assert (info.route, info.rank, info.clipped) == (bound.route, bound.rank, bound.clipped)
+    assert abs(float(value) - float(expected)) <= info.error_bound + bound.error_bound
+    assert info.error_bound == pytest.approx(bound.error_bound, rel=0.2 if graded else 0.03)
+    assert float(frechet_distance(*statistics)) == float(value)
+    assert float(frechet_distance(*statistics[2:], *statistics[:2])) == float(value)
+    arrays = [x.numpy() for x in statistics]
+    assert frechet_distance(*arrays) == float(value)
+
+
+@pytest.mark.parametrize("where", [0, 1, 2, 3])
+@pytest.mark.parametrize("what", ["nan", "inf", "huge", "gradient", "length", "other kind", "half type"])
+def test_what_few_features_leave_to_the_general_way(where: int, what: str) -> None:
+    statistics: list[Any] = [x.clone() for x in features(3)]
+    entry = statistics[where].view(-1)[0]
+    if what in ("nan", "inf", "huge"):
+        entry.fill_({"nan": math.nan, "inf": math.inf, "huge": 1e200}[what])
+    else:
+        x = statistics[where]
+        changed = {
+            "gradient": x.clone().requires_grad_(),
+            "length": x[1:],
+            "other kind": x.numpy(),
+            "half type": x.half(),
+        }
+        statistics[where] = changed[what]
+    assert frechet._small_distance(tuple(statistics), False) is None  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("side", [1, 3])
+@pytest.mark.parametrize("what", ["asymmetric", "indefinite", "singular", "zero"])
+def test_covariances_that_few_features_leave_to_the_general_way(side: int, what: str) -> None:
+    statistics = [*features(3)]
+    cov = statistics[side].clone()
+    if what == "asymmetric":
+        cov[0, 1] += 1e-4 * cov[0, 0]
+    elif what == "indefinite":
+        cov -= 2 * torch.linalg.eigvalsh(cov)[0] * torch.eye(3, dtype=torch.float64, device="cpu")
+    else:
+        cov = torch.ones_like(cov) if what == "singular" else torch.zeros_like(cov)
+    statistics[side] = cov
+    assert frechet._small_distance(tuple(statistics), False) is None  # type: ignore[arg-type]
+    if what in ("asymmetric", "indefinite"):
+        with pytest.raises(ValueError, match=r"symmetric|semi-definite"):
+            frechet_distance(*statistics)
 
 
 @pytest.mark.parametrize("d", [2, 33])
@@ -480,7 +557,7 @@ def test_a_prepared_side_is_not_factorized(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(module, "factorize_covariance", lambda *_: pytest.fail("factorized"))
     frechet_distance(*pair.statistics, factor1=factor)
     with pytest.raises(pytest.fail.Exception):
-        frechet_distance(*pair.statistics)
+        frechet_distance(*pair.statistics, method="cholesky")
 
 
 @pytest.mark.parametrize("n", [5, 40])
@@ -670,7 +747,8 @@ def test_metric_reset(reset_real_features: bool, monkeypatch: pytest.MonkeyPatch
     real_factorize = feature_stats.factorize
     monkeypatch.setattr(feature_stats, "factorize", lambda *a, **k: factorized.append("") or real_factorize(*a, **k))
     metric = FrechetDistance(None, reset_real_features)
-    real, fake, other = randn(30, 4), randn(30, 4, seed=1), randn(30, 4, seed=2)
+    d = SMALL + 1  # fewer need no factor of one side
+    real, fake, other = (randn(3 * d, d, seed=seed) for seed in range(3))
     metric.update(real, real=True)
     metric.update(fake, real=False)
     metric.compute()
