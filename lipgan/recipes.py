@@ -409,6 +409,8 @@ _FOR_VECTORS_IN: Mapping[str, Mapping[str, Any]] = {
     "wgan": {"weight_clip": 0.1},
     # A generator that is not steep cannot leave the space between two modes empty.
     "sagan": {"generator_norm": "none"},
+    # It has no noise, and refuses another length of it.
+    "cyclegan": {"latent_dim": 64},
     # Their papers are about mixtures in the plane.
     "unrolled": {"critic_lr": 1e-4},
     **{name: {"generator_lr": 2e-4, "critic_lr": 2e-4, "ema_decay": 0.999} for name in ("ali", "veegan")},

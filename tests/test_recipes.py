@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from lipgan import models, recipes
+from lipgan import data, models, recipes
 from lipgan.objectives import losses
+from lipgan.training import Trainer
 
 
 def test_sngan_has_constants_of_its_paper() -> None:
@@ -139,15 +140,25 @@ def test_points_have_shorter_noise_and_larger_steps() -> None:
             assert recipes.for_shape(name, shape) == {}
             assert recipes.get(name, shape) == recipes.get(name)
         points, source = recipes.get(name, (2,)), recipes.get(name)
-        assert points.latent_dim == 8
+        assert points.latent_dim == (64 if name == "cyclegan" else 8)
         if name not in ("ali", "veegan", "unrolled"):
             assert (points.ema_decay, points.generator_lr, points.critic_lr) == (0.9, 1e-3, 1e-3)
         changed = recipes.for_shape(name, (2,))
         assert points == dataclasses.replace(source, **changed)
         assert all(getattr(source, field) != value for field, value in changed.items())
+    # It has no noise.
+    assert "latent_dim" not in recipes.for_shape("cyclegan", (2,))
     assert recipes.for_shape("avb", (2,)) == {"ema_decay": 0.9}
     assert recipes.for_shape("unrolled", (2,)) == {"latent_dim": 8, "ema_decay": 0.9}
     assert recipes.for_shape("ali", (2,)) == {"latent_dim": 8}
     assert recipes.get("wgan-gp", (2,)).penalty_weight < recipes.get("wgan-gp").penalty_weight
     with pytest.raises(ValueError, match="unknown recipe 'wgan-pg'; did you mean"):
         recipes.for_shape("wgan-pg", (2,))
+
+
+@pytest.mark.parametrize("name", [name for name in recipes.names() if name not in ("gan-cls", "seqgan")])
+def test_every_recipe_serves_points_with_its_values_for_them(name: str) -> None:
+    """All but those of sentences and of sequences."""
+    dataset = data.load("ring")
+    trainer = Trainer.from_recipe(recipes.get(name, dataset.shape), dataset)
+    assert trainer.sample(3).shape == (3, 2)

@@ -124,6 +124,11 @@ class System:
             latent_dim=recipe.latent_dim,
         )
 
+    @property
+    def target(self) -> Dataset:
+        """What samples are to look like: the data, unless the system says otherwise."""
+        return self.data
+
     def option(self, name: str) -> float:
         """The recipe's value of an option, or the default."""
         return self.recipe.options.get(name, self.OPTIONS[name])

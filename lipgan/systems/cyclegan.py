@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 
 from lipgan import models
 from lipgan._transfer import to_device
+from lipgan.data import Dataset
 from lipgan.recipe import Recipe
 from lipgan.systems._unused import refuse
 from lipgan.systems.base import Batch, LossOutput
@@ -60,6 +62,13 @@ class CycleGAN(GAN):
         self.cycle, self.identity = factor * self.option("cycle"), factor * self.option("identity")
         if isinstance(self.generator, Translators):
             self.generator.hold(self.data.samples)
+
+    @cached_property
+    def target(self) -> Dataset:
+        """Domain B: the transformed data, and modes where the data have them."""
+        data = self.data
+        modes = None if data.modes is None else transformed(data.modes)
+        return Dataset(f"{data.name}, transformed", transformed(data.samples), data.labels, modes, data.mode_std)
 
     @classmethod
     def build(cls, recipe: Recipe, shape: tuple[int, ...], classes: int) -> tuple[nn.Module, nn.Module]:

@@ -74,7 +74,7 @@ class Run:
         self.evaluated: tuple[int, dict[str, float]] | None = None
         self.signal: int | None = None
         self._leads = distributed.rank() == 0
-        self._evaluation = Evaluation(trainer.data) if evaluate_every is not None and self._leads else None
+        self._evaluation = Evaluation(trainer.system.target) if evaluate_every is not None and self._leads else None
         self._started_at = trainer.step
         self._began: float | None = None
 
@@ -174,7 +174,7 @@ class Run:
         title = f"{trainer.recipe.name} on {trainer.data.name}, step {trainer.step}"
         classes, sentences = getattr(trainer.ema, "classes", 0), bool(getattr(trainer.ema, "captions", ()))
         number = samples_shown(trainer.data.shape, classes, sentences=sentences)
-        shown = picture_of(trainer.ema, number, trainer.seed, trainer.data, title)
+        shown = picture_of(trainer.ema, number, trainer.seed, trainer.system.target, title)
         lines_drawn = curves(trainer.history, title)
         write_atomically(self.out / "samples.png", shown)
         write_atomically(self.out / "curves.png", lines_drawn)

@@ -13,6 +13,7 @@ from lipgan.objectives import losses
 from lipgan.systems.base import Batch, latents
 from lipgan.systems.cyclegan import CycleGAN, Translators, transformed
 from lipgan.training import Trainer, load_generator
+from lipgan.training.run import Run
 
 RECIPE = dataclasses.replace(recipes.get("cyclegan"), batch_size=8)
 
@@ -81,6 +82,21 @@ def test_parts_of_a_batch_see_their_part_of_domain_b() -> None:
     ]
     assert torch.equal(torch.cat(parts), whole)
     assert not any(torch.equal(transformed(x[None])[0], y) for x, y in zip(real, whole, strict=True)), "no pairs"
+
+
+def test_samples_are_judged_by_domain_b(tmp_path: Path) -> None:
+    """Not by the ring that they are translations of."""
+    run = trainer("ring")
+    translated = transformed(run.data.samples)
+    run.sample = lambda n, **_: translated[:n]  # type: ignore[method-assign]
+    Run(run, tmp_path, steps=1, save_every=1, evaluate_every=1).execute()
+    assert run.history[-1]["modes"] == 8
+    assert run.history[-1]["sliced_wasserstein"] == 0
+    assert torch.equal(run.system.target.samples, translated)
+    images = trainer("digits").system.target
+    assert images.modes is None
+    assert torch.equal(images.samples, transformed(data.load("digits", 8).samples))
+    assert images.name != "digits", "the classifier of digits knows nothing of outlines"
 
 
 def test_inputs_are_samples_of_the_data() -> None:
