@@ -10,8 +10,13 @@ study; they are replaced by what its result folder holds. A study without a sect
 folder stays as it is. Between ``<!-- studies -->`` and ``<!-- end -->`` is a table of all sections. What stands outside
 of the markers, such as remarks, is kept. Figures go to docs/images/studies, with at most 64 colours.
 
-``--recipes`` writes what stands between ``<!-- digits -->`` and ``<!-- end -->`` of docs/recipes.md from the units of a
-full run of losses-table; it may be unfinished.
+``--recipes`` takes the trainings of a full run of losses-table, which may be unfinished, into
+docs/measurements/recipes.jsonl, and writes what stands between ``<!-- digits -->`` or ``<!-- longer -->`` and
+``<!-- end -->`` of docs/recipes.md from all that the file then has. A run that is to add to it starts with it:
+
+    mkdir -p runs/full/losses-table
+    cp docs/measurements/recipes.jsonl runs/full/losses-table/units.jsonl
+    lipgan study losses-table --seeds 4 --out runs/full
 """
 
 from __future__ import annotations
@@ -21,6 +26,7 @@ import io
 import json
 import re
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +39,7 @@ from lipgan.studies.study import FAILS, HOLDS, UNKNOWN
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "studies.md"
 RECIPES = ROOT / "docs" / "recipes.md"
+TRAININGS = ROOT / "docs" / "measurements" / "recipes.jsonl"
 IMAGES = ROOT / "docs" / "images" / "studies"
 COLOURS = 64
 #: The heading after the last section.
@@ -101,13 +108,32 @@ def figure(path: Path) -> bytes:
     return buffer.getvalue()
 
 
-def digits(text: str, results: Path) -> str:
-    """The page of the recipes with the table of what they reach on digits."""
-    study = losses_table.STUDY
-    settings = study.settings(False)
-    rows = runner.read(results / study.name / runner.UNITS, study.name, settings)
-    table = losses_table.summary(settings["recipes"], rows)
-    return pattern("digits").sub(lambda _: block("digits", table.markdown()), text)
+def collect(results: Path, known: Path) -> None:
+    """Take the trainings of a result folder into the file of those that are known, one line for each, in order."""
+    study, settings = losses_table.STUDY, losses_table.STUDY.settings(False)
+    paths = (known, results / study.name / runner.UNITS)
+    found = {json.dumps(row.unit): row for path in paths for row in runner.read(path, study.name, settings)}
+    places = {name: place for place, name in enumerate(settings["recipes"])}
+    rows = sorted(found.values(), key=lambda r: ("length" in r.unit, places[r.unit["recipe"]], r.unit["seed"]))
+    runner.write(known, study.name, settings, [replace(row, result=_short(row.result)) for row in rows])
+
+
+def _short(value: Any) -> Any:
+    """With numbers of five digits, which the page rounds to four."""
+    if isinstance(value, dict):
+        return {name: _short(entry) for name, entry in value.items()}
+    if isinstance(value, list):
+        return [_short(entry) for entry in value]
+    return float(f"{value:.5g}") if isinstance(value, float) else value
+
+
+def digits(text: str, path: Path) -> str:
+    """The page of the recipes with the tables of what they reach on digits, by the trainings of a file."""
+    study, settings = losses_table.STUDY, losses_table.STUDY.settings(False)
+    tables = losses_table.tables(settings, runner.read(path, study.name, settings))
+    for name, table in zip(("digits", "longer"), tables, strict=True):
+        text = pattern(name).sub(lambda _, name=name, table=table: block(name, table.markdown()), text)
+    return text
 
 
 def main() -> None:
@@ -117,8 +143,9 @@ def main() -> None:
     parser.add_argument("--recipes", type=Path, help="the folder that lipgan study losses-table wrote")
     arguments = parser.parse_args()
     if arguments.recipes is not None:
+        collect(arguments.recipes, TRAININGS)
         text = RECIPES.read_text(encoding="utf-8")
-        RECIPES.write_text(digits(text, arguments.recipes), encoding="utf-8")
+        RECIPES.write_text(digits(text, TRAININGS), encoding="utf-8")
     if arguments.results is not None:
         gallery(arguments.results)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from lipgan import data, recipes
 from lipgan.recipes import is_scheduled
 from lipgan.studies import figures
 from lipgan.studies.rows import by_seed, crossed, over, values, where
-from lipgan.studies.study import Analysis, Claim, Finding, Finished, Settings, Study, Table, Unit, judge
+from lipgan.studies.study import Analysis, Claim, Finding, Finished, Settings, Study, Table, Unit, judge, spread
 from lipgan.studies.trainers import FAILED, adapted, fit, judged
 from lipgan.training.trainer import Trainer
 
@@ -33,8 +33,14 @@ _RECIPES = (
     *("cramer", "ebgan", "began", "infogan", "vae-gan", "aae", "ali", "veegan", "progressive", "lapgan"),
     *("avb", "alpha-gan"),
 )
-# A training has converged when this many judgements in a row are not better than the best before them by this share.
-_PATIENCE, _GAIN = 3, 0.05
+# What has not converged in the time of the others is also trained for longer; costly steps first.
+_LONGER = (
+    *("cramer", "projection", "sngan-resnet", "sagan", "lipschitz", "wgan-gp", "wgan-lp", "unrolled", "wgan", "avb"),
+    *("vae-gan", "alpha-gan", "veegan", "ali", "began", "gngan", "dragan", "mode-regularized", "ebgan"),
+    *("minibatch-discrimination", "lapgan", "historical-averaging", "gan", "minimax"),
+)
+# Better is what is below this share of the best before.
+_GAIN = 0.05
 
 _CLAIMS = (
     Claim(
@@ -53,13 +59,15 @@ _CLAIMS = (
 
 
 def _units(settings: Settings, seeds: Sequence[int]) -> list[dict[str, Any]]:
-    return crossed(seeds, recipe=settings["recipes"])
+    longer = crossed(seeds[:1], recipe=settings["longer"]["recipes"], length=["longer"])
+    return [*crossed(seeds, recipe=settings["recipes"]), *longer]
 
 
 def _run(settings: Settings, unit: Unit) -> dict[str, Any]:
     recipe = adapted(unit["recipe"], {**settings, "batch": recipes.get(unit["recipe"]).batch_size})
     scheduled = is_scheduled(recipe)
-    steps: int = settings["scheduled"] if scheduled else settings["steps"]
+    limits = settings["longer"] if "length" in unit else settings
+    steps: int = settings["scheduled"] if scheduled else limits["steps"]
     found: list[dict[str, float]] = []
     spent = 0.0
     since = time.process_time()
@@ -67,13 +75,14 @@ def _run(settings: Settings, unit: Unit) -> dict[str, Any]:
 
     def watch(trainer: Trainer) -> None:
         nonlocal spent, since, reason
-        late = spent + time.process_time() - since > settings["seconds"] and not scheduled
+        late = spent + time.process_time() - since > limits["seconds"] and not scheduled
         if trainer.step % settings["every"] and trainer.step != steps and not late:
             return
         spent += time.process_time() - since
         found.append({**judged(trainer, settings["samples"]), "step": trainer.step})
         since = time.process_time()
-        if trainer.step < steps and not scheduled and (late or converged([row["fid"] for row in found])):
+        stale = converged([row["fid"] for row in found], limits["patience"])
+        if trainer.step < steps and not scheduled and (late or stale):
             reason = "time" if late else "no gain"
             trainer.stop()
 
@@ -89,15 +98,16 @@ def _run(settings: Settings, unit: Unit) -> dict[str, Any]:
     return {**last, "ms": 1e3 * spent / max(taken, 1), "steps": taken, "stopped": reason, "trace": trace}
 
 
-def converged(fids: Sequence[float]) -> bool:
-    """Whether the last judgements of a training are no better than the best before them."""
-    before, last = fids[:-_PATIENCE], fids[-_PATIENCE:]
+def converged(fids: Sequence[float], patience: int) -> bool:
+    """Whether the last so many judgements of a training are no better than the best before them."""
+    before, last = fids[:-patience], fids[-patience:]
     return bool(before) and min(last) > (1 - _GAIN) * min(before)
 
 
 def _analyse(settings: Settings, rows: Sequence[Finished]) -> Analysis:
-    seeds = by_seed(rows, "recipe")
-    fids = {name: over(rows, "fid", recipe=name) for name in settings["recipes"]}
+    equal, longer = _of_length(rows)
+    seeds = by_seed(equal, "recipe")
+    fids = {name: over(equal, "fid", recipe=name) for name in settings["recipes"]}
     findings = (
         Finding(
             "clipping",
@@ -107,27 +117,57 @@ def _analyse(settings: Settings, rows: Sequence[Finished]) -> Analysis:
         Finding(
             "collapse",
             judge([r["wgan-gp"]["recall"] > r["dcgan"]["recall"] for r in seeds]),
-            f"recall: wgan-gp {over(rows, 'recall', recipe='wgan-gp')}, dcgan {over(rows, 'recall', recipe='dcgan')}",
+            f"recall: wgan-gp {over(equal, 'recall', recipe='wgan-gp')}, dcgan {over(equal, 'recall', recipe='dcgan')}",
         ),
     )
-    return Analysis(findings, summary(settings["recipes"], rows))
+    table, other = (summary(settings["recipes"], part, settings["every"]) for part in (equal, longer))
+    extended = tuple((f"{row[0]}, longer", *row[1:]) for row in other.rows)
+    return Analysis(findings, Table(table.columns, table.rows + extended))
 
 
-def summary(names: Sequence[str], rows: Sequence[Finished]) -> Table:
-    """A row for each of the recipes that have a finished unit: means and spreads over the seeds that it has."""
+def tables(settings: Settings, rows: Sequence[Finished]) -> tuple[Table, Table]:
+    """The `summary` of the trainings of equal length, and that of the longer ones."""
+    equal, longer = _of_length(rows)
+    every: int = settings["every"]
+    return summary(settings["recipes"], equal, every), summary(settings["recipes"], longer, every)
+
+
+def _of_length(rows: Sequence[Finished]) -> tuple[list[Finished], list[Finished]]:
+    return [row for row in rows if "length" not in row.unit], where(rows, length="longer")
+
+
+def summary(names: Sequence[str], rows: Sequence[Finished], every: int) -> Table:
+    """A row for each of the recipes that have a finished unit: means and spreads over the seeds that it has.
+
+    The lowest FID of a training stands beside the last, with the step after which it was found (the mean of the
+    seeds'); judgements are ``every`` so many steps apart.
+    """
     entries: list[tuple[str | float | int, ...]] = []
     for name in names:
         found = where(rows, recipe=name)
         if found:
             reasons = Counter(str(row.result["stopped"]) for row in found)
-            numbers = [over(rows, key, recipe=name) for key in ("fid", "precision", "recall", "steps", "ms")]
+            fid, *numbers = (over(rows, key, recipe=name) for key in ("fid", "precision", "recall", "steps", "ms"))
+            best, steps = zip(*(_best(row.result, every) for row in found), strict=True)
             stopped = ", ".join(f"{reason} ({count})" for reason, count in reasons.most_common())
-            entries.append((name, *numbers, stopped, len(found)))
-    columns = ("recipe", "FID of digits", "precision", "recall", "steps", "CPU ms a step", "ended by", "seeds")
+            lowest = f"{spread(best)} ({np.mean(steps):.0f})"
+            entries.append((name, fid, lowest, *numbers, stopped, len(found)))
+    columns = (
+        *("recipe", "FID of digits", "lowest FID (step)", "precision", "recall", "steps", "CPU ms a step"),
+        *("ended by", "seeds"),
+    )
     return Table(columns, tuple(entries))
 
 
+def _best(result: Mapping[str, Any], every: int) -> tuple[float, int]:
+    """The lowest FID of a training, and the step after which it was judged so."""
+    trace: list[float] = result["trace"]
+    place = trace.index(min(trace))
+    return trace[place], result["steps"] if place == len(trace) - 1 else every * (place + 1)
+
+
 def _draw(settings: Settings, rows: Sequence[Finished]) -> Figure:
+    rows, _ = _of_length(rows)
     names = sorted(settings["recipes"], key=lambda name: float(np.mean(values(where(rows, recipe=name), "fid"))))
     figure, (left, right) = figures.panels(1, 2, 1.2 + 0.17 * len(names), sharey=True, width_ratios=(3, 2))
     for i, name in enumerate(names):
@@ -157,14 +197,17 @@ STUDY = Study(
     claims=_CLAIMS,
     method="Each recipe with its own networks and constants learns digits of 8 x 8 pixels. A training ends when three "
     "judgements in a row are not better than 0.95 times the lowest FID before them (no gain), after so many steps, or "
-    "after so many seconds of one core (time); what has a schedule runs to the end of it. Samples are judged by FID, "
-    "precision and recall in the features of lipgan's classifier of digits. Times are those of this machine.",
+    "after so many seconds of one core (time); what has a schedule runs to the end of it. Recipes whose steps cost "
+    "most are also trained for longer, with one seed, until ten judgements in a row are not better. Samples are judged "
+    "by FID, precision and recall in the features of lipgan's classifier of digits. Times are those of this machine.",
     full={
         "recipes": list(_RECIPES),
         "size": 8,
         "steps": 1500,
         "scheduled": 700,
         "seconds": 20,
+        "patience": 3,
+        "longer": {"recipes": list(_LONGER), "steps": 6000, "seconds": 120, "patience": 10},
         "every": 100,
         "faster": 1.0,
         "samples": 1500,
@@ -174,6 +217,7 @@ STUDY = Study(
         "steps": 60,
         "scheduled": 60,
         "seconds": 600,
+        "longer": {"recipes": [], "steps": 60, "seconds": 600, "patience": 10},
         "faster": 3.0,
         "samples": 500,
     },

@@ -27,7 +27,7 @@ from lipgan._files import write_atomically
 from lipgan.studies.study import Finished, Settings, Study, Unit
 from lipgan.training.distributed import ProcessLostError
 
-__all__ = ["UNITS", "compute", "contribute", "finish", "read"]
+__all__ = ["UNITS", "compute", "contribute", "finish", "read", "write"]
 
 UNITS = "units.jsonl"
 
@@ -115,7 +115,7 @@ def finish(
 
     tell()
     own = folder / UNITS
-    _begin(own, study, settings, list(done.values()))
+    write(own, study.name, settings, list(done.values()))
     # Closed at once when the loop is left, so that no process goes on for a caller that has failed.
     with closing(_append(own, study, settings, _share(units, done, 0, team), workers)) as appended:
         for finished in appended:
@@ -129,7 +129,7 @@ def finish(
             tell()
     parts = _parts(folder)
     if parts:
-        _begin(own, study, settings, list(done.values()))
+        write(own, study.name, settings, list(done.values()))
         for path in parts:
             path.unlink()
     return [done[_key(unit)] for unit in units]
@@ -146,7 +146,7 @@ def contribute(
     share = _share(units, _known(study, settings, folder), member, team)
     if share:
         own = folder / f"units-{member}.jsonl"
-        _begin(own, study, settings, read(own, study.name, settings))
+        write(own, study.name, settings, read(own, study.name, settings))
         with closing(_append(own, study, settings, share, workers)) as appended:
             for _ in appended:
                 pass
@@ -167,10 +167,14 @@ def _share(units: Sequence[Unit], done: Mapping[str, Finished], member: int, tea
     return [unit for place, unit in enumerate(units) if place % team == member and _key(unit) not in done]
 
 
-def _begin(path: Path, study: Study, settings: Settings, known: Sequence[Finished]) -> None:
-    """Written anew, without a last line that was cut short."""
-    header = _line({"study": study.name, "settings": dict(settings)})
-    write_atomically(path, "".join([header, *(_line(_entry(unit)) for unit in known)]).encode())
+def write(path: Path, study: str, settings: Settings, units: Sequence[Finished]) -> None:
+    """A file of these units, whole or not at all, as `read` takes it.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    header = _line({"study": study, "settings": dict(settings)})
+    write_atomically(path, "".join([header, *(_line(_entry(unit)) for unit in units)]).encode())
 
 
 def _append(

@@ -192,7 +192,7 @@ def spread(values: Sequence[float]) -> str:
     if len(values) == 1 or not math.isfinite(mean):
         return _rounded(mean)
     deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
-    return f"{_rounded(mean)} ± {deviation:.2g}"
+    return f"{_rounded(mean)} ± {deviation:.0f}" if 100 <= deviation < 1e6 else f"{_rounded(mean)} ± {deviation:.2g}"
 
 
 def _rounded(value: float) -> str:

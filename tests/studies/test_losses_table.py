@@ -8,7 +8,7 @@ from study_checks import changed, made, verdicts
 
 from lipgan import recipes
 from lipgan.studies import losses_table as module
-from lipgan.studies.study import FAILS, HOLDS
+from lipgan.studies.study import FAILS, HOLDS, Finished
 from lipgan.studies.trainers import FAILED
 
 
@@ -27,6 +27,7 @@ def ideal(unit):
         "ms": 1.0,
         "steps": 100,
         "stopped": "steps",
+        "trace": [300.0, 50.0, 100.0],
     }
 
 
@@ -69,11 +70,49 @@ def test_a_training_ends_when_it_has_converged_or_is_late(monkeypatch):
     assert run("instance-noise", seconds=0)["steps"] == 3
 
 
+def test_a_longer_training_has_limits_of_its_own(monkeypatch):
+    longer = {"recipes": ["gan"], "steps": 7, "seconds": 600, "patience": 2}
+    settings = {**module.STUDY.settings(True), "recipes": ["gan"], "steps": 2, "every": 1, "samples": 10}
+    settings["longer"] = longer
+    units = module._units(settings, [4, 5])
+    assert units == [
+        {"recipe": "gan", "seed": 4},
+        {"recipe": "gan", "seed": 5},
+        {"recipe": "gan", "length": "longer", "seed": 4},
+    ]
+    monkeypatch.setattr(module, "judged", lambda trainer, samples: {**FAILED, "fid": 1 / trainer.step})
+    assert (found := module._run(settings, units[-1]))["steps"] == 7
+    monkeypatch.setattr(module, "judged", lambda trainer, samples: {**FAILED, "fid": 1.0})
+    assert (found := module._run(settings, units[-1]))["stopped"] == "no gain"
+    assert found["steps"] == 3
+    settings["longer"]["seconds"] = 0
+    assert module._run(settings, units[-1])["stopped"] == "time"
+
+
+def test_longer_trainings_stand_apart():
+    study = study_checks.smaller("losses-table", recipes=list(module._NEEDED))
+    rows = made(study, ideal)
+    # It would break both claims.
+    worse = Finished({"recipe": "wgan-gp", "length": "longer", "seed": 0}, {**rows[0].result, "fid": 1e3}, 0.1)
+    worse.result.update({"recall": 0.0, "steps": 250})
+    settings = study.settings(False)
+    analysis = study.analyse(settings, [*rows, worse])
+    assert analysis.verdict == HOLDS
+    assert [row[0] for row in analysis.table.rows] == [*module._NEEDED, "wgan-gp, longer"]
+    equal, longer = module.tables({**settings, "every": 100}, [*rows, worse])
+    # Of three judgements the second was after 200 steps.
+    assert [cells[2] for cells in equal.cells()] == ["50 ± 0 (200)"] * 4
+    assert longer.cells()[0][:3] == ["wgan-gp", "1000", "50 (200)"]
+    assert study_checks.drawn(study, [*rows, worse]) == study_checks.drawn(study, rows)
+
+
 def test_what_diverges_is_in_the_table(study, monkeypatch):
     monkeypatch.setattr(module, "fit", lambda *arguments, **options: None)
     rows = study_checks.finished(study)
     assert {row.result["stopped"] for row in rows} == {"diverged"}
-    assert module.summary(["wgan", "gan"], rows).cells() == [["wgan", "inf", "0", "0", "0", "0", "diverged (1)", "1"]]
+    assert module.summary(["wgan", "gan"], rows, 1).cells() == [
+        ["wgan", "inf", "inf (0)", "0", "0", "0", "0", "diverged (1)", "1"]
+    ]
     assert len(study_checks.drawn(study, rows)) > 5_000
 
 

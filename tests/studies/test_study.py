@@ -33,6 +33,7 @@ def test_a_verdict_is_one_of_three():
 
 def test_spread_is_mean_and_standard_deviation():
     assert spread([1.0, 3.0]) == "2 ± 1.4"
+    assert spread([1000.0, 1200.0]) == "1100 ± 141"
     assert spread([0.5]) == "0.5"
     assert spread([math.inf, 1.0]) == "inf"
 
