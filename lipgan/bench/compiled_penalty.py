@@ -17,7 +17,6 @@ from lipgan.bench.harness import Table, in_fresh_process, interleave
 COMPILED = (
     "DCGAN-32, batch 64",
     "DCGAN-32, instance norm",
-    "ResNet-32, SiLU, batch 16",
     "U-Net, batch 16",
     "transformer of 2 blocks, 16 steps, batch 16",
     "MLP 2-128-128-1, layer norm and GELU, batch 256",
