@@ -200,6 +200,7 @@ def in_fresh_process(function: Callable[..., T], *args: Any) -> T:
         if not receiver.poll(_PATIENCE_SECONDS):
             raise TimeoutError(f"{case} has no result after {_PATIENCE_SECONDS:.0f} seconds")
         error, trace, result, quartiles = receiver.recv()
+        process.join(5.0)  # torch's compiler has processes to end
     except EOFError:
         process.join()
         raise RuntimeError(f"the process of {case} ended with status {process.exitcode}") from None
