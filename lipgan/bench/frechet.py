@@ -22,7 +22,7 @@ Statistics = tuple[Tensor, Tensor, Tensor, Tensor]
 # The last is the length of the features that FID is named for.
 SIZES = [256, 512, 1024, 2048]
 SAMPLES = 5000  # of either side
-SPECTRA_SIZE = MEMORY_SIZE = 1024
+SPECTRA_SIZE = MEMORY_SIZE = 2048
 DEFICIENT = "flat, rank deficient"
 SPECTRA = ["flat", "to 1e-3, geometric", "1/k", "1/k^2", "to 1e-6, geometric", DEFICIENT]
 FEW = 256
