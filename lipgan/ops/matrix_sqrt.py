@@ -27,14 +27,17 @@ NATIVE_LIMIT = 64
 Forward = tuple[Tensor, Tensor, Tensor]
 
 _library = torch.library.Library("lipgan", "FRAGMENT")  # type: ignore[no-untyped-call]
+# What is refused is read by the host, and so is whether the eigenvalues were found.
+_UNSAFE = (torch.Tag.cudagraph_unsafe,)
 _library.define(  # type: ignore[no-untyped-call]
     "matrix_sqrt_fwd(Tensor a, bool inverse, float eps, str method, bool spectrum, str? backend) "
-    "-> (Tensor, Tensor, Tensor)"
+    "-> (Tensor, Tensor, Tensor)",
+    tags=_UNSAFE,
 )
 _library.define(  # type: ignore[no-untyped-call]
     "matrix_sqrt_bwd(Tensor g, Tensor root, Tensor roots, Tensor vectors, str? backend) -> Tensor"
 )
-_library.define("polar_fwd(Tensor a) -> (Tensor, Tensor, Tensor, Tensor)")  # type: ignore[no-untyped-call]
+_library.define("polar_fwd(Tensor a) -> (Tensor, Tensor, Tensor, Tensor)", tags=_UNSAFE)  # type: ignore[no-untyped-call]
 _library.define(  # type: ignore[no-untyped-call]
     "polar_bwd(Tensor grad_u, Tensor grad_h, Tensor u, Tensor roots, Tensor vectors) -> Tensor"
 )

@@ -16,8 +16,10 @@ from lipgan.reference import matrix_sqrt as by_spectrum
 from lipgan.reference import polar_factor as by_products
 
 _library = torch.library.Library("lipgan", "FRAGMENT")  # type: ignore[no-untyped-call]
-_library.define("polar_factor_fwd(Tensor a) -> Tensor")  # type: ignore[no-untyped-call]
-_library.define("polar_factor_bwd(Tensor grad, Tensor u, Tensor a) -> Tensor")  # type: ignore[no-untyped-call]
+# Whether the steps have converged is read by the host.
+_UNSAFE = (torch.Tag.cudagraph_unsafe,)
+_library.define("polar_factor_fwd(Tensor a) -> Tensor", tags=_UNSAFE)  # type: ignore[no-untyped-call]
+_library.define("polar_factor_bwd(Tensor grad, Tensor u, Tensor a) -> Tensor", tags=_UNSAFE)  # type: ignore[no-untyped-call]
 
 
 def _fwd(a: Tensor) -> Tensor:

@@ -72,8 +72,9 @@ _library = torch.library.Library("lipgan", "FRAGMENT")  # type: ignore[no-untype
 _library.define(  # type: ignore[no-untyped-call]
     "critic_penalty(Tensor real, Tensor? fake, Tensor[] args, Tensor[] parameters, Tensor[] buffers, "
     "float[] numbers, int task, float weight, float target, bool differentiable) -> Tensor[]",
-    # It draws, and must run as often as it is called.
-    tags=(torch.Tag.nondeterministic_seeded,),
+    # It draws, and must run as often as it is called. What the critic depends on beside tensors, such as its hooks, is
+    # compared in Python at each call, which a CUDA graph would leave out.
+    tags=(torch.Tag.nondeterministic_seeded, torch.Tag.cudagraph_unsafe),
 )
 
 
