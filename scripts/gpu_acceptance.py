@@ -185,7 +185,7 @@ def uncached(device: str) -> dict[str, str]:
     return {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
 
 
-GRAPHS = ("spectral-norm-forward", "spectral-norm-backward", "penalty", "critic-step")
+GRAPHS = ("spectral-norm-forward", "spectral-norm-backward", "penalty", "perceptron", "critic-step")
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 
 # What takes times has the machine to itself. What Triton compiles for a stage is in the cache for the next.

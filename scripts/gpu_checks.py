@@ -9,6 +9,7 @@ import argparse
 import copy
 import dataclasses
 import functools
+import itertools
 import json
 import math
 import multiprocessing
@@ -35,6 +36,7 @@ from lipgan.ops import (  # noqa: E402
     gradient_penalty,
     interpolate,
     matrix_sqrt,
+    mlp_gradient_penalty,
     spectral_norm_group,
 )
 from lipgan.ops.nearest_neighbours import ball_counts, nearest_neighbours  # noqa: E402
@@ -195,6 +197,8 @@ def cases(small: bool) -> list[Case]:
                            lambda g, backend, kind=kind: penalty_and_back(g, kind, backend), [real],
                            8 + 4 * math.prod(shape) ** 0.5)
                       for kind in ("two-sided", "one-sided", "squared", "max")]  # fmt: skip
+    for dtype in (torch.float32, torch.float64):
+        found += [perceptron_case(dtype, curve, small) for curve in ("tanh", "gelu")]
     for m, n, d in POINTS[1:2] if small else POINTS:
         # Whole numbers: every order of summation gives the same distances.
         x, y = torch.randint(-3, 4, (m, d)).double(), torch.randint(-3, 4, (n, d)).double()
@@ -213,6 +217,24 @@ def cases(small: bool) -> list[Case]:
         found.append(Case("ball_counts", where, lambda x, y, r, s, backend: ball_counts(x, y, r, s, backend=backend),
                           [x, y, *radii], 0, True))  # fmt: skip
     return found
+
+
+def perceptron_case(dtype: torch.dtype, curve: str, small: bool) -> Case:
+    """A perceptron with one smooth activation throughout, whose z rounding moves over no kink, with a loss."""
+    sizes, batch = ([3, 17, 5, 1], 9) if small else ([130, 257, 64, 1], 100)
+    weights = [(torch.randn(b, a) / a**0.5).to(dtype) for a, b in itertools.pairwise(sizes)]
+    biases, hidden = [torch.randn(size).to(dtype) for size in sizes[1:]], len(sizes) - 2
+
+    def run(x: Tensor, ws: list[Tensor], bs: list[Tensor], loss: Tensor, backend: str | None) -> Any:
+        common = x, ws, bs, [0.0] * hidden, [None] * hidden, "two-sided", 10.0, 1.0, loss, range(batch // 2)
+        smooth: Any = {"curves": [curve] * hidden, "constants": [0.0] * 3 * hidden}
+        return mlp_gradient_penalty.penalize_with_loss(*common, **smooth, backend=backend)
+
+    # Four passes through all layers, each a sum of products that is off by about the root of their number.
+    roundings = 8 * sum(size**0.5 for size in (*sizes, batch))
+    name = f"{str(dtype).removeprefix('torch.')}, {batch} x {'-'.join(map(str, sizes))}, {curve}"
+    inputs = [torch.randn(batch, sizes[0]).to(dtype), weights, biases, torch.randn(batch).to(dtype)]
+    return Case("mlp_gradient_penalty", name, run, inputs, roundings)
 
 
 def widened(value: Any) -> Any:
@@ -413,6 +435,10 @@ def _captured(name: str, device: torch.device) -> tuple[list[Tensor], list[Tenso
     if name == "penalty":
         grads = torch.randn(64, 3, 32, 32, device=device)
         return [grads], [], lambda: penalty_and_back(grads, "two-sided", None)
+    if name == "perceptron":
+        case = perceptron_case(torch.float32, "gelu", small=False)
+        inputs = on(device, case.inputs)
+        return [inputs[0], inputs[3]], [], lambda: case.run(*inputs, backend=None)
     critic = _critic(device)
     lipgan.group_spectral_norm(critic)
     real, fake = torch.randn(64, 64, device=device), torch.randn(64, 64, device=device)
@@ -593,7 +619,7 @@ CHECKS: dict[str, Callable[[torch.device], list[Table]]] = {
     "parity": parity,
     "small": lambda device: parity(device, small=True),
     **{f"graph-{name}": _graphed(name)
-       for name in ("spectral-norm-forward", "spectral-norm-backward", "penalty", "critic-step")},
+       for name in ("spectral-norm-forward", "spectral-norm-backward", "penalty", "perceptron", "critic-step")},
     "graphed-step": graphed_step,
     "streams": streams,
     "two-devices": two_devices,

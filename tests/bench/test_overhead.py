@@ -20,8 +20,9 @@ def test_overhead_tables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
     ops, layers = overhead.run(seconds=0.0)
     rows = {row["op"]: row for row in ops.rows}
     assert list(rows) == list(overhead.BUDGETS)
-    # An iteration is two launches, and a scaling; partial dot products and the rest; all of a penalty.
-    assert [row["launches"] for row in ops.rows] == [3, 2, 1]
+    # An iteration is two launches, and a scaling; partial dot products and the rest; all of a penalty; what lies
+    # between the products of a perceptron.
+    assert [row["launches"] for row in ops.rows] == [3, 2, 1, 10]
     assert (rows["gradient_penalty"]["within"], rows["spectral_norm, forward"]["within"]) == ("no", "yes")
     assert len(layers.rows) == 3
     assert all(row["ratio"] == pytest.approx(row["torch us"] / row["lipgan us"]) for row in layers.rows)

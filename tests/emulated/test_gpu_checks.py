@@ -33,7 +33,9 @@ def capture(call: Callable[[], Any], device: torch.device) -> tuple[EmulatedGrap
     return graph, [tensor for item in outcome for tensor in (item if isinstance(item, list) else [item])]
 
 
-@pytest.mark.parametrize("name", ["spectral-norm-forward", "spectral-norm-backward", "penalty", "critic-step"])
+@pytest.mark.parametrize(
+    "name", ["spectral-norm-forward", "spectral-norm-backward", "penalty", "perceptron", "critic-step"]
+)
 def test_a_replay_gives_what_a_call_gives(checks: Any, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(checks, "_capture", capture)
     monkeypatch.setattr(checks, "times", lambda run, device: (1.0, 1.0))
