@@ -222,7 +222,9 @@ def bound(critic: Critic, kind: str, score_grads: Tensor) -> tuple[list[float], 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("curve", [curve for curve in CURVES if curve != "elu"])  # whose phi'' jumps at 0
 def test_float32(curve: str, backend: str) -> None:
-    for kind, (widths, batch) in itertools.product(("two-sided", "max"), (([2, 16, 16], 20), ([15, 33, 7], 9))):
+    cases = [*itertools.product(("two-sided", "max"), (([2, 16, 16], 20), ([15, 33, 7], 9)))]
+    # The interpreter takes a second for each.
+    for kind, (widths, batch) in cases[-1:] if backend == "triton" else cases:
         critic = draw(widths, batch, [curve] * (len(widths) - 1)).to(torch.float32)
         loss = torch.randn(batch, generator=torch.Generator().manual_seed(2))
         ours, peer = critic.penalize(kind, backend, loss), critic.textbook(kind, loss, range(batch))
