@@ -65,6 +65,17 @@ def flat(outcome: tuple[Tensor, Tensor, list[Tensor], list[Tensor]]) -> list[Ten
     return [penalty, norms, *grads, *bias_grads]
 
 
+def check(arguments: tuple[Any, ...]) -> None:
+    """A call against the reference, in float64, and against itself."""
+    ours = kernels.mlp_gradient_penalty_fwd(*arguments)
+    for one, other in zip(flat(ours), flat(reference.mlp_gradient_penalty_fwd(*arguments)), strict=True):
+        assert one.shape == other.shape
+        assert one.is_contiguous()
+        torch.testing.assert_close(one, other, rtol=0.0, atol=1e-11 * max(1.0, float(other.abs().max())))
+    again = kernels.mlp_gradient_penalty_fwd(*arguments)
+    assert all(map(torch.equal, flat(ours), flat(again))), "two calls give different bits"
+
+
 @pytest.mark.usefixtures("poisoned_outputs")
 @given(data=st.data())
 @settings(max_examples=40, deadline=None)
@@ -97,13 +108,19 @@ def test_any_critic(data: st.DataObject) -> None:
         x, weights, biases, slopes, scales, kind, 10.0 / 3.0, 0.7, draw(50, batch) if loss else None,
         given_activations, first, last, curves, constants,
     )  # fmt: skip
-    ours = kernels.mlp_gradient_penalty_fwd(*arguments)
-    for one, other in zip(flat(ours), flat(reference.mlp_gradient_penalty_fwd(*arguments)), strict=True):
-        assert one.shape == other.shape
-        assert one.is_contiguous()
-        torch.testing.assert_close(one, other, rtol=0.0, atol=1e-11 * max(1.0, float(other.abs().max())))
-    again = kernels.mlp_gradient_penalty_fwd(*arguments)
-    assert all(map(torch.equal, flat(ours), flat(again))), "two calls give different bits"
+    check(arguments)
+
+
+@pytest.mark.usefixtures("poisoned_outputs")
+@pytest.mark.parametrize("loss", [False, True])
+@pytest.mark.parametrize("curves", [["", ""], ["tanh", ""], ["", "tanh"]])
+def test_every_pass(curves: list[str], loss: bool) -> None:
+    weights, scales = [draw(1, 5, 3), draw(2, 6, 5), draw(3, 1, 6)], [None, 2.0 * (draw(4, 9, 6) > 0).double()]
+    first, last = (2, 7) if loss else (0, 9)
+    check((
+        draw(0, 9, 3), weights, [draw(5, 5), None, None], [0.2, 0.1], scales, "two-sided", 10.0 / 3.0, 0.7,
+        draw(7, 9) if loss else None, [], first, last, curves, [0.0] * 6,
+    ))  # fmt: skip
 
 
 def test_without_a_loss_only_the_samples_with_a_penalty_count() -> None:
