@@ -326,7 +326,11 @@ def interpolate(real: Tensor, fake: Tensor, mix: Tensor, *, backend: str | None 
         raise ValueError(f"fake must be on the device of real, {device}, got {fake.device}")
     if mix.device != device:
         raise ValueError(f"mix must be on the device of real, {device}, got {mix.device}")
-    _backend.check(backend)
+    return mixtures(real, fake, mix, _backend.check(backend))
+
+
+def mixtures(real: Tensor, fake: Tensor, mix: Tensor, backend: str | None = None) -> Tensor:
+    """:func:`interpolate` for callers whose arguments are known to be good."""
     if torch._C._are_functorch_transforms_active():
         function: Any = _InterpolateUnderTransforms.apply
     elif torch.is_grad_enabled() and (real.requires_grad or fake.requires_grad):

@@ -10,7 +10,7 @@ from torch import Tensor
 from lipgan._checks import check_real_and_fake
 from lipgan._dtypes import accumulation_dtype
 from lipgan._transfer import to_device
-from lipgan.ops.gradient_penalty import interpolate as interpolate_by
+from lipgan.ops.gradient_penalty import mixtures
 from lipgan.penalties.parts import Parts
 
 
@@ -70,7 +70,8 @@ def points(
 
 
 def _mixture(real: Tensor, fake: Tensor, generator: torch.Generator | None) -> Tensor:
-    # A generator under autocast makes half-precision samples, beside data in float32.
-    dtype = torch.promote_types(real.dtype, fake.dtype)
-    real, fake = real.to(dtype), fake.to(dtype)
-    return interpolate_by(real, fake, _uniform((real.shape[0],), real, generator))
+    if real.dtype != fake.dtype:
+        # A generator under autocast makes half-precision samples, beside data in float32.
+        dtype = torch.promote_types(real.dtype, fake.dtype)
+        real, fake = real.to(dtype), fake.to(dtype)
+    return mixtures(real, fake, _uniform((real.shape[0],), real, generator))

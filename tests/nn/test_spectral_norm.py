@@ -529,3 +529,20 @@ def test_a_refused_module_is_unchanged() -> None:
     assert type(layer) is nn.Linear
     assert not model._forward_pre_hooks
     assert torch.equal(torch.get_rng_state(), generator)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("frozen", ["no_grad", "requires_grad"])
+def test_without_a_graph_the_bits_are_the_same(frozen: str, training: bool) -> None:
+    one, other = (normalized(lipgan.spectral_norm).train(training) for _ in range(2))
+    if frozen == "requires_grad":
+        other.requires_grad_(False)
+    for _ in range(2):
+        with torch.set_grad_enabled(frozen != "no_grad"):
+            ours = [layer.weight for layer in other if hasattr(layer, "weight")]
+        theirs = [layer.weight for layer in one if hasattr(layer, "weight")]
+        assert all(not weight.requires_grad for weight in ours)
+        assert all(weight.requires_grad for weight in theirs)
+        assert all(map(torch.equal, ours, theirs))
+    for (name, a), (_, b) in zip(one.state_dict().items(), other.state_dict().items(), strict=True):
+        assert torch.equal(a, b), name

@@ -49,6 +49,29 @@ class _Backward(torch.autograd.Function):
         return None, None, None, to_grad_sigma if ctx.has_grad_sigma else None, to_sigma, *to_grad_ys, *to_ys
 
 
+def _undifferentiated(
+    dims: Sequence[int],
+    backend: str | None,
+    n_power_iterations: int,
+    eps: float,
+    vectors: tuple[Sequence[Tensor], Sequence[Tensor]],
+    weights: Sequence[Tensor],
+) -> tuple[Sequence[Tensor], Tensor, Tensor]:
+    """``(ys, sigma, uv)``, without a graph."""
+    function = fwd if _backend.is_plain(weights) else torch.ops.lipgan.spectral_norm_fwd.default
+    ys, sigma, uv = function(weights, vectors[0], vectors[1], n_power_iterations, eps, dims, backend)
+    return ys, sigma, uv
+
+
+def _differentiates(weights: Sequence[Tensor]) -> bool:
+    if not torch.is_grad_enabled():
+        return False
+    for weight in weights:  # noqa: SIM110 -- any() of a generator takes three times as long
+        if weight.requires_grad:
+            return True
+    return False
+
+
 class _SpectralNorm(torch.autograd.Function):
     """weights -> (uv, sigma, ys); u and v are constants of the differentiation."""
 
@@ -62,8 +85,7 @@ class _SpectralNorm(torch.autograd.Function):
         vectors: tuple[Sequence[Tensor], Sequence[Tensor]],
         *weights: Tensor,
     ) -> tuple[Tensor, ...]:
-        function = fwd if _backend.is_plain(weights) else torch.ops.lipgan.spectral_norm_fwd.default
-        ys, sigma, uv = function(weights, vectors[0], vectors[1], n_power_iterations, eps, dims, backend)
+        ys, sigma, uv = _undifferentiated(dims, backend, n_power_iterations, eps, vectors, weights)
         ctx.dims, ctx.backend = dims, backend
         ctx.mark_non_differentiable(uv)
         ctx.set_materialize_grads(False)
@@ -142,5 +164,8 @@ def normalize(
             weights, us, vs, n_power_iterations, eps, dims, scaled=not traced
         )
         return ys, sigma, join_vectors(new_us, new_vs)
+    if not torch.compiler.is_compiling() and not _differentiates(weights):
+        # The way through an autograd function takes longer than a small layer's arithmetic.
+        return _undifferentiated(dims, backend, n_power_iterations, eps, (us, vs), weights)
     uv, sigma, *ys = _SpectralNorm.apply(dims, backend, n_power_iterations, eps, (us, vs), *weights)  # type: ignore[no-untyped-call]
     return ys, sigma, uv
