@@ -134,7 +134,7 @@ class BatchOrder:
         self._position = 0
 
     def next(self, batch_size: int) -> Tensor:
-        """The next ``[batch_size]`` indices, int64, on the CPU."""
+        """The next ``[batch_size]`` indices, int64, on the CPU; they may share the memory of the permutation."""
         parts = []
         while batch_size > 0:
             if self._position == len(self._permutation):
@@ -144,7 +144,7 @@ class BatchOrder:
             self._position += len(part)
             batch_size -= len(part)
             parts.append(part)
-        return torch.cat(parts)
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and integers only."""

@@ -369,19 +369,22 @@ class Trainer:
         return {key: torch.stack([row[key] for row in rows]).mean(0) for key in rows[0]}
 
     def _part(self, indices: Tensor, z: Tensor, part: int) -> Batch:
+        indices = to_device(indices, self.device)
+        if self._parts == 1:
+            labels = None if self._labels is None else self._labels[indices]
+            # Drawn on the CPU so that a seed means the same noise on every device.
+            return Batch(self._samples[indices], labels, to_device(z, self.device, self._dtype), self._noise)
         size = len(indices) // self._parts
         start = part * size
-        indices = to_device(indices, self.device)
         mine = indices[start : start + size]
         return Batch(
             real=self._samples[mine],
             labels=None if self._labels is None else self._labels[mine],
-            # Drawn on the CPU so that a seed means the same noise on every device.
             z=to_device(z[start : start + size], self.device, self._dtype),
             random=self._noise,
             before=start,
             after=len(indices) - start - size,
-            whole=self._samples[indices] if self._parts > 1 else None,
+            whole=self._samples[indices],
         )
 
     def _autocast(self) -> Any:

@@ -32,6 +32,7 @@ class NetworkUpdater:
         self.optimizer = _optimizer(self.parameters, recipe, lr)
         # Losses in float16 are multiplied, so that small gradients do not vanish.
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "float16")
+        self._scaled = self.scaler.is_enabled()
         self._device = device
 
     @contextmanager
@@ -48,7 +49,8 @@ class NetworkUpdater:
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of ``loss`` to those that are there."""
-        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        scaled = self.scaler.scale(loss) if self._scaled else loss
+        scaled.backward()  # type: ignore[no-untyped-call]
 
     def update(self, *, measure: bool) -> Tensor | None:
         """Average the gradients over the processes, shorten them, take the step, and drop them.
@@ -62,9 +64,14 @@ class NetworkUpdater:
             self.scaler.unscale_(self.optimizer)
             limit = self.max_grad_norm or math.inf
             norm = torch.nn.utils.clip_grad_norm_(self.parameters, limit) if limit < math.inf else self._norm()
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad()
+        if self._scaled:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        else:
+            self.optimizer.step()
+        # What the optimizer's zero_grad does, which takes as long as a layer of a small network.
+        for p in self.parameters:
+            p.grad = None
         return norm if measure else None
 
     def _norm(self) -> Tensor:
