@@ -39,8 +39,11 @@ def polar_factor_fwd(a: Tensor) -> Tensor | None:
     while True:
         off = gram - eye
         error = _norm(off)
-        if 0.375 * error**2 <= rounding:  # what is left of it
-            return _corrected(u) if u.dtype == torch.float32 else _step(u, gram, 1.5, -0.5)
+        if u.dtype == torch.float32:
+            if 0.3125 * error**3 <= rounding / 64:  # what the correction leaves: its result is rounded once
+                return _corrected(u, second_order=0.375 * error**2 > rounding / 64)
+        elif 0.375 * error**2 <= rounding:  # what is left of it
+            return _step(u, gram, 1.5, -0.5)
         if not error < torch.inf:
             return None
         square = gram @ gram
@@ -59,17 +62,17 @@ def polar_factor_fwd(a: Tensor) -> Tensor | None:
                 return None
         u = _step(u, gram.mul_(q).add_(square, alpha=r), p, 1.0)
         if near and 0.3125 * error_squared**1.5 <= rounding:  # what is left
-            return _corrected(u) if u.dtype == torch.float32 else u
+            return _corrected(u, second_order=False) if u.dtype == torch.float32 else u
         gram = u.mT @ u
 
 
-def _corrected(u: Tensor) -> Tensor:
-    """``u (u^T u)^(-1/2)``, to second order of ``u^T u - I``, which is small, with the rounding of float32 once."""
+def _corrected(u: Tensor, *, second_order: bool) -> Tensor:
+    """``u (u^T u)^(-1/2)``, with the rounding of float32 once; to first or second order of ``u^T u - I``."""
     wide = u.double()
     gram = wide.mT @ wide
     gram.diagonal(dim1=-2, dim2=-1).sub_(1)
     off = gram.float()
-    return wide.sub_(u @ (0.5 * off - 0.375 * (off @ off))).float()
+    return wide.sub_(u @ (0.5 * off - 0.375 * (off @ off) if second_order else 0.5 * off)).float()
 
 
 def _norm(x: Tensor) -> float:
