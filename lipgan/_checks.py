@@ -38,6 +38,8 @@ def check_range(name: str, value: object) -> None:
 
 def as_number(name: str, value: Any, *, minimum: float = -math.inf) -> float:
     """``value`` as a float; TypeError if it is no number, ValueError if it is not finite or below ``minimum``."""
+    if type(value) is float and minimum <= value < math.inf and value > -math.inf:
+        return value
     if isinstance(value, (bool, str, bytes)):
         raise TypeError(f"{name} must be a number, got {value!r}")
     try:

@@ -165,9 +165,12 @@ def is_plain(tensors: Sequence[Tensor]) -> bool:
     The way through the dispatcher and back into Python takes as long as the rest of a call of a small layer. A tracer,
     a mode, a tensor subclass or the profiler needs it.
     """
-    if (
-        torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() != 0 or torch.autograd._profiler_enabled()  # type: ignore[attr-defined]
-    ):
+    return not torch.autograd._profiler_enabled() and is_unobserved(tensors)  # type: ignore[attr-defined]
+
+
+def is_unobserved(tensors: Sequence[Tensor]) -> bool:
+    """Whether tensors are PyTorch's own, and neither a tracer nor a mode looks at what is done to them."""
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() != 0:
         return False
     for tensor in tensors:  # noqa: SIM110 -- all() of a generator takes three times as long
         if type(tensor) is not Tensor and type(tensor) is not Parameter:

@@ -58,7 +58,7 @@ def join(name: str, samples: Any, convert: Any) -> tuple[Any, Parts | None]:
         TypeError: a part that is no dense floating-point tensor.
         ValueError: no parts, an empty one, or numbers of samples or devices that differ.
     """
-    if not isinstance(samples, (tuple, list, Mapping)):
+    if isinstance(samples, Tensor) or not isinstance(samples, (tuple, list, Mapping)):
         return convert(samples), None
     keys = tuple(samples) if isinstance(samples, Mapping) else None
     named = {

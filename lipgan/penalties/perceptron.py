@@ -76,26 +76,38 @@ class _Layer:
 
 @dataclass(frozen=True)
 class _Chain:
-    """The layers of a critic, and the shape of its scores."""
+    """The layers of a critic, and the shape of its scores; with what the op takes of the layers but the last."""
 
     layers: list[_Layer]
     shape: torch.Size
+
+    @functools.cached_property
+    def activations(self) -> list[_Activation]:
+        return [layer.activation or _NO_ACTIVATION for layer in self.layers[:-1]]
+
+    @functools.cached_property
+    def curves(self) -> list[str]:
+        return [activation.curve for activation in self.activations]
+
+    @functools.cached_property
+    def constants(self) -> list[float]:
+        return [number for activation in self.activations for number in activation.constants]
+
+    @functools.cached_property
+    def slopes(self) -> list[float]:
+        return [activation.slope for activation in self.activations]
 
 
 class Perceptron:
     """A critic that is a perceptron, as it is now.
 
     Args:
-        layers: of it.
-        shape: of its scores.
+        chain: what was recorded of it.
         inputs: of the recording, as they are now.
     """
 
-    def __init__(self, layers: list[_Layer], shape: torch.Size, inputs: list[Tensor]) -> None:
-        self._layers, self._shape, self._inputs = layers, shape, inputs
-        self._activations = [layer.activation or _NO_ACTIVATION for layer in layers[:-1]]
-        self._curves = [activation.curve for activation in self._activations]
-        self._constants = [number for activation in self._activations for number in activation.constants]
+    def __init__(self, chain: _Chain, inputs: list[Tensor]) -> None:
+        self._chain, self._layers, self._inputs = chain, chain.layers, inputs
 
     @property
     def is_random(self) -> bool:
@@ -111,7 +123,7 @@ class Perceptron:
             kind, weight, target: of the penalty of the samples' norms, as for the op ``gradient_penalty``.
         """
         penalty, _, grads, bias_grads = op.penalize(
-            *self._arguments(), kind, weight, target, curves=self._curves, constants=self._constants
+            *self._arguments(), kind, weight, target, curves=self._chain.curves, constants=self._chain.constants
         )
         return None, penalty, *self._by_parameter(grads, bias_grads or [None] * len(grads))
 
@@ -124,7 +136,7 @@ class Perceptron:
         """
         a, weights, biases, _, _ = self._arguments()
         known = []
-        for w, b, activation in zip(weights, biases, self._activations, strict=False):
+        for w, b, activation in zip(weights, biases, self._chain.activations, strict=False):
             z = F.linear(a, w, b)
             if activation.curve:
                 a = _FUNCTIONS[activation.curve](z, *activation.constants)
@@ -133,7 +145,7 @@ class Perceptron:
             else:
                 a = z
             known.append(z)
-        return F.linear(a, weights[-1], biases[-1]).view(self._shape), known
+        return F.linear(a, weights[-1], biases[-1]).view(self._chain.shape), known
 
     def solve_with_loss(
         self, kind: str, weight: float, target: float, known: list[Tensor], score_grads: Tensor, penalized: range
@@ -150,8 +162,8 @@ class Perceptron:
         penalty, _, grads, bias_grads = op.penalize_with_loss(
             *(*self._arguments(), kind, weight, target, by_score, penalized),
             activations=known,
-            curves=self._curves,
-            constants=self._constants,
+            curves=self._chain.curves,
+            constants=self._chain.constants,
         )
         return penalty, *self._by_parameter(grads, bias_grads)
 
@@ -162,8 +174,7 @@ class Perceptron:
         weights = [inputs[layer.weight] for layer in layers]
         biases = [None if layer.bias is None else inputs[layer.bias] for layer in layers]
         scales = [_scale(layer, x, w) for layer, w in zip(layers[:-1], weights, strict=False)]
-        slopes = [activation.slope for activation in self._activations]
-        return x.flatten(1), weights, biases, slopes, scales
+        return x.flatten(1), weights, biases, self._chain.slopes, scales
 
     def _by_parameter(
         self, grads: Sequence[Tensor], bias_grads: Sequence[Tensor | None]
@@ -202,7 +213,7 @@ def recognize(call: CriticCall, x: Tensor) -> Perceptron | None:
     layers: list[_Layer] = chain.layers
     widths = [inputs[layers[0].weight].shape[1], *(inputs[layer.weight].shape[0] for layer in layers)]
     serves = op.serves(x.shape[0], widths, x.dtype, x.device.type)
-    return Perceptron(layers, chain.shape, inputs) if serves else None
+    return Perceptron(chain, inputs) if serves else None
 
 
 def may_be_perceptron(call: CriticCall, x: Tensor) -> bool:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from lipgan.nn.spectral_norm_group import SpectralNormGroup
-from lipgan.ops._backend import is_plain
+from lipgan.ops._backend import is_unobserved
 from lipgan.penalties.conditions import WithoutAutocast
 from lipgan.penalties.critic_call import Critic, CriticCall
 from lipgan.penalties.known import NotRepeatable
@@ -302,7 +302,7 @@ def case(call: CriticCall, x: Tensor, *asked: Hashable, autocast: bool = False) 
         autocast: whether it can be served under autocast.
     """
     module = owner(call.critic)
-    if module is None or callable(call.output) or not is_plain((x,)):
+    if module is None or callable(call.output) or not is_unobserved((x,)):
         return None
     narrow = _autocast_dtype(x.device.type)
     if (narrow is not None and not autocast) or torch._C._len_torch_function_stack():
@@ -314,7 +314,7 @@ def case(call: CriticCall, x: Tensor, *asked: Hashable, autocast: bool = False) 
     tensors, kinds = [x], [form(call.critic), _kind(x)]
     for argument in call.args:
         if isinstance(argument, Tensor):
-            if argument.requires_grad or not is_plain((argument,)) or argument.layout != torch.strided:
+            if argument.requires_grad or not is_unobserved((argument,)) or argument.layout != torch.strided:
                 return None
             kinds.append((_kind(argument), next((k for k, t in enumerate(tensors) if t is argument), None)))
             tensors.append(argument)

@@ -15,18 +15,19 @@ def with_gradients(value: Tensor, parameters: Sequence[Tensor], grads: Sequence[
     """``value`` as a function of the parameters whose derivatives are ``grads``, None for zeros."""
     if not parameters:
         return value
-    return PrecomputedGradients.apply(value, len(parameters), *parameters, *grads)  # type: ignore[no-any-return, no-untyped-call]
+    return PrecomputedGradients.apply(value, grads, *parameters)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class PrecomputedGradients(torch.autograd.Function):
     """A value whose derivatives are known; its backward only scales them."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, n: int, *tensors: Tensor | None) -> Tensor:
-        parameters, grads = tensors[:n], tensors[n:]
+    def forward(ctx: Any, value: Tensor, grads: Sequence[Tensor | None], *parameters: Tensor) -> Tensor:
         # Zeros are made when they are asked for.
-        ctx.like = [None if grad is not None else p for p, grad in zip(parameters, grads, strict=True)]
-        ctx.dtypes = [p.dtype for p in parameters if p is not None]
+        ctx.like = [p if grad is None else None for p, grad in zip(parameters, grads, strict=True)]
+        ctx.dtypes = [p.dtype for p in parameters]
+        # Whether the gradients are what a backward of 1 hands out.
+        ctx.ready = ctx.dtypes == [None if grad is None else grad.dtype for grad in grads]
         ctx.save_for_backward(*grads)
         return value.clone()
 
@@ -38,9 +39,12 @@ class PrecomputedGradients(torch.autograd.Function):
                 "differentiable; use engine='autograd'"
             )
         unchanged = _is_one(grad)
+        needed = ctx.needs_input_grad[2:]
+        if unchanged and ctx.ready and all(needed):
+            return None, None, *ctx.saved_tensors
         products: list[Tensor | None] = []
         together: dict[int, Tensor] = {}
-        for g, p, dtype, need in zip(ctx.saved_tensors, ctx.like, ctx.dtypes, ctx.needs_input_grad[2:], strict=False):
+        for g, p, dtype, need in zip(ctx.saved_tensors, ctx.like, ctx.dtypes, needed, strict=True):
             if need and g is not None and g.dtype == dtype == grad.dtype and not unchanged:
                 together[len(products)] = g
                 products.append(None)
@@ -55,7 +59,7 @@ class PrecomputedGradients(torch.autograd.Function):
         if together:
             for i, product in zip(together, _all_scaled([*together.values()], grad), strict=True):
                 products[i] = product
-        return (None, None, *products, *[None] * len(products))
+        return None, None, *products
 
 
 def scaled(grad: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -250,6 +250,17 @@ def test_a_change_gets_a_plan_of_its_own(compiled: list[Any]) -> None:
     assert len(compiled) == 5
 
 
+def test_under_the_profiler(compiled: list[Any]) -> None:
+    def run(critic: nn.Module, seed: int, **options: Any) -> Tensor:
+        return lipgan.gradient_penalty(critic, REAL, kind="r1", **options)
+
+    for critic in (independent(), curved()):
+        with torch.profiler.profile():
+            agree(critic, run)
+        agree(critic, run)
+    assert len(compiled) == 2
+
+
 def test_uncompiled_and_compiled_plans_stand_side_by_side(compiled: list[Any]) -> None:
     critic = independent()
     for _ in range(3):
