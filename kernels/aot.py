@@ -202,12 +202,14 @@ def _matrix_sqrt_cases() -> None:
 
 def _nearest_neighbours_cases() -> None:
     for dtype in (torch.float32, torch.float64):
-        x, y = torch.empty(1024, 2048, dtype=dtype), torch.empty(512, 2048, dtype=dtype)
-        x_radii, y_radii = torch.empty(1024, dtype=torch.float64), torch.empty(512, dtype=torch.float64)
-        nearest_neighbours.nearest_neighbours(x, y, 20)  # two passes
-        nearest_neighbours.nearest_neighbours(x, None, 5)
-        for closed in (False, True):
-            nearest_neighbours.ball_counts(x, y, x_radii, y_radii, closed)
+        # By the exact kernels alone, and by bounds, with both tiles of the product, before them.
+        for m, n in ((16, 512), (1024, 512), (4096, 4096)):
+            x, y = torch.empty(m, 2048, dtype=dtype), torch.empty(n, 2048, dtype=dtype)
+            x_radii, y_radii = torch.empty(m, dtype=torch.float64), torch.empty(n, dtype=torch.float64)
+            nearest_neighbours.nearest_neighbours(x, y, 20)  # two passes
+            nearest_neighbours.nearest_neighbours(x, None, 5)
+            for closed in (False, True):
+                nearest_neighbours.ball_counts(x, y, x_radii, y_radii, closed)
 
 
 def _mlp_gradient_penalty_cases() -> None:

@@ -1,4 +1,4 @@
-"""What kernels of several ops share: arithmetic to the nearest, tiles of matrices, the last program of a launch."""
+"""What kernels of several ops share: arithmetic to the nearest, tiles of matrices and of products, the last program."""
 
 from typing import Any
 
@@ -109,3 +109,44 @@ def matrix_tile(matrix, row, col, h, w, BLOCK_H: tl.constexpr, BLOCK_W: tl.const
     first = tl.cast(row, tl.int64) * w + col
     pointers = matrix + first + (i[:, None] * tl.cast(w, tl.int32) + j[None, :])
     return pointers, (row + i < h)[:, None] & (col + j < w)[None, :]
+
+
+@triton.jit
+def product_tile(
+    a,  # T [m, depth], any strides
+    b,  # T [depth, n], any strides
+    row,
+    col,
+    m,
+    n,
+    depth,
+    a_row_stride,
+    a_col_stride,
+    b_row_stride,
+    b_col_stride,
+    PRECISION: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """The tile of A B whose corner is (row, col); what lies outside of A and B counts as 0.
+
+    PRECISION: "ieee" multiplies operands as they are; "tf32x3" (float32, NVIDIA) adds three products of TF32 parts.
+
+    Offsets within a tile are int32, which takes fewer registers; the host refuses strides that do not fit.
+    """
+    ACC: tl.constexpr = a.dtype.element_ty
+    i, k = tl.arange(0, BLOCK), tl.arange(0, BLOCK_K)
+    a += row.to(tl.int64) * a_row_stride
+    b += col.to(tl.int64) * b_col_stride
+    a_offsets = i[:, None] * a_row_stride + k[None, :] * a_col_stride
+    b_offsets = k[:, None] * b_row_stride + i[None, :] * b_col_stride
+    inside_rows, inside_cols = (row + i < m)[:, None], (col + i < n)[None, :]
+    acc = tl.zeros([BLOCK, BLOCK], ACC)
+    for first in range(0, depth, BLOCK_K):
+        inside = k < depth - first
+        a_tile = tl.load(a + a_offsets, mask=inside_rows & inside[None, :], other=0.0)
+        b_tile = tl.load(b + b_offsets, mask=inside_cols & inside[:, None], other=0.0)
+        acc = tl.dot(a_tile, b_tile, acc, input_precision=PRECISION, out_dtype=ACC)
+        a += BLOCK_K * a_col_stride
+        b += BLOCK_K * b_row_stride
+    return acc

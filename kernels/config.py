@@ -233,3 +233,46 @@ def distance_tile() -> DistanceTile:
     the caches. The tile depends on nothing, because the order of a sum hangs on the chunk.
     """
     return DistanceTile(block_m=4, block_n=256, chunk=4, num_warps=4)
+
+
+# Pairs of a row whose D the row's program computes; where more are undecided, the row is left to the exact kernel.
+NEIGHBOUR_PAIRS = 64
+
+# Neighbours that bounds are asked for: the rest of NEIGHBOUR_PAIRS is for points as near as those, up to the bound.
+NEIGHBOURS_BY_BOUNDS = 32
+
+# Bytes of the bounds that are held at a time, unless one row of tiles takes more.
+BOUNDS_WORKSPACE = 1 << 26
+
+# Bounds of a row that its program looks at in a step, and the candidates for the k-th smallest of them.
+BOUNDS_PER_STEP = 1024
+
+# Features of a point that are moved, scaled and rounded in a step.
+FEATURES_PER_STEP = 512
+
+
+def bounds_serve(m: int, n: int, d: int) -> bool:
+    """Whether bounds on the distances pay.
+
+    They take nine launches or more, where the exact kernel takes one: some 50 us, in which it does 64 million pairs and
+    features at a tenth of an H100's peak. The slack of the bounds, about d 2^-24, has to stay small, and
+    offsets within a tile of bounds are 32-bit.
+    """
+    return m * n * d >= 1 << 26 and d <= 1 << 20 and n <= 1 << 24
+
+
+@dataclass(frozen=True)
+class BoundsPlan:
+    """How the bounds on all distances are computed: `rows` of x at a time, each with `width` bounds."""
+
+    tile: ProductTile
+    rows: int
+    width: int
+
+
+def bounds_plan(m: int, n: int) -> BoundsPlan:
+    """Whole tiles of the product, as many rows of them as the workspace holds."""
+    tile = product_tile(m, n, 1, itemsize=4, symmetric=False)
+    width = ceil_div(n, tile.block) * tile.block
+    tiles = max(BOUNDS_WORKSPACE // (4 * width * tile.block), 1)
+    return BoundsPlan(tile, min(tiles, ceil_div(m, tile.block)) * tile.block, width)

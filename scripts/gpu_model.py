@@ -60,20 +60,21 @@ class Work:
     read: float = 0
     written: float = 0
     operations: float = 0
+    in_float64: float = 0  # more of them, of a call that computes in float32 otherwise
     launches: list[str] = field(default_factory=list)
 
-    def add(self, name: str, read: float, written: float, operations: float) -> None:
+    def add(self, name: str, read: float, written: float, operations: float, in_float64: float = 0) -> None:
         self.launches.append(name)
-        self.read, self.written, self.operations = (
-            self.read + read,
-            self.written + written,
-            self.operations + operations,
-        )
+        self.read += read
+        self.written += written
+        self.operations += operations
+        self.in_float64 += in_float64
 
     def seconds(self, card: Card, dtype: torch.dtype) -> float:
-        """The time of the slower of the two, if all else were free."""
+        """The time of the slower of memory and arithmetic, if all else were free."""
         wide = torch.float64 if dtype == torch.float64 else torch.float32
-        return max((self.read + self.written) / card.bandwidth, self.operations / card.peaks[wide])
+        arithmetic = self.operations / card.peaks[wide] + self.in_float64 / card.peaks[torch.float64]
+        return max((self.read + self.written) / card.bandwidth, arithmetic)
 
 
 # ---- ours: from the arguments of each launch ----
@@ -226,14 +227,36 @@ def _mlp_sums(a: dict[str, Any]) -> tuple[float, float, float]:
     return numbers * size, (a["w"] + (a["width"] + 1) * a["BIASES"]) * size, 2 * numbers
 
 
-def _pairs(a: dict[str, Any], written: int) -> tuple[float, float, float]:
+def _pairs(a: dict[str, Any], written: int) -> tuple[float, ...]:
     # All of y for every block of points of x, from the caches but for the first time; 3 operations a feature and pair.
     m, n, d = a["m"], a["n"], a["d"]
-    return a["x"].nbytes + a["y"].nbytes, written, 3.0 * m * n * d
+    if a["pending"] is not None:  # none is
+        return a["pending"].nbytes, 0, 0
+    return a["x"].nbytes + a["y"].nbytes, written, 0, 3.0 * m * n * d
 
 
-#: What a launch reads and writes of memory beyond the caches, in bytes, and its operations: from its arguments.
-LAUNCHES: dict[str, Callable[[dict[str, Any]], tuple[float, float, float]]] = {
+def _shift(a: dict[str, Any]) -> tuple[float, ...]:
+    points = a["points"]
+    return points.nbytes, a["shifted"].nbytes + a["norms"].nbytes, 0, 4 * points.numel()
+
+
+def _bounds(a: dict[str, Any]) -> tuple[float, ...]:
+    rows, columns, d = a["row_tiles"] * a["BLOCK"], a["width"], a["d"]
+    return (rows + columns) * d * 4 + a["y_norms"].nbytes, rows * columns * 4, 2 * rows * columns * d
+
+
+def _by_bounds(a: dict[str, Any], pairs: int, written: int, operations: int, in_float64: int) -> tuple[float, ...]:
+    # The bounds are read twice, for the second time from the caches; D of the pairs that they leave open. Bytes written
+    # are those of a row, operations those of a pair.
+    rows = min(a["bounds"].shape[0], len(a["x"]) - a["first"])
+    read = rows * (a["width"] * 4 + a["x"][0].nbytes) + a["y"].nbytes + a["y_norms"].nbytes
+    wide = rows * a["n"] * in_float64 + rows * pairs * 3.0 * a["d"]
+    return read, rows * written, rows * a["n"] * operations, wide
+
+
+#: What a launch reads and writes of memory beyond the caches, in bytes, and its operations, those in float64 of a call
+#: in float32 apart: from its arguments.
+LAUNCHES: dict[str, Callable[[dict[str, Any]], tuple[float, ...]]] = {
     "spectral_norm_iterate_kernel": _iterate,
     "spectral_norm_reduce_kernel": _reduce,
     "spectral_norm_sigma_kernel": _sigma,
@@ -258,7 +281,14 @@ LAUNCHES: dict[str, Callable[[dict[str, Any]], tuple[float, float, float]]] = {
     "_mlp_gradient_penalty_adjoint_kernel": _mlp_adjoint,
     "_mlp_gradient_penalty_sums_kernel": _mlp_sums,
     "_nearest_neighbours_kernel": lambda a: _pairs(a, a["squared"].nbytes + a["indices"].nbytes),
-    "_ball_counts_kernel": lambda a: _pairs(a, a["counts"].nbytes),
+    "_ball_counts_kernel": lambda a: _pairs(a, a["x_counts"].nbytes + a["y_counts"].nbytes),
+    "_neighbour_shift_kernel": _shift,
+    "_neighbour_bounds_kernel": _bounds,
+    # Of a pair: the upper bound, two comparisons with it and one with the lower bound.
+    "_nearest_by_bounds_kernel": lambda a: _by_bounds(a, a["k"], 16 * a["k"] + 4, 3, 1),
+    # Of a pair, twice: two bounds and a radius scaled, and four comparisons with radii moved by their rounding. No pair
+    # is left open.
+    "_counts_by_bounds_kernel": lambda a: _by_bounds(a, 0, 20, 0, 22),
 }  # fmt: skip
 
 
@@ -381,6 +411,7 @@ class Row:
     ours: Callable[[], object]
     theirs: Callable[[], object] | None
     small: Callable[[], object] | None = None
+    takes_time: bool = True  # of the host alone: none of it is PyTorch's, which would compute on the CPU here
 
 
 def _spectral_rows(name: str, shapes: list[tuple[int, ...]], dtype: torch.dtype) -> list[Row]:
@@ -496,10 +527,10 @@ def rows() -> list[Row]:
     x = torch.empty(10_000, 512)
     radii = torch.empty(10_000, dtype=torch.float64)
     result += [
-        Row("nearest_neighbours, k = 5", "10000 x 10000 x 512, float32 points", torch.float64,
-            lambda: nearest_neighbours.nearest_neighbours(x, None, 5), None),
-        Row("ball_counts", "10000 x 10000 x 512, float32 points", torch.float64,
-            lambda: nearest_neighbours.ball_counts(x, x, radii, radii, False), None),
+        Row("nearest_neighbours, k = 5", "10000 x 10000 x 512", torch.float32,
+            lambda: nearest_neighbours.nearest_neighbours(x, None, 5), None, takes_time=False),
+        Row("ball_counts", "10000 x 10000 x 512", torch.float32,
+            lambda: nearest_neighbours.ball_counts(x, x, radii, radii, False), None, takes_time=False),
     ]  # fmt: skip
     return result
 
@@ -515,6 +546,10 @@ def _us(seconds: float) -> str:
     return f"{1e6 * seconds:.3g}"
 
 
+def _operations(work: Work) -> str:
+    return _si(work.operations) + (f", {_si(work.in_float64)} in float64" if work.in_float64 else "")
+
+
 COLUMNS = [
     "op", "shape", "dtype", "bytes", "operations", "launches", *(f"{card.name} us" for card in CARDS),
     "torch: bytes", "launches", *(f"{card.name} us" for card in CARDS), "host us",
@@ -528,7 +563,10 @@ writes and computes follows from its arguments and from the tables that its kern
 
 - bytes: read from and written to memory, each array once a launch; what a launch reads again is taken to come from the
   caches (the second product of an iteration, tiles of a matrix product, points that meet all others).
-- operations: additions and multiplications, of whole tiles where a product is computed in tiles.
+- operations: additions and multiplications, of whole tiles where a product is computed in tiles. What a call in float32
+  does in float64 stands apart, and is counted at the peak of float64. Of nearest neighbours and ball counts, also the
+  comparisons of bounds; these are taken to leave open the k nearest of each row and no ball, and no row to the exact
+  kernel. PyTorch's reductions for the mean and the largest coordinates, two or three, are not counted.
 - us of a card: the longer of bytes over its published bandwidth and operations over its published peak outside of the
   matrix units, {cards}. It leaves out launches (a few microseconds each, unless a CUDA graph replays
   them) and all that keeps a kernel from either limit: it is the least time that a kernel can take, not an expectation.
@@ -537,7 +575,8 @@ writes and computes follows from its arguments and from the tables that its kern
   perceptron its penalty by autograd, with the double backward.
 - host us: the time of a call on the host with its launches left out, on the machine that wrote this page; of small or
   large tensors alike, but that here the outputs are allocated on the CPU, which takes long for large ones. Of
-  mlp_gradient_penalty it is that of a small critic, with its matrix products, which are PyTorch's.
+  mlp_gradient_penalty it is that of a small critic, with its matrix products, which are PyTorch's. It is left out where
+  a call has reductions by PyTorch, which would be computed here.
 """
 
 
@@ -556,7 +595,7 @@ def page(host: Callable[[Row], float | None]) -> str:
         kernels.setdefault(tuple(ours.launches), f"{row.op}, {row.shape}")
         cells = [
             row.op, row.shape, str(row.dtype).removeprefix("torch."), _si(ours.read + ours.written),
-            _si(ours.operations), str(len(ours.launches)), *(_us(ours.seconds(card, row.dtype)) for card in CARDS),
+            _operations(ours), str(len(ours.launches)), *(_us(ours.seconds(card, row.dtype)) for card in CARDS),
         ]  # fmt: skip
         if row.theirs is None:
             cells += ["-"] * (2 + len(CARDS))
@@ -572,8 +611,10 @@ def page(host: Callable[[Row], float | None]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def host_seconds(row: Row) -> float:
-    """The median of calls with launches left out."""
+def host_seconds(row: Row) -> float | None:
+    """The median of calls with launches left out; None where something else than the host would be timed."""
+    if not row.takes_time:
+        return None
     with overhead.without_launches(), _cuda_module(_CudaModule(Work())):
         return harness.interleave({"call": row.small or row.ours}, seconds=0.2, warmup=3)["call"]
 

@@ -23,48 +23,9 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import config
-from ..common import materialized
+from ..common import materialized, product_tile
 
 PRECISIONS = ("ieee", "tf32x3")
-
-
-@triton.jit
-def _product_tile(
-    a,  # T [m, depth], any strides
-    b,  # T [depth, n], any strides
-    row,
-    col,
-    m,
-    n,
-    depth,
-    a_row_stride,
-    a_col_stride,
-    b_row_stride,
-    b_col_stride,
-    PRECISION: tl.constexpr,
-    BLOCK: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
-    """The tile of A B whose corner is (row, col); what lies outside of A and B counts as 0.
-
-    Offsets within a tile are int32, which takes fewer registers; the host refuses strides that do not fit.
-    """
-    ACC: tl.constexpr = a.dtype.element_ty
-    i, k = tl.arange(0, BLOCK), tl.arange(0, BLOCK_K)
-    a += row.to(tl.int64) * a_row_stride
-    b += col.to(tl.int64) * b_col_stride
-    a_offsets = i[:, None] * a_row_stride + k[None, :] * a_col_stride
-    b_offsets = k[:, None] * b_row_stride + i[None, :] * b_col_stride
-    inside_rows, inside_cols = (row + i < m)[:, None], (col + i < n)[None, :]
-    acc = tl.zeros([BLOCK, BLOCK], ACC)
-    for first in range(0, depth, BLOCK_K):
-        inside = k < depth - first
-        a_tile = tl.load(a + a_offsets, mask=inside_rows & inside[None, :], other=0.0)
-        b_tile = tl.load(b + b_offsets, mask=inside_cols & inside[:, None], other=0.0)
-        acc = tl.dot(a_tile, b_tile, acc, input_precision=PRECISION, out_dtype=ACC)
-        a += BLOCK_K * a_col_stride
-        b += BLOCK_K * b_row_stride
-    return acc
 
 
 @triton.jit
@@ -110,7 +71,7 @@ def _matrix_sqrt_gram_kernel(
     row, col = tile_row * BLOCK, tile_col * BLOCK
     x += matrix * batch_stride
     out += matrix * n * n
-    value = _product_tile(
+    value = product_tile(
         x, x, row, col, n, n, m, col_stride, row_stride, row_stride, col_stride, PRECISION, BLOCK, BLOCK_K
     )
     index = tl.arange(0, BLOCK)
@@ -164,7 +125,7 @@ def _matrix_sqrt_product_kernel(
     row, col = tile // column_tiles * BLOCK, tile % column_tiles * BLOCK
     x += matrix * batch_stride
     q += matrix * n * n
-    value = _product_tile(x, q, row, col, m, n, n, row_stride, col_stride, n, 1, PRECISION, BLOCK, BLOCK_K)
+    value = product_tile(x, q, row, col, m, n, n, row_stride, col_stride, n, 1, PRECISION, BLOCK, BLOCK_K)
     index = tl.arange(0, BLOCK)
     corner = out + (matrix * m + row) * n + col
     inside = (row + index < m)[:, None] & (col + index < n)[None, :]

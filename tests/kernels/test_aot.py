@@ -125,8 +125,13 @@ def test_every_kernel_is_among_the_cases(made: list[Any]) -> None:
         assert any(kernel == f"_gradient_penalty_{name}_kernel" for kernel, _ in rows)
     for flag in ("OTHERS=True", "OTHERS=False"):
         assert any(kernel == "_nearest_neighbours_kernel" and flag in options for kernel, options in rows)
+        assert any(kernel == "_nearest_by_bounds_kernel" and flag in options for kernel, options in rows)
     for flag in ("CLOSED=True", "CLOSED=False"):
         assert any(kernel == "_ball_counts_kernel" and flag in options for kernel, options in rows)
+        assert any(kernel == "_counts_by_bounds_kernel" and flag in options for kernel, options in rows)
+    for block in (64, 128):
+        assert any(kernel == "_neighbour_bounds_kernel" and f"BLOCK={block}" in options for kernel, options in rows)
+    assert any(kernel == "_neighbour_shift_kernel" for kernel, _ in rows)
     for dtype in ("fp32", "fp64", "fp16", "bf16"):
         assert any(f"DTYPE={dtype}" in options for _, options in rows)
     for flag in ("INVERSE=True", "INVERSE=False"):

@@ -1,6 +1,6 @@
 """The Triton kernels of nearest_neighbours, in Triton's interpreter: the decisions of the definition, tile by tile."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lipgan.kernels import config
 from lipgan.kernels import nearest_neighbours as kernels
+from lipgan.kernels.nearest_neighbours import launch
 from torch import Tensor
 
 from lipgan import ops
@@ -189,6 +190,161 @@ def test_the_tile_of_a_launch(monkeypatch: pytest.MonkeyPatch) -> None:
     assert_same(kernels.nearest_neighbours(x, y, 5), reference.nearest_neighbours(x, y, 5))
     radii = torch.full((len(x),), 20.0).double(), torch.full((len(y),), 30.0).double()
     assert_same(kernels.ball_counts(x, y, *radii, False), reference.ball_counts(x, y, *radii, False))
+
+
+# ---- by bounds: the exact kernel, alone, is the truth to the bit ----
+
+Left = Callable[[], list[int]]
+
+
+@pytest.fixture
+def left(monkeypatch: pytest.MonkeyPatch) -> Left:
+    """Bounds serve every call, in small steps, with 8 pairs a row. The rows that each call left to the exact kernel."""
+    monkeypatch.setattr(config, "bounds_serve", lambda m, n, d: True)
+    monkeypatch.setattr(config, "product_tile", lambda *_, **__: config.ProductTile(16, 16, 1))
+    monkeypatch.setattr(config, "BOUNDS_WORKSPACE", 1)  # 16 rows at a time
+    monkeypatch.setattr(config, "BOUNDS_PER_STEP", 16)
+    monkeypatch.setattr(config, "FEATURES_PER_STEP", 4)
+    monkeypatch.setattr(config, "NEIGHBOUR_PAIRS", 8)
+    calls, shift = [], launch._shift
+
+    def remembered(x: Tensor, y: Tensor) -> launch._Shifted:
+        calls.append(shift(x, y))
+        return calls[-1]
+
+    monkeypatch.setattr(launch, "_shift", remembered)
+    return lambda: [int(call.pending.sum()) for call in calls]
+
+
+def exactly(call: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """A call by the exact kernels alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(config, "bounds_serve", lambda m, n, d: False)
+        return call()
+
+
+@pytest.mark.usefixtures("poisoned_outputs")
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_bounds_find_the_same_to_the_bit(dtype: torch.dtype, left: Left) -> None:
+    # Two blocks of rows, both ragged. Whole numbers with ties: some rows have more than 8 pairs, and some do not.
+    x, y = integers(19, 2, 2, dtype), integers(37, 2, 2, dtype)
+    y[:9] = x[5:14]
+    rx, ry = torch.randint(0, 9, (19,)).double(), torch.randint(0, 9, (37,)).double()
+    for k in (1, 4):
+        value = ops.nearest_neighbours(x, y, k, backend="triton")
+        assert_same(value, reference.nearest_neighbours(x, y, k))
+        assert_same(value, ops.nearest_neighbours(x, y, k, backend="native"))
+    value = ops.ball_counts(x, y, rx, ry, closed=True, backend="triton")
+    assert_same(value, reference.ball_counts(x, y, rx, ry, True))
+    assert_same(value, ops.ball_counts(x, y, rx, ry, closed=True, backend="native"))
+    assert any(0 < rows < 19 for rows in left())
+
+
+@pytest.mark.usefixtures("poisoned_outputs")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_bounds_decide_all_of_separate_points(dtype: torch.dtype, left: Left, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "BOUNDS_PER_STEP", 64)  # a class for each point
+    x, y = (torch.randn(n, 3, dtype=torch.float64).to(dtype) + 50 for n in (5, 20))
+    for k in (1, 8):
+        assert_same(kernels.nearest_neighbours(x, y, k), exactly(lambda k=k: kernels.nearest_neighbours(x, y, k)))
+    assert_same(kernels.nearest_neighbours(x, None, 4), exactly(lambda: kernels.nearest_neighbours(x, None, 4)))
+    # Radii that reach to a point: the bounds cannot decide that one.
+    rx = kernels.nearest_neighbours(x, y, 3)[0][:, 2].contiguous()
+    ry = kernels.nearest_neighbours(y, x, 2)[0][:, 1].contiguous()
+    for closed in (False, True):
+        value = kernels.ball_counts(x, y, rx, ry, closed)
+        assert_same(value, exactly(lambda closed=closed: kernels.ball_counts(x, y, rx, ry, closed)))
+        assert value[0][0].tolist() == [2 + closed] * 5
+        assert value[1][0].tolist() == [1 + closed] * 20
+    assert not any(left())
+
+
+# What the bounds cannot tell apart: equal points, distances below their slack, points below the range of float32 beside
+# one far point; and what they can, by the offset and the scale.
+UNDECIDED = {
+    "equal": lambda x: x[:1].expand_as(x).contiguous(),
+    "clusters": lambda x: (x * 1000).sign() * 1000 + x * 2.0**-12,
+    "far point": lambda x: torch.cat([x[:-1], x[-1:] * 1e60]),
+}
+DECIDED = {
+    "offset": lambda x: 1e8 + x,
+    "large": lambda x: x * 2.0**390,
+    "small": lambda x: x * 2.0**-390,
+}
+
+
+@pytest.mark.parametrize("case", {**UNDECIDED, **DECIDED})
+def test_bounds_of_points_far_from_1(case: str, left: Left) -> None:
+    place = {**UNDECIDED, **DECIDED}[case]
+    x, y = (place((torch.randn(n, 3).double() * 2**8).round() / 2**8) for n in (7, 30))
+    y[:3] = x[:3]
+    assert_same(kernels.nearest_neighbours(x, y, 3), exactly(lambda: kernels.nearest_neighbours(x, y, 3)))
+    distances = reference.squared_distances(x, y)
+    rx, ry = distances[:, 20].contiguous(), distances[3].contiguous()
+    value = kernels.ball_counts(x, y, rx, ry, True)
+    assert_same(value, exactly(lambda: kernels.ball_counts(x, y, rx, ry, True)))
+    neighbours, counts = left()
+    assert bool(neighbours) == (case in UNDECIDED)
+    # Point 3 of x lies on the border of all balls around y; that row is left in any case.
+    assert (counts > 1) == (case in UNDECIDED)
+    assert counts
+
+
+@pytest.mark.parametrize("radius", [torch.inf, 0.0, -1.0, torch.nan, 1e-320, 1e308])
+def test_bounds_and_radii_of_any_size(radius: float, left: Left) -> None:
+    x, y = integers(4, 2, 1), integers(7, 2, 1)
+    rx, ry = (torch.full((n,), radius, dtype=torch.float64) for n in (4, 7))
+    for closed in (False, True):
+        assert_same(kernels.ball_counts(x, y, rx, ry, closed), reference.ball_counts(x, y, rx, ry, closed))
+    assert len(left()) == 2
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("side", [0, 1])
+def test_numbers_that_are_not_finite_are_left_to_the_exact_kernel(side: int, value: float, left: Left) -> None:
+    points = torch.randn(6, 3), torch.randn(20, 3)
+    points[side][4, 1] = value
+    rx, ry = torch.rand(6).double() * 9, torch.rand(20).double() * 9
+    assert_same(kernels.nearest_neighbours(*points, 2), exactly(lambda: kernels.nearest_neighbours(*points, 2)))
+    assert_same(
+        kernels.ball_counts(*points, rx, ry, False), exactly(lambda: kernels.ball_counts(*points, rx, ry, False))
+    )
+    assert all(left())
+    with pytest.raises(ValueError, match=f"{'xy'[side]} must be finite"):
+        ops.nearest_neighbours(*points, 2, backend="triton")
+
+
+def test_many_neighbours_are_not_asked_of_bounds(left: Left, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "NEIGHBOURS_BY_BOUNDS", 3)
+    x, y = integers(3, 4, 9), integers(20, 4, 9)
+    for k in (3, 4, 20):
+        assert_same(kernels.nearest_neighbours(x, y, k), reference.nearest_neighbours(x, y, k))
+    assert len(left()) == 1
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-25, 1e30])
+@pytest.mark.parametrize("d", [1, 300])
+def test_the_bounds_hold_and_are_needed(d: int, scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "product_tile", lambda *_, **__: config.ProductTile(16, 16, 1))
+    x, y = torch.randn(20, d) * scale, torch.randn(30, d) * scale
+    x[:5], y[:5] = x[:5].abs() * 1e3, y[:5].abs() * 1e3  # sums that only grow
+    y[7] = x[7]
+    shifted = launch._shift(x, y)
+    ((first, rows, q),) = launch._blocks_of_bounds(shifted)
+    assert (first, rows) == (0, 20)
+    offset = y.double().mean(0)
+    power = ((shifted.x.double() / (x - offset)).flatten()).median().log2().round().exp2()
+    assert float(shifted.x.abs().max()) <= 1
+    slack = (d + 32) * 2.0**-24 * (1 + (d + 32) * 2.0**-23)
+    tiny = (d + 1) * 2.0**-119
+    x_norms, y_norms = shifted.x_norms[:, None], shifted.y_norms
+    distances = reference.squared_distances(x, y) * power * power
+    low = q[:20, :30].double() + x_norms * (1 - slack) - tiny
+    high = q[:20, :30].double() + x_norms * (1 + slack) + 2 * slack * y_norms + tiny
+    assert (low <= distances).all()
+    assert (distances <= high).all()
+    # The middle between them is off by more than a thousandth of the slack.
+    assert ((low + high) / 2 - distances).abs().max() > 1e-3 * (high - low).max() / 2
 
 
 def test_bad_arguments_are_named() -> None:

@@ -265,7 +265,7 @@ SOURCE: dict[str, tuple[str, str, str, Driver]] = {
         "y_radii = tl.load(y_squared_radii + cols, mask=cols <= n,",
         balls(9, 300)),
     "counts, unmasked": (
-        "ball", "tl.store(counts + rows, of_x.to(tl.int64), mask=inside)", "tl.store(counts + rows, of_x.to(tl.int64))",
+        "ball", "tl.store(x_counts + rows, of_x.to(tl.int64), mask=inside)", "tl.store(x_counts + rows, of_x.to(tl.int64))",
         balls(9, 300)),
 }  # fmt: skip
 
