@@ -8,11 +8,12 @@ same, are counted; otherwise some of some launches, and of the other faults one 
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import grouped
 import pytest
 import torch
-from lipgan.kernels import gradient_penalty, matrix_sqrt, nearest_neighbours
+from lipgan.kernels import config, gradient_penalty, matrix_sqrt, nearest_neighbours
 from ptx.compile import Session, compiler
 from ptx.memory import Finding
 from ptx.selection import FULL, selected
@@ -85,6 +86,16 @@ def balls(m: int, n: int) -> Driver:
     x, y = torch.randn(m, 6, generator=g), torch.randn(n, 6, generator=g)
     rx, ry = torch.rand(m, generator=g).double() * 9, torch.rand(n, generator=g).double() * 9
     return lambda s: nearest_neighbours.ball_counts(*map(s.copy, (x, y, rx, ry)), True)
+
+
+def by_bounds(driver: Driver) -> Driver:
+    """The same, with bounds before the exact kernel."""
+
+    def run(s: Session) -> Any:
+        with mock.patch.object(config, "bounds_serve", return_value=True):
+            return driver(s)
+
+    return run
 
 
 def flat(results: Any) -> Iterator[Tensor]:
@@ -267,6 +278,18 @@ SOURCE: dict[str, tuple[str, str, str, Driver]] = {
     "counts, unmasked": (
         "ball", "tl.store(x_counts + rows, of_x.to(tl.int64), mask=inside)", "tl.store(x_counts + rows, of_x.to(tl.int64))",
         balls(9, 300)),
+    "a moved point, unmasked": (
+        "neighbour_shift", "tl.store(shifted + first + feature + features, moved.to(tl.float32), mask=inside)",
+        "tl.store(shifted + first + feature + features, moved.to(tl.float32))", by_bounds(neighbours(9, 70))),
+    "lengths beside a product, one too many": (
+        "neighbour_bounds", "norms = tl.load(y_norms + cols, mask=cols < n, other=0.0)\n    low = (norms",
+        "norms = tl.load(y_norms + cols, mask=cols <= n, other=0.0)\n    low = (norms", by_bounds(neighbours(9, 70))),
+    "lengths beside bounds, one too many": (
+        "nearest_by_bounds", 'norms = tl.load(y_norms + cols, mask=cols < n, other=float("inf"))',
+        'norms = tl.load(y_norms + cols, mask=cols <= n, other=float("inf"))', by_bounds(neighbours(9, 70))),
+    "counts by bounds, of points that are not there": (
+        "counts_by_bounds", "decided = ((open_x | open_y) == 0) & (cols < n)", "decided = (open_x | open_y) == 0",
+        by_bounds(balls(9, 70))),
 }  # fmt: skip
 
 

@@ -237,11 +237,13 @@ def test_shifts(kind: str) -> None:
 
 
 @pytest.mark.parametrize("bits", [32, 64])
-def test_leading_zeros(bits: int) -> None:
+def test_leading_zeros_and_set_bits(bits: int) -> None:
     kind = f"b{bits}"
     values = [0, 1, 2, 3, 255, 1 << (bits - 1), (1 << bits) - 1, *(1 << i for i in range(0, bits, 7))]
     mine = kit.apply("clz." + kind + " {d}, {a};", [(kind, np.array(values, kit.DTYPE[kind]))], "u32")
     assert mine.tolist() == [bits - v.bit_length() for v in values]
+    mine = kit.apply("popc." + kind + " {d}, {a};", [(kind, np.array(values, kit.DTYPE[kind]))], "u32")
+    assert mine.tolist() == [v.bit_count() for v in values]
 
 
 @pytest.mark.parametrize("kind", ["s32", "u32"])

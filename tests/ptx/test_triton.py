@@ -323,6 +323,29 @@ def test_nearest_neighbours(shape: tuple[int, int, int], dtype: torch.dtype, tar
             assert torch.equal(value, truth)
 
 
+@pytest.mark.parametrize(("dtype", "target"), WIDE_ON_TARGETS, ids=str)
+def test_nearest_neighbours_by_bounds(dtype: torch.dtype, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "bounds_serve", lambda m, n, d: True)
+    monkeypatch.setattr(config, "BOUNDS_WORKSPACE", 1)  # one row of tiles at a time
+    x, y = (torch.randint(-9, 10, (count, 5)).to(dtype) for count in (18, 70))
+    x[7] = y[0] = -9
+    y[1:69] = 9  # more open pairs than a program takes, for the points that have no other
+    session = Session(target)
+    x, y = session.copy(x), session.copy(y)
+    radii = [session.copy(torch.randint(0, 300, (count,)).double()) for count in (18, 70)]
+    with session.running():
+        found = nearest_neighbours.nearest_neighbours(x, y, 3)
+    assert {"_nearest_by_bounds_kernel", "_nearest_neighbours_kernel"} < set(session.launched)
+    for value, truth in zip(found, neighbours_reference.nearest_neighbours(x, y, 3), strict=True):
+        session.assert_written(value)
+        assert torch.equal(value, truth)
+    with session.running():
+        counts = nearest_neighbours.ball_counts(x, y, *radii, True)
+    assert {"_counts_by_bounds_kernel", "_ball_counts_kernel"} < set(session.launched)
+    for value, truth in zip(counts, neighbours_reference.ball_counts(x, y, *radii, True), strict=True):
+        assert torch.equal(value, truth)
+
+
 @pytest.mark.parametrize("approximation", [-1, 1])
 @pytest.mark.parametrize("target", selected(["sm_90"], TARGETS))
 def test_an_approximate_root_finds_the_same_tiles(target: str, approximation: int) -> None:

@@ -164,6 +164,12 @@ def leading_zeros(a):
     return count
 
 
+def set_bits(a):
+    """popc: how many bits are set."""
+    bits = a.dtype.itemsize * 8
+    return sum(((a >> a.dtype.type(i)) & a.dtype.type(1)).astype(U32) for i in range(bits))
+
+
 def extract_bits(a, position, length):
     """bfe: the field of `length` bits at `position`, zero- or sign-extended."""
     bits = a.dtype.itemsize * 8

@@ -128,7 +128,8 @@ class Counters:
 
 
 _PIPES = {
-    "ld": "memory", "st": "memory", "atom": "memory", "cp": "memory", "ldmatrix": "memory", "stmatrix": "memory",
+    "ld": "memory", "st": "memory", "atom": "memory", "red": "memory", "cp": "memory", "ldmatrix": "memory",
+    "stmatrix": "memory",
     "shfl": "shuffle", "redux": "shuffle", "mma": "tensor", "wgmma": "tensor", "bra": "control", "ret": "control",
     "bar": "control", "barrier": "control", "trap": "control", "exit": "control", "fence": "control",
     "rcp": "special", "sqrt": "special", "div": "special", "cvt": "convert",

@@ -252,11 +252,11 @@ def _shift(c: Compiler, ins: Instruction) -> Run:
     return elementwise(c, ins, [t, U32], t, ar.shift_left if ins.parts[0] == "shl" else ar.shift_right)
 
 
-@instruction("clz")
-def _clz(c: Compiler, ins: Instruction) -> Run:
+@instruction("clz", "popc")
+def _count_bits(c: Compiler, ins: Instruction) -> Run:
     check_modifiers(ins, set())
     t = NUMPY[ins.parts[-1]]
-    return elementwise(c, ins, [t], U32, ar.leading_zeros)
+    return elementwise(c, ins, [t], U32, ar.leading_zeros if ins.parts[0] == "clz" else ar.set_bits)
 
 
 @instruction("bfe")
@@ -466,6 +466,19 @@ def _atom(c: Compiler, ins: Instruction) -> Run:
     return lambda ex, m: write(
         ex, ex.atomic(address(ex), m, value(ex), function, release=release, acquire=acquire), m
     )  # fmt: skip
+
+
+@instruction("red")
+def _red(c: Compiler, ins: Instruction) -> Run:
+    """An atomic addition whose old value nobody reads."""
+    address, value = c.address(ins.operands[0], U64), c.reader(ins.operands[1], U32)
+    if set(ins.parts[1:]) != {"global", "gpu", "relaxed", "add", "u32"}:
+        raise Unsupported(f"Unsupported instruction: {ins.text}")
+
+    def run(ex: Any, m: Any) -> None:
+        ex.atomic(address(ex), m, value(ex), np.add, release=False, acquire=False)
+
+    return run
 
 
 @instruction("cp")
