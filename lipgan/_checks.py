@@ -128,11 +128,12 @@ def check_finite(name: str, a: Tensor) -> None:
 def check_symmetric(name: str, a: Tensor) -> bool:
     """ValueError unless ``a`` is finite and symmetric up to rounding; returns whether it is so exactly."""
     check_finite(name, a)
-    # Tile by tile, a matrix and its transpose meet in the caches.
+    # Tile by tile, a matrix and its transpose meet in the caches of a CPU. A GPU makes the host wait for each answer.
+    tile = _TILE if a.device.type == "cpu" else max(a.shape[-1], 1)
     if all(
-        torch.equal(a[..., i : i + _TILE, j : j + _TILE], a[..., j : j + _TILE, i : i + _TILE].mT)
-        for i in range(0, a.shape[-1], _TILE)
-        for j in range(0, i + 1, _TILE)
+        torch.equal(a[..., i : i + tile, j : j + tile], a[..., j : j + tile, i : i + tile].mT)
+        for i in range(0, a.shape[-1], tile)
+        for j in range(0, i + 1, tile)
     ):
         return True
     refuse_asymmetry(name, (a - a.mT).abs().amax((-2, -1)), a.abs().amax((-2, -1)), a.dtype)

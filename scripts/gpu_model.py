@@ -227,6 +227,19 @@ def _mlp_sums(a: dict[str, Any]) -> tuple[float, float, float]:
     return numbers * size, (a["w"] + (a["width"] + 1) * a["BIASES"]) * size, 2 * numbers
 
 
+# Sweeps of Jacobi's method that are counted: as many as eigenvalues of one size take in float64 for n = 64.
+_SWEEPS = 9
+
+
+def _root(a: dict[str, Any]) -> tuple[float, ...]:
+    # Of a round: the entries between the pairs (a sum over each row), two updates of the matrix and one of the vectors,
+    # of 4 operations a number. Then a sum of n products. Of whole tiles.
+    count, n, block = a["count"], a["n"], a["BLOCK"]
+    rounds = _SWEEPS * (n + n % 2 - 1)
+    spectrum = a["roots"].nbytes + a["vectors"].nbytes
+    return a["a"].nbytes, a["root"].nbytes + spectrum + a["seen"].nbytes, count * block**2 * (13 * rounds + 2 * n)
+
+
 def _pairs(a: dict[str, Any], written: int) -> tuple[float, ...]:
     # All of y for every block of points of x, from the caches but for the first time; 3 operations a feature and pair.
     m, n, d = a["m"], a["n"], a["d"]
@@ -280,6 +293,7 @@ LAUNCHES: dict[str, Callable[[dict[str, Any]], tuple[float, ...]]] = {
     "_mlp_gradient_penalty_tangent_kernel": _mlp_tangent,
     "_mlp_gradient_penalty_adjoint_kernel": _mlp_adjoint,
     "_mlp_gradient_penalty_sums_kernel": _mlp_sums,
+    "_matrix_sqrt_root_kernel": _root,
     "_nearest_neighbours_kernel": lambda a: _pairs(a, a["squared"].nbytes + a["indices"].nbytes),
     "_ball_counts_kernel": lambda a: _pairs(a, a["x_counts"].nbytes + a["y_counts"].nbytes),
     "_neighbour_shift_kernel": _shift,
@@ -524,6 +538,13 @@ def rows() -> list[Row]:
             Row("polar iteration, a step", "2048 x 2048", dtype,
                 lambda x=x: matrix_sqrt.polar_iteration(x, [(1.875, -1.25, 0.375)]), torch_step)
         )  # fmt: skip
+    for dtype in (torch.float32, torch.float64):
+        for n in (32, 64):
+            a = torch.empty(1000, n, n, dtype=dtype)
+            result.append(
+                Row("matrix_sqrt, forward", f"1000 x {n} x {n}", dtype,
+                    lambda a=a: matrix_sqrt.matrix_sqrt_fwd(a, False, 0.0, 1e-6, True), None)
+            )  # fmt: skip
     x = torch.empty(10_000, 512)
     radii = torch.empty(10_000, dtype=torch.float64)
     result += [
@@ -566,7 +587,8 @@ writes and computes follows from its arguments and from the tables that its kern
 - operations: additions and multiplications, of whole tiles where a product is computed in tiles. What a call in float32
   does in float64 stands apart, and is counted at the peak of float64. Of nearest neighbours and ball counts, also the
   comparisons of bounds; these are taken to leave open the k nearest of each row and no ball, and no row to the exact
-  kernel. PyTorch's reductions for the mean and the largest coordinates, two or three, are not counted.
+  kernel. PyTorch's reductions for the mean and the largest coordinates, two or three, are not counted. Of square
+  roots, those of 9 sweeps.
 - us of a card: the longer of bytes over its published bandwidth and operations over its published peak outside of the
   matrix units, {cards}. It leaves out launches (a few microseconds each, unless a CUDA graph replays
   them) and all that keeps a kernel from either limit: it is the least time that a kernel can take, not an expectation.

@@ -85,20 +85,38 @@ def factorize_covariance(s: Tensor, name: str, method: str, rounding: Rounding) 
     if d == 0:
         return Factor(s, True)
     unit = resolution(d, s.dtype)
-    # The largest eigenvalue of a definite matrix lies between the largest entry and the Frobenius norm.
-    largest, norm = float(s.diagonal().max()), float(torch.linalg.matrix_norm(s))
-    if method == "cholesky" and largest > 0:
-        factor, info = torch.linalg.cholesky_ex(s)
-        if int(info) == 0 and float(factor.diagonal().square().min()) > unit * largest:
-            return Factor(factor, True, 0.0, unit * norm, cholesky=True)
-        pivoted = _pivoted_cholesky(s, 4 * unit * largest)
+    if method == "cholesky":
+        plain, largest, norm = _plain_cholesky(s)
+        if plain is not None:
+            return plain
+        pivoted = _pivoted_cholesky(s, 4 * unit * largest) if largest > 0 else None
         if pivoted is not None:
             return pivoted
+    else:
+        norm = float(torch.linalg.matrix_norm(s))
     values, vectors = torch.linalg.eigh(s)
     refuse_indefinite(name, values[0], values[-1], rounding.dtype, rounding.subtracted)
     keep = values > unit * float(values[-1].clamp_min(0))
     matrix, clipped = vectors[:, keep] * values[keep].sqrt(), float(values[~keep].abs().sum())
     return Factor(matrix, False, clipped, unit * norm, float((1 / values).sum()) if bool(keep.all()) else math.inf)
+
+
+def definite_factor(s: Tensor) -> Factor | None:
+    """The plain Cholesky factor of what `as_covariance` made, or None where that is singular to rounding."""
+    return _plain_cholesky(s)[0] if len(s) else Factor(s, True)
+
+
+def _plain_cholesky(s: Tensor) -> tuple[Factor | None, float, float]:
+    """The factor, if each pivot is resolved; the largest entry of the diagonal; and the Frobenius norm."""
+    # The largest eigenvalue of a definite matrix lies between the largest entry and the Frobenius norm.
+    factor, info = torch.linalg.cholesky_ex(s)
+    numbers = [s.diagonal().max(), torch.linalg.matrix_norm(s), factor.diagonal().square().min(), info.to(s.dtype)]
+    # Read together: the host waits for a GPU each time.
+    largest, norm, smallest, failed = torch.stack(numbers).tolist()
+    unit = resolution(len(s), s.dtype)
+    if failed or not smallest > unit * largest:
+        return None, largest, norm
+    return Factor(factor, True, 0.0, unit * norm, cholesky=True), largest, norm
 
 
 def _pivoted_cholesky(s: Tensor, smallest: float) -> Factor | None:

@@ -19,6 +19,7 @@ from lipgan.linalg.covariance_factor import (
     Factor,
     Rounding,
     as_covariance,
+    definite_factor,
     factorize_covariance,
 )
 from lipgan.ops.matrix_sqrt import polar_trace
@@ -72,6 +73,7 @@ class _Pair:
             for name, s in zip(names, sides, strict=True)
         ]
         self.wanted = [isinstance(side, Tensor) and side.requires_grad for side in sides]
+        self.on_gpu = all((s.matrix if isinstance(s, Factor) else s).device.type != "cpu" for s in sides)
 
     def factor(self, k: int) -> Factor:
         factor = self.factors[k]
@@ -80,6 +82,12 @@ class _Pair:
                 self.covariance(k), self.names[k], self.how, self.roundings[k]
             )
         return factor
+
+    def has_factor(self, k: int) -> bool:
+        """Whether a factor is known or found by Cholesky alone."""
+        if self.factors[k] is None:
+            self.factors[k] = definite_factor(self.covariance(k))
+        return self.factors[k] is not None
 
     def covariance(self, k: int) -> Tensor:
         given = self.given[k]
@@ -324,6 +332,12 @@ def _nothing(pair: _Pair, route: str) -> _TraceResult:
 
 def _auto(pair: _Pair, sharp: bool) -> _TraceResult:
     known = [k for k in (0, 1) if pair.factors[k] is not None]
+    # A GPU is made for products of matrices. Factors by eigenvalues would take longer than all of them, and so do the
+    # singular vectors that derivatives need.
+    if pair.on_gpu and not any(pair.wanted) and all(pair.has_factor(k) for k in (0, 1)):
+        outcome = _by_polar_iteration(pair)
+        if outcome.accepted:
+            return outcome
     if len(known) == 2:
         return _by_singular_values(pair)
     k = known[0] if known else 0
@@ -471,8 +485,10 @@ def trace_sqrt_product(s1: Tensor, s2: Tensor, *, method: str = "auto") -> Tenso
         method: "cholesky": Cholesky of S1 (pivoted, or by eigenvalues, where it is singular to rounding), then the
             eigenvalues of ``L1^T S2 L1``. "eigh": the same with ``L1`` by eigenvalues. "svd": factors of both, then the
             singular values of ``L1^T L2``: the most accurate. "polar": factors of both, then an iteration of matrix
-            products only. "auto": "cholesky" where the bound on its error is below 1e-9 of the trace, or below
-            1e-6 and all eigenvalues are resolved, if need be by a second computation of its eigenvalues; else "svd".
+            products only. "auto": on a GPU "polar", where both are definite beyond rounding, no derivative is wanted,
+            and the bound on its error is below 1e-9 of the trace. Else "cholesky" where the bound on its error is below
+            1e-9 of the trace, or below 1e-6 and all eigenvalues are resolved, if need be by a second computation of its
+            eigenvalues; else "svd".
 
     Returns:
         ``(...)``, float64 for float64 and float32 for float32 and half types. Differentiable once.

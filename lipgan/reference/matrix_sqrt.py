@@ -293,10 +293,11 @@ def polar_trace(
         m = m.mT
     n = m.shape[1]
     gram = gram_of(m)
-    square = float(gram.diagonal().sum()) if n else 0.0
+    # Numbers that the host reads come together: for each reading it waits for a GPU.
+    square, norm = torch.stack([gram.diagonal().sum(), norm_bound(gram)]).tolist() if n else (0.0, 1.0)
     if square == 0:
         return 0.0, 0.0, 0
-    scale = math.sqrt(float(norm_bound(gram)))
+    scale = math.sqrt(norm)
     x, gram = m / scale, gram / scale**2
     # |m|_* >= |m|_F^2 / scale: singular values below tolerance |m|_* / n do not matter.
     smallest = min(0.5, max(tolerance * square / scale**2 / n, torch.finfo(m.dtype).eps))
@@ -320,7 +321,7 @@ def _trace_and_bound(m: Tensor, x: Tensor, gram: Tensor, largest: float) -> tupl
     ``s (1 - t) <= 4/3 s t (1 - t^2)``, which add up to ``<x, m> - <x gram, m>``; of the others there are at most
     ``4/3 sum (1 - t^2)``.
     """
-    trace = float((x * m).sum())
-    open_ = trace - float(((x @ gram) * m).sum())
-    missing = max(0.0, gram.shape[0] - float(gram.diagonal().sum()))
-    return trace, 4 / 3 * (abs(open_) + largest * missing)
+    sums = [(x * m).sum(), ((x @ gram) * m).sum(), gram.diagonal().sum()]
+    trace, arrived, count = torch.stack(sums).tolist()
+    missing = max(0.0, gram.shape[0] - count)
+    return trace, 4 / 3 * (abs(trace - arrived) + largest * missing)

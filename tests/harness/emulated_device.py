@@ -76,7 +76,7 @@ def crossings() -> Iterator[list[str]]:
     """Inside, what passes between host and device leaves a line each.
 
     A copy ("to device [8, 2]"; "to device, later [8, 2]" for one with ``non_blocking``), a number that Python reads
-    ("number to host []"), a size that it waits for ("size to host [8]").
+    ("number to host []"), a size that it waits for ("size to host [8]"), `torch.equal` ("comparison to host [8]").
     """
     records: list[str] = []
     _records.append(records)
@@ -215,6 +215,8 @@ def _run(func: Any, args: Any, kwargs: Any) -> Any:
                 raise RuntimeError(f"{func}: expected all tensors to be on the same device, got {shapes}")
     if func is aten._local_scalar_dense.default:
         _record("number to host", args[0])
+    elif func is aten.equal.default:
+        _record("comparison to host", args[0])
     elif func in _OF_UNKNOWN_SIZE:
         _record("size to host", args[0])
     out = _call(func, tree_map(_inner, args), tree_map(_inner, kwargs))

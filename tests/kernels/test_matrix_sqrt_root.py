@@ -196,18 +196,19 @@ def test_launch_shapes(n: int) -> None:
 
 
 def test_the_op_and_its_gradients() -> None:
-    a = draw(spectra(3)[2], 2).requires_grad_()
+    a = draw(spectra(2)[2]).requires_grad_()
 
     def root(b: Tensor) -> Tensor:
         return ops.root(reference.symmetric_part(b), backend="triton")
 
     assert torch.autograd.gradcheck(root, a)
-    assert torch.autograd.gradgradcheck(root, a[:1].detach().requires_grad_())
-    weights = torch.randn(2, 3, 3, dtype=torch.float64)
+    assert torch.autograd.gradgradcheck(root, a)
+    a = draw(spectra(5)[2], 2).requires_grad_()
+    weights = torch.randn(2, 5, 5, dtype=torch.float64)
     grads = [
         torch.autograd.grad((ops.root(a, backend=backend) * weights).sum(), a)[0] for backend in ("triton", "reference")
     ]
-    # Eigenvalues of at least 1/4 divide by at least 1; four products of 3 terms.
+    # Eigenvalues of at least 1/4 divide by at least 1; four products of 5 terms.
     assert float((grads[0] - grads[1]).abs().max()) <= 64 * torch.finfo(torch.float64).eps
 
 
