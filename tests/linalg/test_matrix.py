@@ -175,8 +175,9 @@ def test_trace_of_exact_constructions(method: str, ranks: tuple[int, int]) -> No
     relative = 1e-10 if method in ("auto", "svd", "polar") else max(1e-10, info.error_bound / truth)
     assert abs(float(trace) - truth) <= relative * truth
     assert abs(float(trace) - truth) <= info.error_bound
-    assert info.route == (method if method != "auto" else "cholesky")
-    assert (info.iterations > 0) == (method == "polar")
+    auto = "cholesky" if first.device.type == "cpu" or ranks != (30, 30) else "polar"
+    assert info.route == (method if method != "auto" else auto)
+    assert (info.iterations > 0) == (info.route == "polar")
 
 
 def truth_by_many_digits(first: Tensor, second: Tensor) -> float:
@@ -295,7 +296,7 @@ def test_the_bound_is_sharp(kind: str, same: bool) -> None:
         noise = torch.randn(n, 3 * n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         first, second = (x @ x.mT for x in (factors[0] @ noise, factors[1] @ noise.flip(1)))
         trace, info = trace_sqrt_product_info(first, second)
-        assert info.route == "cholesky"
+        assert info.route == ("cholesky" if first.device.type == "cpu" else "polar")
         truth = truth_by_many_digits(first, second)
         errors.append((float(trace) - truth) / truth)
         bounds.append(info.error_bound / truth)
@@ -304,6 +305,7 @@ def test_the_bound_is_sharp(kind: str, same: bool) -> None:
     assert max(map(abs, errors)) <= min(bounds)
 
 
+@pytest.mark.cpu  # a GPU takes products
 @pytest.mark.parametrize("kind", ["1/k^2", "condition 1e6", "few samples"])
 def test_auto_takes_the_eigenvalues_of_large_falling_spectra(kind: str) -> None:
     d, generator = 600, torch.Generator().manual_seed(0)
@@ -366,6 +368,7 @@ def test_diagonal_of_an_inverse(n: int) -> None:
     torch.testing.assert_close(module._diagonal_of_inverse(factor), expected, rtol=1e-10, atol=0)
 
 
+@pytest.mark.cpu  # a GPU takes products
 def test_auto_takes_singular_values_where_eigenvalues_do_not_resolve() -> None:
     first = covariance(40, "decaying", 1)
     _, info = trace_sqrt_product_info(first + 1e-13 * torch.eye(40), first + 1e-13 * torch.eye(40))
