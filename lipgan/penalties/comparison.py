@@ -180,6 +180,9 @@ class _Writer:
         """What a module or a class holds: functions without a closure are held here as well."""
         function = value.__func__ if isinstance(value, (staticmethod, classmethod)) else value
         function = function.fget if isinstance(function, property) else function
+        if id(function) not in self._reader.met and self._condition(value, source) is None:  # PyTorch's own
+            self._refuse_if(f"{source} is not {self._named(value)}")
+            return
         if type(function) is not types.FunctionType or is_trusted(function):
             self.visit(value, source)
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import math
+import sys
 import types
 import warnings
 from typing import Any
@@ -58,7 +59,7 @@ UNCALLED |= {"__deepcopy__", "__copy__", "__new__", "__setattr__", "__delattr__"
 TENSORS = {Tensor, nn.Parameter}
 
 NAMESPACES = {torch, torch.nn, torch.nn.functional, torch.fft, torch.linalg, torch.special, torch.compiler, math}
-NAMESPACES |= {torch.autograd, torch.autograd.profiler, warnings}
+NAMESPACES |= {torch.autograd, torch.autograd.profiler, torch.jit, warnings}
 # Modules of functions that are written in Python, and of those that are not.
 _TRUSTED = {"torch.functional", "torch.nn.functional", "torch._jit_internal", "warnings"}
 _COMPILED = {"math", "torch", "torch._C._nn", "torch._C._special", "torch._C._fft", "torch._C._linalg", "_warnings"}
@@ -153,6 +154,16 @@ def is_foreign_hook(hook: Any) -> bool:
 def made_by_hooks(module: nn.Module) -> set[str]:
     """The attributes that hooks make before the module runs."""
     return {str(getattr(hook, "name", "")) for hook in module._forward_pre_hooks.values() if type(hook) in WEIGHT_HOOKS}
+
+
+def check_is_of_a_program(thing: Any, what: str) -> None:
+    """NotRepeatable for functions and classes of Python, and of PyTorch beside its layers: it would take long to read
+    them, to no use."""
+    top = str(thing.__module__).partition(".")[0]
+    if top in sys.stdlib_module_names and thing not in (object, dict, list, tuple):
+        raise NotRepeatable(f"{what} is of the standard library")
+    if top == "torch" and not (isinstance(thing, type) and issubclass(thing, nn.Module)):
+        raise NotRepeatable(f"{what} is of PyTorch, and not known")
 
 
 def is_of_torch(cls: type) -> bool:

@@ -112,6 +112,8 @@ class Recorder(Mode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if func.namespace == "profiler":  # a name for what a profiler shows
+            return func(*args, **kwargs)
         inputs: tuple[Any, dict[str, Any]] = [], {}
         if self.refusal is None:
             self.refusal = _unrepeatable(func, args, kwargs)

@@ -8,6 +8,7 @@ recorded does not run as long as that stays the same.
 
 from __future__ import annotations
 
+import argparse
 import builtins
 import collections
 import dis
@@ -33,6 +34,7 @@ from lipgan.penalties.known import (
     UNCALLED,
     NotRepeatable,
     as_tuples,
+    check_is_of_a_program,
     is_class_of_torch,
     is_constant,
     is_fixed,
@@ -72,6 +74,7 @@ class Reader:
         codes: of the functions, and of those within.
         refused: by code and line, why it may do otherwise at another call.
         mutable: what code may change unseen until it is compared, None for nothing.
+        met: by id, the things that code may use, which keeps the ids.
         unread: (id of an object, name) of attributes that only lines that are refused read.
 
     Raises:
@@ -91,7 +94,7 @@ class Reader:
         self.unread: set[tuple[int, str]] = set()
         self.mutable: str | None = None
         self._prefixes: dict[str, set[Line]] = {}
-        self._met: dict[int, Any] = {}  # which keeps the ids
+        self.met: dict[int, Any] = {}
         self._holders: list[Any] = []
         self._queue: list[types.FunctionType] = []
         self._failed: dict[str, str] = {}
@@ -103,19 +106,21 @@ class Reader:
 
     def _see(self, value: Any, what: str) -> None:
         """A value that code may use."""
-        if id(value) in self._met or is_constant(value) or is_fixed(value):
+        if id(value) in self.met or is_constant(value) or is_fixed(value):
             return
-        self._met[id(value)] = value
+        self.met[id(value)] = value
         try:
             self._meet(value, what)
         except NotRepeatable:
-            del self._met[id(value)]
+            del self.met[id(value)]
             raise
 
     def _meet(self, value: Any, what: str) -> None:
         cls = type(value)
+        if isinstance(value, (type, types.FunctionType)) and not is_trusted(value):
+            check_is_of_a_program(value, what)
         if isinstance(value, type):
-            if not (value in (object, dict, list, tuple) or is_trusted(value) or is_record(value)):
+            if not (is_trusted(value) or is_record(value)):
                 if type(value) is not type:
                     raise NotRepeatable(f"{what} is a {cls.__name__}")
                 self._read_operators(value)
@@ -545,9 +550,13 @@ def _is_dict(cls: type) -> bool:
 def _is_plain_object(value: Any) -> bool:
     """Whether an object is what is in its ``__dict__``, and looks it up there."""
     cls = type(value)
-    if cls is types.SimpleNamespace:
+    if cls in (types.SimpleNamespace, argparse.Namespace):
         return True
-    if type(cls) is not type or not isinstance(getattr(value, "__dict__", None), dict):
+    if (
+        cls.__module__.partition(".")[0] == "torch"
+        or type(cls) is not type
+        or not isinstance(getattr(value, "__dict__", None), dict)
+    ):
         return False
     own = any("__getattribute__" in base.__dict__ for base in cls.__mro__[:-1])
     return not own and _is_in_python(cls)
