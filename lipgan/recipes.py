@@ -405,10 +405,13 @@ _FOR_VECTORS_IN: Mapping[str, Mapping[str, Any]] = {
     # A slope of 1 at most cannot tell modes that are 0.02 wide from what lies between them.
     "wgan-gp": {"penalty_weight": 0.1},
     "dragan": {"penalty_weight": 0.1},
+    "cramer": {"penalty_weight": 0.1},
     # Likewise.
     "wgan": {"weight_clip": 0.1},
     # A generator that is not steep cannot leave the space between two modes empty.
     "sagan": {"generator_norm": "none"},
+    # An autoencoder whose code is not shorter than a point restores every point, and tells nothing apart.
+    "began": {"latent_dim": 1},
     # It has no noise, and refuses another length of it.
     "cyclegan": {"latent_dim": 64},
     # Their papers are about mixtures in the plane.

@@ -140,7 +140,7 @@ def test_points_have_shorter_noise_and_larger_steps() -> None:
             assert recipes.for_shape(name, shape) == {}
             assert recipes.get(name, shape) == recipes.get(name)
         points, source = recipes.get(name, (2,)), recipes.get(name)
-        assert points.latent_dim == (64 if name == "cyclegan" else 8)
+        assert points.latent_dim == {"cyclegan": 64, "began": 1}.get(name, 8)
         if name not in ("ali", "veegan", "unrolled"):
             assert (points.ema_decay, points.generator_lr, points.critic_lr) == (0.9, 1e-3, 1e-3)
         changed = recipes.for_shape(name, (2,))
@@ -151,6 +151,7 @@ def test_points_have_shorter_noise_and_larger_steps() -> None:
     assert recipes.for_shape("avb", (2,)) == {"ema_decay": 0.9}
     assert recipes.for_shape("unrolled", (2,)) == {"latent_dim": 8, "ema_decay": 0.9}
     assert recipes.for_shape("ali", (2,)) == {"latent_dim": 8}
+    assert recipes.for_shape("cramer", (2,))["penalty_weight"] == recipes.for_shape("wgan-gp", (2,))["penalty_weight"]
     assert recipes.get("wgan-gp", (2,)).penalty_weight < recipes.get("wgan-gp").penalty_weight
     with pytest.raises(ValueError, match="unknown recipe 'wgan-pg'; did you mean"):
         recipes.for_shape("wgan-pg", (2,))
