@@ -137,7 +137,7 @@ def small_matrix_tile(n: int) -> Tile:
     """Tile of the kernels that keep a whole matrix [n, n] in the registers of a program, and its eigenvectors.
 
     A thread has 4 numbers of each in the smallest tile, and 16 in the largest: in float64 these are 64 registers, and a
-    rotation takes as many again.
+    rotation takes as many again. With 8 numbers a thread, which then has 128 registers at most, more would be spilled.
     """
     block = max(next_power_of_2(n), 16)
     return Tile(block, block, num_warps=block // 8)

@@ -4,7 +4,7 @@ The eigenvalues are those of Jacobi's method: rotations of pairs of rows and col
 to 0, until all are. In a round every row has one partner, so that all rotations of a round are one step of the whole
 matrix, which stays in the registers of a program:
 
-  B = C A - S A[p, :],   A' = B C - B[:, p] S,   V' = V C - V[:, p] S,   C = diag(c), S = diag(s)
+  B = A C - A[:, p] S,   A' = C B - S B[p, :],   V' = V C - V[:, p] S,   C = diag(c), S = diag(s)
 
 Rows pair as players of a tournament do: N - 1 rounds of N / 2 pairs, with N = n or n + 1, in which each meets every
 other once. A sweep are all rounds; the last one is that in which no entry was worth a rotation.
@@ -93,9 +93,10 @@ def _diagonalize(a, largest, size, BLOCK: tl.constexpr, EPSILON: tl.constexpr, S
 
             row_partners = tl.broadcast_to(partner[:, None], [BLOCK, BLOCK])
             column_partners = tl.broadcast_to(partner[None, :], [BLOCK, BLOCK])
-            a -= sine[:, None] * (tl.gather(a, row_partners, 0) + ratio[:, None] * a)
+            # In this order: with the rows first, ptxas spills registers in float64.
             a -= sine[None, :] * (tl.gather(a, column_partners, 1) + ratio[None, :] * a)
             v -= sine[None, :] * (tl.gather(v, column_partners, 1) + ratio[None, :] * v)
+            a -= sine[:, None] * (tl.gather(a, row_partners, 0) + ratio[:, None] * a)
             a = tl.where(cols == tl.where(turn, partner, -1)[:, None], 0.0, a)
             counts += turn.to(tl.int32)
         turned = tl.sum(counts, 0)

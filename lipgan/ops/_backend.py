@@ -165,7 +165,8 @@ def is_plain(tensors: Sequence[Tensor]) -> bool:
     The way through the dispatcher and back into Python takes as long as the rest of a call of a small layer. A tracer,
     a mode, a tensor subclass or the profiler needs it.
     """
-    return not torch.autograd._profiler_enabled() and is_unobserved(tensors)  # type: ignore[attr-defined]
+    # In this order: a tracer cannot ask for the profiler.
+    return is_unobserved(tensors) and not torch.autograd._profiler_enabled()  # type: ignore[attr-defined]
 
 
 def is_unobserved(tensors: Sequence[Tensor]) -> bool:

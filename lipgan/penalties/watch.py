@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import types
 from typing import Any
@@ -18,6 +19,7 @@ class Watch:
     """Within it, whatever a critic runs has to have been read, and understood.
 
     It stands in the place of a debugger, or of a measurement of coverage: where there is one, all lines count as run.
+    Garbage is not collected meanwhile: what objects do when they go would count as done by the critic.
 
     Args:
         reader: that has read the critic.
@@ -29,11 +31,13 @@ class Watch:
     def __init__(self, reader: Reader) -> None:
         self._codes, self._refused = reader.codes, reader.refused
         self.refusal: str | None = None
-        self._watching = False
+        self._watching = self._collecting = False
 
     def __enter__(self) -> None:
         self._watching = sys.gettrace() is None
         if self._watching:
+            self._collecting = gc.isenabled()
+            gc.disable()
             sys.settrace(self._called)
         else:
             self.refusal = self.refusal or anything_refused(self._refused)
@@ -41,6 +45,8 @@ class Watch:
     def __exit__(self, *error: Any) -> None:
         if self._watching:
             sys.settrace(None)
+            if self._collecting:
+                gc.enable()
 
     def _called(self, frame: types.FrameType, event: str, argument: Any) -> Any:
         code = frame.f_code

@@ -16,7 +16,7 @@ from penalty_critics import samples
 from torch import Tensor, nn
 
 import lipgan
-from lipgan.penalties import UnsupportedCriticError, graphed_step, repeatable
+from lipgan.penalties import UnsupportedCriticError, comparison, graphed_step, known, reader
 
 pytestmark = pytest.mark.usefixtures("single_thread")
 
@@ -24,7 +24,8 @@ pytestmark = pytest.mark.usefixtures("single_thread")
 @pytest.fixture(autouse=True)
 def graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(graphed_step._GRAPHS, "emulated", EmulatedGraph)
-    monkeypatch.setattr(repeatable, "_TENSORS", {*repeatable._TENSORS, DeviceTensor})
+    for module in (comparison, reader):
+        monkeypatch.setattr(module, "TENSORS", {*known.TENSORS, DeviceTensor})
     EmulatedGraph.captures = EmulatedGraph.replays = 0
 
 
@@ -286,7 +287,7 @@ def test_critics_and_losses_that_may_do_otherwise() -> None:
         count[0] += 1
         return (fake - real).mean() * count[0]
 
-    for options, reason in (({"build": Asking}, "reads item"), ({"loss": counting}, "count in .* is a list")):
+    for options, reason in (({"build": Asking}, "reads item"), ({"loss": counting}, "count in .* may be changed")):
         pair = Pair(**options)  # type: ignore[arg-type]
         count[0] = 0
         x = samples(4, 3, 4, 4).to(DEVICE)
