@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import math
+import re
 import sys
 import types
 import warnings
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -66,7 +68,10 @@ _COMPILED = {"math", "torch", "torch._C._nn", "torch._C._special", "torch._C._ff
 # Settings of the process that are compared, or that the engines make.
 _SETTINGS = {"is_grad_enabled", "is_inference_mode_enabled", "is_autocast_enabled", "get_default_dtype"}
 _CONTEXTS = {torch.no_grad, torch.enable_grad, torch.Tensor, torch.Size, torch.autograd.profiler.record_function}
-_CONTEXTS |= {warnings.catch_warnings}
+_CONTEXTS |= {warnings.catch_warnings, contextlib._GeneratorContextManager}
+
+# The code of every function that `contextlib.contextmanager` has made of a generator.
+_MANAGER = contextlib.contextmanager(lambda: iter(())).__code__
 
 # Layers of PyTorch whose code does more than compute: parts of other processes, parameters that come late.
 REFUSED_CLASSES = (nn.SyncBatchNorm, nn.modules.lazy.LazyModuleMixin)
@@ -126,6 +131,21 @@ def is_trusted(value: Any) -> bool:
     if isinstance(value, type):
         return value in _CONTEXTS or is_class_of_torch(value) or (issubclass(value, Warning))
     return is_constant(value) or isinstance(value, np.ufunc)
+
+
+def managed(function: types.FunctionType) -> Any:
+    """The generator function of which `contextlib.contextmanager` has made a function, None for other functions."""
+    if function.__code__ is not _MANAGER:
+        return None
+    return function.__closure__[_MANAGER.co_freevars.index("func")].cell_contents  # type: ignore[index]
+
+
+def are_plain_filters(filters: Any) -> TypeGuard[list[Any]]:
+    """Whether filters of warnings are tuples of what compares by its value."""
+    return type(filters) is list and all(
+        type(entry) is tuple and all(type(part) is re.Pattern or is_trusted(part) for part in entry)
+        for entry in filters
+    )
 
 
 def is_class_of_torch(cls: type) -> bool:

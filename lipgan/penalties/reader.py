@@ -13,7 +13,9 @@ import builtins
 import collections
 import dis
 import functools
+import inspect
 import types
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -33,6 +35,7 @@ from lipgan.penalties.known import (
     TENSORS,
     UNCALLED,
     NotRepeatable,
+    are_plain_filters,
     as_tuples,
     check_is_of_a_program,
     is_class_of_torch,
@@ -45,11 +48,13 @@ from lipgan.penalties.known import (
     is_record,
     is_trusted,
     made_by_hooks,
+    managed,
 )
 
 _LEAVING = {"STORE_GLOBAL", "DELETE_GLOBAL", "STORE_NAME", "STORE_ATTR", "DELETE_ATTR", "IMPORT_NAME", "IMPORT_STAR"}
 _LEAVING |= {"LOAD_BUILD_CLASS", "LOAD_LOCALS", "LOAD_FROM_DICT_OR_GLOBALS", "GET_AWAITABLE", "SETUP_ANNOTATIONS"}
 _READING = ("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR", "LOAD_SUPER_METHOD")
+_SUSPENDING = ("YIELD_VALUE", "RETURN_GENERATOR")
 _CALLS = ("PRECALL", "CALL", "CALL_FUNCTION")
 
 # A line of some code; 0 stands for all of them.
@@ -67,7 +72,7 @@ class Reader:
         asks: whether the code asks what attributes there are.
         globals: (namespace, name, object) that are read, the namespace of a module or of a class; None for what is not
             there.
-        settings: (module, name, constant) of PyTorch.
+        settings: (module, name, constant) of PyTorch, and the filters of warnings.
         cells: (id of a function, name) of closures that are read.
         functions: ids of those that are read.
         classes: of objects, whose attributes are looked up by name.
@@ -96,6 +101,7 @@ class Reader:
         self._prefixes: dict[str, set[Line]] = {}
         self.met: dict[int, Any] = {}
         self._holders: list[Any] = []
+        self._managed: set[types.CodeType] = set()
         self._queue: list[types.FunctionType] = []
         self._failed: dict[str, str] = {}
         self._asked: dict[tuple[type, str], str | None] = {}
@@ -134,6 +140,9 @@ class Reader:
             for child in value._modules.values():
                 self._see(child, what)
         elif cls is types.FunctionType:
+            generator = managed(value)
+            if type(generator) is types.FunctionType:
+                self._managed.add(generator.__code__)
             self._queue.append(value)
             self._holders.append(value)
         elif cls is types.MethodType:
@@ -318,12 +327,16 @@ class Reader:
             try:
                 reading.read(k, instruction)
             except NotRepeatable as error:
-                whole = instruction.opname in ("YIELD_VALUE", "RETURN_GENERATOR")
+                whole = instruction.opname in _SUSPENDING
                 self._refuse(code, 0 if whole else reading.lines[k], f"{function.__qualname__} {error}")
                 reading.namespace = None
         for constant in code.co_consts:
             if isinstance(constant, types.CodeType):
                 self._read_code(constant, function, cells)
+
+    def is_managed(self, code: types.CodeType) -> bool:
+        """Whether a generator is run by a `with` statement, which begins it anew at every call."""
+        return code in self._managed and bool(code.co_flags & inspect.CO_GENERATOR)
 
     def note_name(self, name: str, line: Line) -> None:
         """A line reads an attribute of something."""
@@ -386,7 +399,7 @@ class _CodeReader:
             self._read_namespace(name in _READING, argument, k)
         elif name in _LEAVING or (name in ("STORE_DEREF", "DELETE_DEREF") and argument in self._cells):
             raise NotRepeatable(f"changes {argument}")
-        elif name in ("YIELD_VALUE", "RETURN_GENERATOR") and self._code.co_name != "<genexpr>":
+        elif name in _SUSPENDING and self._code.co_name != "<genexpr>" and not self._reader.is_managed(self._code):
             raise NotRepeatable("is a generator")
         elif name == "LOAD_GLOBAL":
             self._read_global(argument, k)
@@ -414,6 +427,10 @@ class _CodeReader:
         value = vars(namespace).get(name)
         if value is None and name not in vars(namespace):
             raise NotRepeatable(what)
+        if namespace is warnings and name == "filters" and are_plain_filters(value):
+            self._reader.settings.append((namespace, name, [*value]))
+            self._reader.mutable = "the filters of warnings may be changed"
+            return
         if isinstance(value, types.ModuleType):
             self.namespace = value if _is_readable(value) else None
         elif namespace in NAMESPACES:
@@ -461,7 +478,6 @@ class _CodeReader:
             stored = {i.argval for i in self.instructions if i.opname.startswith("STORE_")}
             if len(first) != 1 or _local(first[0]) not in own or own[0] != "self" or "self" in stored:
                 raise NotRepeatable(f"calls {by} with a name that may be any")
-            prefix = ""
             reader.mutable = f"{self._function.__qualname__} calls {by} with a name that may be any"
         reader.note_prefix(prefix, line)
 

@@ -5,11 +5,15 @@ Each is changed in whatever its code reads: the numbers are those of the changed
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
+import importlib
+import logging
 import types
+import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -548,9 +552,54 @@ class ByNumpy(Counting):
         return self.score(x, float(np.sqrt(x.detach().square().sum())))
 
 
+ENTERED = 0
+ENTRIES = [0]
+
+
+@contextlib.contextmanager
+def _entered() -> Iterator[int]:
+    global ENTERED
+    ENTERED += 1
+    yield ENTERED
+
+
+@contextlib.contextmanager
+def _entered_in_a_list() -> Iterator[int]:
+    ENTRIES[0] += 1
+    yield ENTRIES[0]
+
+
+@contextlib.contextmanager
+def _filters_left() -> Iterator[int]:
+    entry = ("ignore", None, torch.jit.TracerWarning, None, -1)
+    warnings.filters.insert(0, entry)  # type: ignore[attr-defined]
+    yield warnings.filters.count(entry)  # type: ignore[attr-defined]
+
+
+class ByAGenerator(Counting):
+    def forward(self, x: Tensor) -> Tensor:
+        with _entered() as calls:
+            return self.score(x, (calls + 1) // 2)  # the same for both critics of a pair
+
+
+class ByAGeneratorsList(Counting):
+    def forward(self, x: Tensor) -> Tensor:
+        with _entered_in_a_list() as calls:
+            return self.score(x, (calls + 1) // 2)
+
+
+class ByFilters(Counting):
+    def forward(self, x: Tensor) -> Tensor:
+        with _filters_left() as filters:
+            return self.score(x, (filters + 1) // 2)
+
+
 @pytest.mark.parametrize(
     "critic_type",
-    [InADictionary, InAList, InAnAttribute, BySetattr, ByComputedMethod, ByHandedGetattr, ByNumpy],
+    [
+        *(InADictionary, InAList, InAnAttribute, BySetattr, ByComputedMethod, ByHandedGetattr, ByNumpy),
+        *(ByAGenerator, ByAGeneratorsList, ByFilters),
+    ],
     ids=lambda cls: cls.__name__,
 )
 def test_what_is_left_behind(critic_type: Any, tapes: list[Tape]) -> None:
@@ -673,3 +722,132 @@ def test_a_plan_goes_with_a_program(tapes: list[Tape]) -> None:
     tapes.clear()
     gc.collect()
     assert [reference() for reference in gone] == [None] * len(gone)
+
+
+# ---- generators in `with` statements ----
+
+
+@contextlib.contextmanager
+def quiet(category: Any = UserWarning) -> Iterator[float]:
+    entry = ("ignore", None, category, None, 0)
+    warnings.filters.insert(0, entry)  # type: ignore[attr-defined]
+    yield GAIN
+    warnings.filters.remove(entry)  # type: ignore[attr-defined]
+
+
+@contextlib.contextmanager
+def loud() -> Iterator[float]:
+    yield 3.0
+
+
+GAIN = 1.5
+
+
+class Quiet(nn.Module):
+    """Runs a part within a generator that changes the filters of warnings, and puts them back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.layer = nn.Linear(5, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with quiet() as gain:
+            x = self.layer(x) * gain
+        return x.sin().sum(1)
+
+
+@pytest.fixture
+def own_filters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Filters of the test's own, without those that PyTorch's late imports add."""
+    importlib.import_module("torch.fx.experimental.symbolic_shapes")
+    monkeypatch.setattr(warnings, "filters", [*warnings.filters])  # type: ignore[attr-defined]
+
+
+def _other_generator(patch: pytest.MonkeyPatch) -> None:
+    patch.setitem(globals(), "quiet", loud)
+
+
+def _other_cell(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(quiet.__closure__[0], "cell_contents", loud.__wrapped__)  # type: ignore[attr-defined, index]
+
+
+def _global_of_the_generator(patch: pytest.MonkeyPatch) -> None:
+    patch.setitem(globals(), "GAIN", 0.5)
+
+
+def _code_of_the_generator(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(quiet.__wrapped__, "__code__", loud.__wrapped__.__code__)  # type: ignore[attr-defined]
+
+
+@pytest.mark.usefixtures("own_filters")
+@pytest.mark.parametrize(
+    "change",
+    [_other_generator, _other_cell, _global_of_the_generator, _code_of_the_generator],
+    ids=lambda change: change.__name__,
+)
+def test_a_generator_in_a_with_statement(
+    change: Callable[[pytest.MonkeyPatch], None], tapes: list[Tape], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    critic = Quiet().double()
+    before, filters = served(lambda: critic, critic, tapes), [*warnings.filters]  # type: ignore[attr-defined]
+    change(monkeypatch)
+    assert not torch.allclose(agree(lambda: critic, critic), before), "the change changes nothing"
+    assert warnings.filters == filters  # type: ignore[attr-defined]
+
+
+# ---- attributes that nothing reads ----
+
+
+class Trained(nn.Module):
+    """Holds what a trainer needs, and finds its factors by names that begin with a letter."""
+
+    def __init__(self, prefix: str = "u") -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.layer, self.prefix = nn.Linear(5, 4), prefix
+        self.register_buffer("u0", torch.tensor(0.5))
+        self.lr = 1.5
+        self.optim = torch.optim.Adam(self.parameters())
+        self.log = logging.getLogger(__name__)
+
+
+class ByLetter(Trained):
+    def forward(self, x: Tensor) -> Tensor:
+        factors = [getattr(self, "u%d" % i) for i in range(1)]  # noqa: UP031
+        return (self.layer(x) * factors[0]).sin().sum(1)
+
+
+class ByAnyName(Trained):
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.layer(x) * getattr(self, self.prefix + "0")).sin().sum(1)
+
+
+class ByOwnName(Trained):
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.layer(x) * self.optim.param_groups[0]["lr"]).sin().sum(1)
+
+
+class ByLetterOfOptim(Trained):
+    def forward(self, x: Tensor) -> Tensor:
+        optim = getattr(self, f"o{'ptim'}")
+        return (self.layer(x) * optim.param_groups[0]["lr"]).sin().sum(1)
+
+
+def test_attributes_that_nothing_reads(tapes: list[Tape]) -> None:
+    critic = ByLetter().double()
+    before = served(lambda: critic, critic, tapes)
+    critic.optim = torch.optim.SGD(critic.parameters(), lr=0.1)  # type: ignore[assignment]
+    n = len(tapes)
+    agree(lambda: critic, critic)
+    assert len(tapes) == n, "the plan was lost by an attribute that nothing reads"
+    critic.u0 = 2 * critic.u0  # type: ignore[operator]
+    assert not torch.allclose(agree(lambda: critic, critic), before)
+
+
+@pytest.mark.parametrize("critic_type", [ByAnyName, ByOwnName, ByLetterOfOptim], ids=lambda cls: cls.__name__)
+def test_attributes_that_are_read_after_all(critic_type: Any, tapes: list[Tape]) -> None:
+    critic = critic_type().double()
+    never(lambda: critic, critic, tapes)
+    critic.optim.param_groups[0]["lr"] = 0.7
+    agree(lambda: critic, critic)
