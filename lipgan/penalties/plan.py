@@ -102,6 +102,7 @@ class Recorder(Mode):  # type: ignore[no-untyped-call]
         self._slots = {id(tensor): Slot(k) for k, tensor in enumerate(inputs)}
         self._n_inputs = self._n = len(inputs)
         self._constants: dict[Slot, Tensor] = {}
+        self._made: dict[int, torch.UntypedStorage] = {}  # of tensors that follow from Python's numbers, by their ids
         self.steps: list[Step | Stage] = []
         self.received: Tensor | None = None
         self.coarsest = inputs[0].dtype
@@ -114,6 +115,8 @@ class Recorder(Mode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         if func.namespace == "profiler":  # a name for what a profiler shows
             return func(*args, **kwargs)
+        if func in _READS and all(map(self._is_made, tensors_of(args))):  # what is read is the same at every run
+            return func(*args, **kwargs)
         inputs: tuple[Any, dict[str, Any]] = [], {}
         if self.refusal is None:
             self.refusal = _unrepeatable(func, args, kwargs)
@@ -124,8 +127,29 @@ class Recorder(Mode):  # type: ignore[no-untyped-call]
             raise Unrepeatable(self.refusal)
         result = func(*args, **kwargs)
         if self.refusal is None:
+            self._note_made(func, args, kwargs, result)
             self._note(func, args, kwargs, *inputs, result)
         return result
+
+    def _is_made(self, tensor: Tensor) -> bool:
+        """Whether a tensor follows from Python's numbers alone, and has not been changed."""
+        return tensor.untyped_storage()._cdata in self._made
+
+    def _note_made(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+        for tensor in changed(func, args, kwargs):
+            self._made.pop(tensor.untyped_storage()._cdata, None)
+        if mutates(func) or is_random(func):
+            return
+        operands = tensors_of([*args, *kwargs.values()])
+        if func is aten.lift_fresh.default:
+            made = self.slot(operands[0]) in self._constants
+        elif operands:
+            made = func.namespace == "aten" and "empty" not in str(func) and all(map(self._is_made, operands))
+        else:
+            made = func in _FACTORIES
+        for tensor in tensors_of(result) if made else ():
+            storage = tensor.untyped_storage()
+            self._made[storage._cdata] = storage
 
     def _described(self, item: Any, func: Any) -> Any:
         """Arguments with slots in the place of tensors."""
@@ -135,7 +159,10 @@ class Recorder(Mode):  # type: ignore[no-untyped-call]
                 if func is not aten.lift_fresh.default or type(item) is not Tensor:
                     self.refusal = f"{func} reads a tensor that is neither an input nor a result"
                     return None
-                # A tensor made of Python's numbers.
+                if item.ndim > 0:  # `torch.tensor` reads the numbers in a list unseen, those of tensors, too
+                    self.refusal = "a tensor is made of a list, in which numbers of tensors may be"
+                    return None
+                # A tensor made of one of Python's numbers.
                 slot = self._new(item)
                 self._constants[slot] = item.detach().clone()
             return slot
@@ -248,6 +275,12 @@ def _is_transpose(func: Any, args: tuple[Any, ...]) -> bool:
         return bool(args[0].ndim == 2)
     return func is aten.transpose.int and args[0].ndim == 2 and args[1] % 2 != args[2] % 2
 
+
+# Operations that hand out the numbers of tensors.
+_READS = {aten._local_scalar_dense.default, aten.equal.default}
+# Operations that make a tensor of numbers.
+_FACTORIES = {aten.zeros.default, aten.ones.default, aten.full.default, aten.scalar_tensor.default}
+_FACTORIES |= {aten.arange.default, aten.arange.start, aten.arange.start_step}
 
 # Operations that autograd alone tells from their operand.
 _SAME = {aten.detach.default, aten.alias.default}

@@ -851,3 +851,82 @@ def test_attributes_that_are_read_after_all(critic_type: Any, tapes: list[Tape])
     never(lambda: critic, critic, tapes)
     critic.optim.param_groups[0]["lr"] = 0.7
     agree(lambda: critic, critic)
+
+
+# ---- sizes by tensors ----
+
+
+class Grouped(nn.Module):
+    """The deviation within groups of samples beside the features, as in StyleGAN2; the size of a group is a tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.layer, self.score, self.group_size = nn.Linear(5, 4), nn.Linear(8, 1, bias=False), 4
+        self.register_buffer("size", torch.tensor(3))
+
+    def groups(self, x: Tensor) -> Any:
+        return torch.min(torch.as_tensor(self.group_size - 1), torch.as_tensor(len(x)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = self.groups(x)
+        h = self.layer(x).sin()
+        spread = h.reshape(size, -1, 4).var(dim=0, correction=0).add(1e-8).sqrt()
+        return self.score(torch.cat([h, spread.repeat(size, 1)], 1))  # type: ignore[no-any-return]
+
+
+class GroupedByFactories(Grouped):
+    def groups(self, x: Tensor) -> Any:
+        return int(torch.arange(self.group_size).sum() / torch.full((), 2))
+
+
+class GroupedByABuffer(Grouped):
+    def groups(self, x: Tensor) -> Any:
+        return torch.min(self.size, torch.as_tensor(len(x)))
+
+
+class GroupedBySamples(Grouped):
+    def groups(self, x: Tensor) -> Any:
+        return int((x.detach().abs().sum() > -1).long() + torch.as_tensor(self.group_size - 2))
+
+
+class GroupedByAChangedTensor(Grouped):
+    def groups(self, x: Tensor) -> Any:
+        size = torch.as_tensor(self.group_size)
+        size.view(1).copy_(self.size.view(1))
+        return size
+
+
+class GroupedByAList(Grouped):
+    def groups(self, x: Tensor) -> Any:
+        return torch.tensor([self.size, 0])[0]
+
+
+class GroupedByChance(Grouped):
+    def groups(self, x: Tensor) -> Any:
+        return torch.bernoulli(torch.full((), 0.5)).long() + torch.as_tensor(self.group_size - 2)
+
+
+class ScaledByAList(Grouped):
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.layer(x) * torch.tensor([self.size, 1])[0]).sin().sum(1)
+
+
+@pytest.mark.parametrize("critic_type", [Grouped, GroupedByFactories], ids=lambda cls: cls.__name__)
+def test_a_size_by_tensors_of_numbers(critic_type: Any, tapes: list[Tape]) -> None:
+    critic = critic_type().double()
+    before = served(lambda: critic, critic, tapes)
+    critic.group_size = 3
+    assert not torch.allclose(agree(lambda: critic, critic), before, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    "critic_type",
+    [GroupedByABuffer, GroupedBySamples, GroupedByAChangedTensor, GroupedByAList, GroupedByChance, ScaledByAList],
+    ids=lambda cls: cls.__name__,
+)
+def test_numbers_of_tensors_that_may_change(critic_type: Any, tapes: list[Tape]) -> None:
+    critic = critic_type().double()
+    never(lambda: critic, critic, tapes)
+    critic.size.fill_(2)
+    agree(lambda: critic, critic)
