@@ -13,6 +13,7 @@ import builtins
 import collections
 import dis
 import functools
+import importlib
 import inspect
 import types
 import warnings
@@ -428,6 +429,9 @@ class _CodeReader:
         if value is None and name not in vars(namespace):
             raise NotRepeatable(what)
         if namespace is warnings and name == "filters" and are_plain_filters(value):
+            # PyTorch imports it with the first gradient that is carried on, and it adds a filter: not between recording
+            # and comparison.
+            importlib.import_module("torch.fx.experimental.symbolic_shapes")
             self._reader.settings.append((namespace, name, [*value]))
             self._reader.mutable = "the filters of warnings may be changed"
             return

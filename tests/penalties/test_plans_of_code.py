@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
-import importlib
 import logging
 import types
 import warnings
@@ -759,8 +758,7 @@ class Quiet(nn.Module):
 
 @pytest.fixture
 def own_filters(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Filters of the test's own, without those that PyTorch's late imports add."""
-    importlib.import_module("torch.fx.experimental.symbolic_shapes")
+    """Filters of the test's own."""
     monkeypatch.setattr(warnings, "filters", [*warnings.filters])  # type: ignore[attr-defined]
 
 
