@@ -81,7 +81,7 @@ def _blocks_of_bounds(shifted: _Shifted) -> Iterator[tuple[int, int, Tensor]]:
 def _by_bounds(chunk: int) -> dict[str, Any]:
     """Constants and options of the kernels that read bounds."""
     constants = {"PAIRS": config.NEIGHBOUR_PAIRS, "BLOCK": config.BOUNDS_PER_STEP, "CHUNK": chunk}
-    return {**constants, **config.launch_options(4)}
+    return {**constants, **config.launch_options(4, registers=128)}
 
 
 def nearest_neighbours(x: Tensor, y: Tensor | None, k: int) -> tuple[Tensor, Tensor]:
