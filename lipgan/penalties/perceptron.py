@@ -19,8 +19,9 @@ from torch.nn import functional as F
 
 from lipgan.ops import mlp_gradient_penalty as op
 from lipgan.penalties.critic_call import CriticCall
-from lipgan.penalties.plan import Recorder, Slot, Unrepeatable
+from lipgan.penalties.plan import Recorder, Unrepeatable
 from lipgan.penalties.plans import Case, Outcome, case
+from lipgan.penalties.steps import Slot
 from lipgan.penalties.undo import Undo
 
 aten = torch.ops.aten

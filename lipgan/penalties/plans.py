@@ -28,7 +28,8 @@ from lipgan.ops._backend import is_unobserved
 from lipgan.penalties.conditions import WithoutAutocast
 from lipgan.penalties.critic_call import Critic, CriticCall
 from lipgan.penalties.known import NotRepeatable
-from lipgan.penalties.plan import Program, Recorder
+from lipgan.penalties.plan import Recorder
+from lipgan.penalties.program import Program
 from lipgan.penalties.reach import form, owner
 from lipgan.penalties.repeatable import Conditions
 from lipgan.penalties.undo import Undo

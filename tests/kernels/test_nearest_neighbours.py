@@ -259,6 +259,22 @@ def test_bounds_decide_all_of_separate_points(dtype: torch.dtype, left: Left, mo
     assert not any(left())
 
 
+def test_the_length_of_the_point_that_asks_counts_in_its_limit(left: Left, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A point far from all others, whose distances differ by less than float32 can tell."""
+    monkeypatch.setattr(config, "BOUNDS_PER_STEP", 64)
+    monkeypatch.setattr(config, "NEIGHBOUR_PAIRS", 64)
+    aside = torch.rand(40, 2, dtype=torch.float64) - 0.5
+    squared = 1e6 + 1e-6 * torch.randperm(40).double()
+    y = torch.cat([1e3 - (squared - aside.square().sum(1)).sqrt()[:, None], aside], 1)
+    x = torch.tensor([[1e3, 0.0, 0.0]], dtype=torch.float64)
+    # Turned, so that large products cancel.
+    turn = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64))[0]
+    x, y = x @ turn, y @ turn
+    for k in (1, 5):
+        assert_same(kernels.nearest_neighbours(x, y, k), exactly(lambda k=k: kernels.nearest_neighbours(x, y, k)))
+    assert left() == [0, 0]
+
+
 # What the bounds cannot tell apart: equal points, distances below their slack, points below the range of float32 beside
 # one far point; and what they can, by the offset and the scale.
 UNDECIDED = {
