@@ -1,4 +1,4 @@
-"""What other tools read a second time: the recipe for conda and the table of wheels say what the project says."""
+"""What is packed; and what other tools read a second time: the recipe for conda and the table of wheels."""
 
 import re
 import sys
@@ -68,3 +68,16 @@ def test_wheels_are_built_for_the_pythons_that_are_tested() -> None:
     wheels = PYPROJECT["tool"]["cibuildwheel"]["build"]
     assert {re.fullmatch(r"cp3(\d+)-\*", name)[1] for name in wheels} == {version[2:] for version in tested}
     assert PROJECT["requires-python"] == f">={min(tested, key=lambda version: int(version[2:]))}"
+
+
+def test_every_package_of_the_tree_is_packed() -> None:
+    """An editable install finds folders that a wheel leaves out."""
+    setuptools = PYPROJECT["tool"]["setuptools"]
+    places = {"lipgan": "lipgan", **setuptools["package-dir"]}
+    packed = {places.get(name) or name.replace(".", "/") for name in setuptools["packages"]}
+    there = {
+        path.parent.relative_to(ROOT).as_posix()
+        for top in ("lipgan", "kernels")
+        for path in (ROOT / top).rglob("__init__.py")
+    }
+    assert packed == there
