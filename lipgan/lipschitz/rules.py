@@ -63,7 +63,6 @@ _BLOCK_BYTES = 2**30
     aten.clamp_max.default,
     aten.abs.default,
     aten.neg.default,
-    aten.softplus.default,
     aten.log_sigmoid_forward.default,
     aten.sin.default,
     aten.cos.default,
@@ -79,6 +78,15 @@ _SLOPES = {aten.sigmoid.default: 0.25, aten.gelu.default: 1.13, aten.silu.defaul
 @rule(*_SLOPES)
 def _slope(interpreter: Interpreter, func: Any, args: Sequence[Any], kwargs: dict[str, Any], result: Any) -> float:
     return times(interpreter.constant(args[0]), _SLOPES[func])
+
+
+@rule(aten.softplus.default)
+def _softplus(interpreter: Interpreter, func: Any, args: Sequence[Any], kwargs: dict[str, Any], result: Any) -> float:
+    threshold = args[2] if len(args) > 2 else 20
+    # There it jumps by log(1 + exp(-threshold)) / beta, which counts as rounding for the default of 20.
+    if threshold < 20:
+        raise Unknown(f"operation {func} with a threshold below 20, where it jumps")
+    return interpreter.constant(args[0])
 
 
 @rule(aten.leaky_relu.default)
@@ -280,8 +288,9 @@ def _adaptive_avg_pool(
 
 @rule(aten.upsample_nearest1d.default, aten.upsample_nearest2d.default, aten.upsample_nearest3d.default)
 def _upsample(interpreter: Interpreter, func: Any, args: Sequence[Any], kwargs: dict[str, Any], result: Any) -> float:
-    copies = 1
-    for n, m in zip(args[0].shape[2:], result.shape[2:], strict=True):
-        # Where the sizes do not divide, rounding decides which of the inputs has one copy more.
-        copies *= m // n if m % n == 0 else m // n + 2
-    return times(interpreter.constant(args[0]), root(copies))
+    x = args[0]
+    # How many copies an input has follows from the scale factor, which the sizes do not tell, and from rounding: the
+    # operation itself says it, of the numbers of the positions.
+    positions = torch.arange(x[0, 0].numel(), dtype=torch.float64, device=x.device).reshape(1, 1, *x.shape[2:])
+    copies = func(positions, *args[1:], **kwargs).long().flatten().bincount()
+    return times(interpreter.constant(x), root(int(copies.max())))

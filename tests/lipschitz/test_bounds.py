@@ -78,7 +78,9 @@ LINEAR: dict[str, tuple[nn.Module, tuple[int, ...], float]] = {
     "adaptive pooling": (nn.AdaptiveAvgPool2d(2), (2, 4, 6), 1e-6),
     "global pooling": (nn.AdaptiveAvgPool2d(1), (2, 4, 6), 1e-6),
     "upsampling": (nn.Upsample(scale_factor=2), (2, 3, 3), 1e-6),
-    "upsampling to a size": (nn.Upsample(size=(5, 3)), (2, 3, 3), 0.75),
+    "upsampling to a size": (nn.Upsample(size=(5, 3)), (2, 3, 3), 1e-6),
+    # floor(j / 3.4) is 0 of four places and 1 of two.
+    "upsampling by a fraction": (nn.Upsample(scale_factor=3.4), (2, 2, 3), 1e-6),
     "padding": (nn.ZeroPad2d(1), (2, 3, 3), 1e-6),
     "shuffles": (nn.Sequential(nn.PixelUnshuffle(2), nn.PixelShuffle(2)), (1, 4, 4), 1e-6),
     "sum": (Applied(lambda x: x.sum((2, 3)) - 3), (2, 4, 4), 1e-6),
@@ -324,6 +326,7 @@ class Reads(nn.Module):
     [
         nn.LayerNorm(6),
         nn.Softmax(1),
+        nn.Softplus(threshold=0.1),
         Reads(lambda x: x * x),
         Reads(lambda x: x @ x.mT @ x),
         Reads(lambda x: 1 / x),
