@@ -35,14 +35,19 @@ __all__ = ["CMMD", "KernelDistance", "cmmd", "kernel_distance"]
 # Rows and columns of a block of a kernel matrix: 16 MiB of float64. Products of fewer columns are slower.
 _ROWS, _COLUMNS = 1024, 2048
 
+# A kernel matrix of one set is taken in strips from the diagonal to the right, of which the square on the diagonal is
+# computed twice. With this many strips that is little; with fewer rows than these, products are slower, and with more
+# nothing is gained.
+_STRIPS, _LEAST_ROWS, _MOST_ROWS = 8, 128, 384
+
 # Samples of a subset from which on products may be taken in float32: their rounding is lost in the mean over pairs.
 _MANY = 256
 
 # Features up to which products are taken in float32: all of their sums stay far from its largest number.
 _LARGEST = 2.0**40
 
-# Of a square on the diagonal, which is symmetric by itself, at most so many rows are computed twice.
-_SQUARE = 160
+# Rows that are widened at a time where features are centred: they stay in a second-level cache.
+_WIDENED = 32
 
 # Columns of the product with the features that a subset costs in the product with the memberships, which is in float64
 # and narrow: measured for blocks as above.
@@ -70,13 +75,12 @@ _Kernel = Callable[[_Rows, _Rows], Tensor]
 
 def _centred(x: Tensor, y: Tensor) -> tuple[_Rows, _Rows]:
     """Both sides minus a common centre c, in float32: ``x.y = (x - c).(y - c) + c.(x - c / 2) + c.(y - c / 2)``."""
-    total = x.sum(0, dtype=torch.float64) + y.sum(0, dtype=torch.float64)
-    centre = (total / (len(x) + len(y))).float()
+    # Any centre serves, so its rounding costs nothing.
+    centre = (x.float().sum(0) + y.float().sum(0)) / (len(x) + len(y))
     wide = centre.double()
     sides = []
     for side in (x, y):
-        parts = [side[begin : begin + _ROWS].double() @ wide for begin in range(0, len(side), _ROWS)]
-        offsets = torch.cat(parts) - 0.5 * wide.square().sum()
+        offsets = torch.cat([rows.double() @ wide for rows in side.split(_WIDENED)]) - 0.5 * wide.square().sum()
         sides.append(_Rows(side.float() - centre, offsets))
     return sides[0], sides[1]
 
@@ -128,13 +132,17 @@ def _sums(kernel: _Kernel, x: _Rows, in_x: Tensor, y: _Rows, in_y: Tensor) -> Te
 
 def _sums_within(kernel: _Kernel, x: _Rows, in_x: Tensor) -> Tensor:
     """Of every subset the sum of ``k(x_i, x_j)`` over its pairs of two samples, in both orders."""
-    if len(x) <= _SQUARE:
-        block = kernel(x, x).fill_diagonal_(0)
-        return (block @ in_x).mul_(in_x).sum(0)
-    # The matrix is symmetric: what is right of the squares on the diagonal counts twice, what is left of them not.
-    half = len(x) // 2
-    sums = _sums_within(kernel, x[:half], in_x[:half]) + _sums_within(kernel, x[half:], in_x[half:])
-    return sums + 2 * _sums(kernel, x[:half], in_x[:half], x[half:], in_x[half:])
+    sums = torch.zeros(in_x.shape[1], dtype=torch.float64, device=in_x.device)
+    step = min(max(len(x) // _STRIPS, _LEAST_ROWS), _MOST_ROWS)
+    for i in range(0, len(x), step):
+        for j in range(i, len(x), _COLUMNS):
+            block = kernel(x[i : i + step], x[j : j + _COLUMNS])
+            if j == i:
+                # The square on the diagonal has its pairs in both orders, all else in one.
+                square = block[:, : len(block)].mul_(0.5)
+                square.diagonal().zero_()
+            sums += (block @ in_x[j : j + _COLUMNS]).mul_(in_x[i : i + step]).sum(0)
+    return 2 * sums
 
 
 def _estimates(kernel: _Kernel, x: _Rows, in_x: Tensor, y: _Rows, in_y: Tensor) -> Tensor:

@@ -50,7 +50,7 @@ def test_all_samples(m: int, n: int, d: int, kernel: str, seed: int) -> None:
 @pytest.mark.parametrize("kernel", ["polynomial", "rbf"])
 @pytest.mark.parametrize("block", [1, 3, 16, 17, 1000])
 def test_blocks(block: int, kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, size in (("_ROWS", block), ("_COLUMNS", max(1, block // 2)), ("_SQUARE", max(1, block // 3))):
+    for name, size in (("_ROWS", block), ("_COLUMNS", max(1, block // 2)), ("_MOST_ROWS", max(1, block // 3))):
         monkeypatch.setattr(module, name, size)
     x, y = randn(17, 3), randn(33, 3, seed=1) + 0.5
     value, _ = kernel_distance(x, y, subset_size=None, kernel=kernel)
@@ -60,7 +60,7 @@ def test_blocks(block: int, kernel: str, monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize(("n", "subsets", "size"), [(40, 30, 25), (40, 2, 5)])
 def test_both_routes_average_the_subsets(n: int, subsets: int, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_ROWS", 16)
-    monkeypatch.setattr(module, "_SQUARE", 9)
+    monkeypatch.setattr(module, "_MOST_ROWS", 9)
     x, y = randn(n, 30), randn(n + 3, 30, seed=1)
     in_x = module._subsets(n, subsets, size, torch.Generator().manual_seed(4))
     assert all(len(set(row.tolist())) == size for row in in_x)
@@ -266,7 +266,7 @@ def cmmd_by_definition(x: Tensor, y: Tensor, sigma: float = 10.0, scale: float =
 @pytest.mark.parametrize(("m", "n", "sigma", "scale"), [(1, 1, 10.0, 1000.0), (7, 12, 10.0, 1000.0), (9, 2, 0.7, 3.0)])
 @pytest.mark.parametrize("block", [2, 1000])
 def test_cmmd(m: int, n: int, sigma: float, scale: float, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("_ROWS", "_COLUMNS", "_SQUARE"):
+    for name in ("_ROWS", "_COLUMNS", "_MOST_ROWS"):
         monkeypatch.setattr(module, name, block)
     x, y = (torch.nn.functional.normalize(randn(k, 5, seed=k) + 1) for k in (m, n + 30))
     y = y[:n]
