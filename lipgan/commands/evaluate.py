@@ -1,4 +1,4 @@
-"""``lipgan eval``: the metrics of a trained generator, against the data set that it was trained on."""
+"""``lipgan eval``: the metrics of a trained generator, against what its samples are to look like."""
 
 import argparse
 import json
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import lipgan
-from lipgan import _choices, data
+from lipgan import _choices, data, recipes, systems
 from lipgan._files import check_destination, write_atomically
 from lipgan.commands.console import find_device, list_images, progress_bar, say
 from lipgan.commands.sources import as_image_files, find_extractor
@@ -195,6 +195,7 @@ class _Trained:
 
     path: Path
     recipe: str
+    system: str
     step: int
     data: str
     shape: tuple[int, ...]
@@ -203,13 +204,17 @@ class _Trained:
     def read(cls, path: Path) -> "_Trained":
         state = checkpoint.read(path)
         try:
-            return cls(path, state["recipe"]["name"], state["step"], state["data"], tuple(state["shape"]))
+            recipe = recipes.from_dict(state["recipe"])
+            return cls(path, recipe.name, recipe.system, state["step"], state["data"], tuple(state["shape"]))
         except (KeyError, TypeError) as error:
             raise CheckpointError(f"checkpoint {path} does not say how its generator was trained: {error}") from error
 
 
 def _dataset(trained: _Trained, name: str | None, workers: int) -> Dataset:
-    """The images of the folder or data set ``name``, in the size of the generator's; None: what it was trained on."""
+    """What samples are compared with: the images of the folder or data set ``name``, in the size of the generator's.
+
+    None: what they are to look like, which is what the generator was trained on, or its system makes of that.
+    """
     shape = trained.shape
     if name is not None and Path(name).is_dir():
         if len(shape) != 3 or shape[1] != shape[2]:
@@ -222,7 +227,7 @@ def _dataset(trained: _Trained, name: str | None, workers: int) -> Dataset:
     if name is None:
         name = trained.data
         try:
-            dataset = data.load(name, size)
+            dataset = systems.get(trained.system).target_of(data.load(name, size))
         except (ValueError, OSError) as error:
             raise ValueError(
                 f"{trained.path} was trained on {name!r}, which cannot be loaded ({error}): name a data set "

@@ -232,7 +232,7 @@ def build() -> argparse.ArgumentParser:
 
     evaluation = add(
         "eval",
-        "judge the averaged generator of a checkpoint against the data set it was trained on",
+        "judge the averaged generator of a checkpoint against what its samples are to look like",
         "lipgan eval runs/demo --metrics fid is kid prdc --plot eval.png",
     )
     evaluation.add_argument("checkpoint", type=_path, metavar="CHECKPOINT", help="a checkpoint, or the folder of a run")
@@ -257,7 +257,7 @@ def build() -> argparse.ArgumentParser:
         "--data",
         metavar="NAME",
         help="compare with that data set, or with the images in that folder, scaled to the size of the samples "
-        "(default: the checkpoint's)",
+        "(default: the data set of the run, or for translations the domain that they go to)",
     )
     evaluation.add_argument(
         "--workers", type=_whole(0), metavar="N", help="threads that read the images of a folder, as of lipgan fid"

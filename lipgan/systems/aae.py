@@ -44,6 +44,7 @@ class AAE(GAN):
     """
 
     OPTIONS: ClassVar[Mapping[str, float]] = MappingProxyType({"reconstruction": 10.0})
+    JUDGED: ClassVar[str] = "codes"
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

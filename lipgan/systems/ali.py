@@ -50,6 +50,7 @@ class ALI(GAN):
     """
 
     OPTIONS: ClassVar[Mapping[str, float]] = MappingProxyType({"reconstruction": 0.0})
+    JUDGED: ClassVar[str] = "pairs of a sample and a code"
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -57,6 +57,7 @@ class AVB(GAN):
     """
 
     OPTIONS: ClassVar[Mapping[str, float]] = MappingProxyType({"std": 0.5, "contrast": 16})
+    JUDGED: ClassVar[str] = "pairs of a sample and a code"
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

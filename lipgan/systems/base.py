@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -96,6 +97,8 @@ class System:
     OPTIONS: ClassVar[Mapping[str, float]] = MappingProxyType({})
     #: Whether it depends on ``progress``.
     SCHEDULED: ClassVar[bool] = False
+    #: What the critic scores.
+    JUDGED: ClassVar[str] = "samples"
 
     def __init__(
         self, recipe: Recipe, generator: nn.Module, critic: nn.Module, data: Dataset, *, penalty_engine: str = "auto"
@@ -124,10 +127,20 @@ class System:
             latent_dim=recipe.latent_dim,
         )
 
-    @property
+    @classmethod
+    def target_of(cls, data: Dataset) -> Dataset:
+        """What samples are to look like, of a generator that is trained on ``data``: these, unless it says otherwise."""
+        return data
+
+    @cached_property
     def target(self) -> Dataset:
-        """What samples are to look like: the data, unless the system says otherwise."""
-        return self.data
+        """`target_of` its own data."""
+        return self.target_of(self.data)
+
+    @property
+    def critic_labels(self) -> bool:
+        """Whether the critic's scores are of samples with their labels, which it takes as its second argument."""
+        return self.recipe.conditioning in ("concat", "projection")
 
     def option(self, name: str) -> float:
         """The recipe's value of an option, or the default."""

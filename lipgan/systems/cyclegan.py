@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from functools import cached_property
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -63,10 +62,9 @@ class CycleGAN(GAN):
         if isinstance(self.generator, Translators):
             self.generator.hold(self.data.samples)
 
-    @cached_property
-    def target(self) -> Dataset:
+    @classmethod
+    def target_of(cls, data: Dataset) -> Dataset:
         """Domain B: the transformed data, and modes where the data have them."""
-        data = self.data
         modes = None if data.modes is None else transformed(data.modes)
         return Dataset(f"{data.name}, transformed", transformed(data.samples), data.labels, modes, data.mode_std)
 

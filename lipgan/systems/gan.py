@@ -142,7 +142,7 @@ class GAN(System):
         if full or conditioning == "auxiliary":
             output: Output = self.critic(samples, None if conditioning == "none" else labels, full=True)
             return output
-        arguments = () if conditioning == "none" else (labels,)
+        arguments = (labels,) if self.critic_labels else ()
         return Output(self.critic(samples, *arguments), samples, None)
 
     def judge_both(self, real: Tensor, fake: Tensor, batch: Batch, *, full: bool = False) -> tuple[Output, Output]:
@@ -164,7 +164,7 @@ class GAN(System):
         """The recipe's gradient penalty, of ``critic(x, *critic_args)``; by default those are the labels, if any."""
         recipe = self.recipe
         if critic_args is None:
-            critic_args = () if recipe.conditioning in ("none", "auxiliary") else (batch.labels,)
+            critic_args = (batch.labels,) if self.critic_labels else ()
         kind = recipe.penalty
         if kind == "dragan":
             # As wide as the whole batch, of which this may be a part. Points mixed with themselves stay what they are.

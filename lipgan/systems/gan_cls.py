@@ -85,6 +85,11 @@ class GANCLS(GAN):
         generator, _ = super().build(entries, shape, classes)
         return TextToImage(generator, classes, recipe.latent_dim), MatchingCritic(recipe, shape, classes)
 
+    @property
+    def critic_labels(self) -> bool:
+        """Always: a label is the number of a sentence."""
+        return True
+
     def begin_step(self) -> None:
         """The encoder's training, before the first step."""
         if self.progress == 0 and not all(bool(sentences.codes.any()) for sentences in self._sentences()):

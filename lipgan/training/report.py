@@ -60,10 +60,12 @@ def lipschitz_verdict(trainer: Trainer) -> str:
     size = sum(parameter.numel() for parameter in trainer.critic.parameters())
     if size > _MOST_PARAMETERS:
         return f"Not computed, for a critic of {size} parameters: see lipgan.lipschitz.bounds."
-    data = trainer.data.samples[:_SAMPLES].to(trainer.device)
-    labels = None
-    if trainer.recipe.conditioning in ("concat", "projection") and trainer.data.labels is not None:
-        labels = trainer.data.labels[:_SAMPLES].to(trainer.device)
+    system = trainer.system
+    if system.JUDGED != "samples":
+        return f"There are no bounds for this critic, which judges {system.JUDGED} in place of samples."
+    data, labels = system.target.samples[:_SAMPLES].to(trainer.device), None
+    if system.critic_labels and system.target.labels is not None:
+        labels = system.target.labels[:_SAMPLES].to(trainer.device)
     try:
         found = bounds(trainer.critic, data, labels, steps=_SEARCH, n_iterations=_PRODUCTS)
     except (ValueError, TypeError, RuntimeError, NotImplementedError) as error:

@@ -15,6 +15,7 @@ from lipgan import _choices, data
 from lipgan.__main__ import main
 from lipgan.commands import evaluate
 from lipgan.metrics import cmmd, features, frechet_distance, inception_score, kernel_distance, prdc, protocols
+from lipgan.systems.cyclegan import transformed
 from lipgan.training import load_generator
 from lipgan.training.pictures import evaluation_page
 from lipgan.training.sampling import draw
@@ -142,6 +143,24 @@ def test_the_cmmd_is_of_clip_or_asked_for(
     monkeypatch.setattr(features, "EXTRACTORS", {**features.EXTRACTORS, "clip": Clip})
     lines, _ = evaluated(capsys, run, "-n", N, "--features", "clip")
     assert [line.split(":")[0] for line in lines] == ["fid", "kid", "prdc", "cmmd"]
+
+
+def test_translations_are_compared_with_the_domain_that_they_are_to_look_like(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not with the data, which are what is translated."""
+    arguments = ["--recipe", "cyclegan", "--data", "ring", "--batch-size", "4", "--steps", "1"]
+    assert main(["train", *arguments, "--out", str(tmp_path)]) == 0
+    monkeypatch.setattr(evaluate, "draw", lambda generator, n, seed: transformed(data.load("ring").samples[:n]))
+    path = tmp_path / "eval.json"
+    _, error = evaluated(capsys, tmp_path, "-n", 10000, "--metrics", "fid", "--json", path)
+    result = json.loads(path.read_text())
+    assert result["metrics"]["fid"]["values"]["fid"] == pytest.approx(0, abs=1e-6)
+    assert result["protocol"]["data"] == "ring, transformed"
+    assert "against 10000 of ring, transformed, features coordinates" in error
+    # What is named is compared with as it is: the other domain lies a step of 1 away.
+    evaluated(capsys, tmp_path, "-n", 10000, "--metrics", "fid", "--json", path, "--data", "ring")
+    assert json.loads(path.read_text())["metrics"]["fid"]["values"]["fid"] == pytest.approx(1, abs=0.05)
 
 
 def test_the_plot_shows_the_nearest_real_images(

@@ -9,6 +9,8 @@ import torch
 
 from lipgan import data, recipes
 from lipgan.__main__ import main
+from lipgan.lipschitz.bounds import Bounds
+from lipgan.systems.cyclegan import transformed
 from lipgan.training import Trainer, report
 
 
@@ -62,6 +64,28 @@ def test_the_verdict_on_critics():
     before = torch.get_rng_state()
     assert "is 1-Lipschitz." in report.lipschitz_verdict(trainer)
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_the_verdict_is_on_scores_of_what_the_critic_judges(monkeypatch):
+    ring = data.load("ring")
+
+    def verdict(name, dataset=ring, **changes):
+        recipe = dataclasses.replace(recipes.get(name, dataset.shape), batch_size=4, **changes)
+        return report.lipschitz_verdict(Trainer.from_recipe(recipe, dataset))
+
+    for name, judged in (("aae", "codes"), ("ali", "pairs of a sample and a code"), ("avb", "pairs")):
+        assert verdict(name).startswith(f"There are no bounds for this critic, which judges {judged}"), name
+    # Labels are sentences there, and the critic's second argument.
+    sentences = verdict("gan-cls", data.load("sentences", 24), options={"pretraining": 1})
+    assert sentences.startswith("The Lipschitz constant of the critic lies between ")
+    seen = []
+    monkeypatch.setattr(report, "bounds", lambda critic, x, labels, **_: seen.append((x, labels)) or Bounds(2.0, 1.0))
+    verdict("cyclegan")
+    assert torch.equal(seen[0][0], transformed(ring.samples[: len(seen[0][0])])), "the critic of translations"
+    verdict("acgan")
+    verdict("cgan")
+    assert seen[1][1] is None, "an auxiliary classifier needs none"
+    assert torch.equal(seen[2][1], ring.labels[: len(seen[2][1])])
 
 
 def test_large_critics_are_left_alone(monkeypatch):
