@@ -107,10 +107,12 @@ def _units(settings: Settings, seeds: Sequence[int]) -> list[dict[str, Any]]:
 
 def _run(settings: Settings, unit: Unit) -> dict[str, Any]:
     name, changes = _METHODS[unit["method"]]
-    common = {"generator_lr": settings["lr"], "critic_lr": settings["lr"], "batch_size": settings["batch"]}
-    common |= {"latent_dim": 8, "ema_decay": 0.9, "architecture": "mlp"}
-    recipe = replace(recipes.get(name), **{**common, **changes})
     ring = data.load("ring")
+    recipe = recipes.get(name, ring.shape)
+    ratio = recipe.critic_lr / recipe.generator_lr
+    common = {"generator_lr": settings["lr"], "critic_lr": ratio * settings["lr"], "batch_size": settings["batch"]}
+    common |= {"latent_dim": 8, "ema_decay": 0.9, "architecture": "mlp"}
+    recipe = replace(recipe, **{**common, **changes})
     frames: list[list[list[float]]] = []
     found: list[int] = []
     shown = {round(share * settings["steps"]) for share in settings["frames"]}
@@ -234,8 +236,9 @@ STUDY = Study(
     name="mode-collapse",
     title="Mode collapse: what a GAN drops of the ring, and what finds it",
     claims=_CLAIMS,
-    method="Generators of three hidden layers learn the ring of eight Gaussians, all with the same learning rates, "
-    "each method as its recipe has it. PacGAN's critic sees four samples at once. Then the discriminator of the GAN "
+    method="Generators of three hidden layers learn the ring of eight Gaussians, all with the same learning rate. Each "
+    "method is as its recipe for points has it, and so is the critic's rate: for the unrolled GAN a tenth of the "
+    "generator's, as in its paper, and the same for the others. PacGAN's critic sees four samples at once. Then the discriminator of the GAN "
     "stands still, and its generator goes on alone.",
     full={"steps": 10000, "batch": 256, "width": 128, "lr": 1e-3, "points": 40, "alone": 2000}
     | {"frames": [0.0, 0.1, 0.25, 0.5, 1.0]},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -19,13 +19,21 @@ from lipgan.metrics.inception_score import inception_score
 from lipgan.metrics.modes import ModeCoverage, mode_coverage
 from lipgan.metrics.prdc import prdc
 from lipgan.recipe import Recipe
-from lipgan.studies.study import Settings
+from lipgan.studies.study import UNKNOWN, Settings, judge
 from lipgan.training.trainer import Trainer, TrainingDiverged
 
-__all__ = ["COVERED", "FAILED", "adapted", "coverage", "fit", "judged", "quality"]
+__all__ = [
+    *("COVERED", "FAILED", "LEARNED", "UNLEARNED", "adapted", "coverage", "fit", "judge_learned", "judged", "quality"),
+]
 
 #: What `quality` says of a training that has diverged.
 FAILED = {"fid": math.inf, "score": 1.0, "precision": 0.0, "recall": 0.0}
+
+#: An FID of digits above which samples are no digits yet: real ones without four of the ten classes have 287 +- 42.
+LEARNED = 300.0
+
+#: In words the rule of `judge_learned`, where several are compared.
+UNLEARNED = f"where none of those compared comes to {LEARNED:.0f}, nothing can be told"
 
 #: In words what counts as a mode in `coverage`.
 COVERED = "a mode counts that has 1 % of the samples within ten of its standard deviations"
@@ -114,6 +122,19 @@ def adapted(recipe: Recipe | str, settings: Settings, **changes: Any) -> Recipe:
     recipe = recipes.get(recipe) if isinstance(recipe, str) else recipe
     rates = {name: settings["faster"] * getattr(recipe, name) for name in ("generator_lr", "critic_lr")}
     return replace(recipe, **{"batch_size": settings["batch"], "ema_decay": 0.99, **rates, **changes})
+
+
+def judge_learned(passed: Sequence[bool], fids: Sequence[float]) -> str:
+    """`judge` of what was asked of every seed, or "cannot be told" where the generators have not learned by then.
+
+    Which of two makes the better noise says which is faster at first, and nothing of where they end.
+
+    Args:
+        passed: of each seed.
+        fids: of each seed the FID of digits that must be at most `LEARNED`: of what is compared the lowest, unless both
+            have to be digits.
+    """
+    return judge(passed) if all(fid <= LEARNED for fid in fids) else UNKNOWN
 
 
 def judged(trainer: Trainer | None, samples: int) -> dict[str, float]:

@@ -129,7 +129,7 @@ class System:
 
     @classmethod
     def target_of(cls, data: Dataset) -> Dataset:
-        """What samples are to look like, of a generator that is trained on ``data``: these, unless it says otherwise."""
+        """What samples of a generator trained on ``data`` are to look like: these, unless the system says otherwise."""
         return data
 
     @cached_property

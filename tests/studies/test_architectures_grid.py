@@ -8,7 +8,7 @@ from torch import nn
 
 from lipgan.studies import architectures_grid as module
 from lipgan.studies.runner import compute
-from lipgan.studies.study import FAILS, HOLDS, Finished
+from lipgan.studies.study import FAILS, HOLDS, UNKNOWN, Finished
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +37,11 @@ def test_the_rules_see_what_is_wrong(study):
             return {**r, "fid": fid} if (unit["method"], unit["architecture"]) == cell else r
 
         assert verdicts(study, changed(rows, broken))[claim] == FAILS
+
+
+def test_noise_is_not_compared(study):
+    rows = changed(made(study, ideal), lambda unit, r: {**r, "fid": 5 * r["fid"]})
+    assert set(verdicts(study, rows).values()) == {UNKNOWN}
 
 
 @pytest.mark.parametrize("architecture", module._ARCHITECTURES)

@@ -6,7 +6,7 @@ import pytest
 import study_checks
 from study_checks import changed, made, verdicts
 
-from lipgan.studies.study import FAILS, HOLDS
+from lipgan.studies.study import FAILS, HOLDS, UNKNOWN
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +32,11 @@ def test_the_rules_see_what_is_wrong(study):
     assert failing("spectral norm", "E", math.inf) == {"robust", "aggressive"}
     assert failing("penalty", "D", 50.0) == {"aggressive"}
     assert failing("penalty", "B", 50.0) == set()
+
+
+def test_noise_is_not_compared(study):
+    rows = changed(made(study, ideal), lambda unit, r: {"fid": 5 * r["fid"]})
+    assert set(verdicts(study, rows).values()) == {UNKNOWN}
 
 
 def test_a_small_run(study):

@@ -8,7 +8,7 @@ from study_checks import changed, made, verdicts
 
 from lipgan import recipes
 from lipgan.studies import losses_table as module
-from lipgan.studies.study import FAILS, HOLDS, Finished
+from lipgan.studies.study import FAILS, HOLDS, UNKNOWN, Finished
 from lipgan.studies.trainers import FAILED
 
 
@@ -41,6 +41,19 @@ def test_the_rules_see_what_is_wrong(study):
 
         found = verdicts(study, changed(rows, broken))
         assert {entry for entry, verdict in found.items() if verdict == FAILS} == {claim}
+
+
+def test_noise_is_not_compared(study):
+    rows = made(study, ideal)
+
+    def noise(*names):
+        return verdicts(
+            study, changed(rows, lambda unit, r: {**r, "fid": 5 * r["fid"]} if unit["recipe"] in names else r)
+        )
+
+    assert noise("wgan", "wgan-gp", "sngan") == {"clipping": UNKNOWN, "collapse": UNKNOWN}
+    # What has learned is better than what has not, but says nothing of its recall.
+    assert noise("wgan", "wgan-gp") == {"clipping": HOLDS, "collapse": UNKNOWN}
 
 
 def test_the_table_names_recipes_once():

@@ -51,6 +51,20 @@ def test_a_pack_has_one_score_and_real_and_fake_stay_apart():
     assert critic.mixes_samples
 
 
+def test_rates_of_the_critics_are_in_the_proportion_of_their_recipes(study, monkeypatch):
+    rates = {}
+
+    def fit(recipe, *arguments, **options):
+        rates[recipe.name, recipe.minibatch] = recipe.generator_lr, recipe.critic_lr
+
+    monkeypatch.setattr(module, "fit", fit)
+    study_checks.finished(study)
+    lr = study.settings(False)["lr"]
+    assert rates.pop(("unrolled", "none")) == (lr, pytest.approx(lr / 10))
+    assert len(rates) == 4
+    assert set(rates.values()) == {(lr, lr)}
+
+
 def test_concentration_of_a_point_and_of_a_ring():
     assert module._concentration(torch.ones(5, 2)) == 0
     assert module._concentration(torch.tensor([[1.0, 0.0], [-1.0, 0.0]])) == pytest.approx(1)

@@ -6,7 +6,7 @@ import study_checks
 from study_checks import changed, made, verdicts
 
 from lipgan.studies import ttur as module
-from lipgan.studies.study import FAILS, HOLDS
+from lipgan.studies.study import FAILS, HOLDS, UNKNOWN
 
 RATES = [1e-3, 1e-2]
 
@@ -36,6 +36,11 @@ def test_the_rules_see_what_is_wrong(study):
     assert failing(lambda unit: unit.get("generator_lr") == unit.get("critic_lr") == 1e-3, fid=50.0) == {"sufficient"}
     assert failing(lambda unit: unit.get("generator_lr") == unit.get("critic_lr") == 1e-2, fid=50.0) >= {"high"}
     assert failing(lambda unit: unit.get("equal") == 1e-3, fid=50.0) == {"steps"}
+
+
+def test_noise_is_not_compared(study):
+    rows = changed(made(study, ideal), lambda unit, r: {**r, "fid": 5 * r["fid"]} if "fid" in r else r)
+    assert verdicts(study, rows) == {"game": HOLDS, "sufficient": UNKNOWN, "high": UNKNOWN, "steps": UNKNOWN}
 
 
 def test_the_game_goes_as_its_matrix_says(study):
