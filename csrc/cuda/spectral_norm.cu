@@ -14,18 +14,6 @@ namespace lipgan {
 namespace cuda {
 namespace {
 
-bool aligned(const void* address) { return reinterpret_cast<uintptr_t>(address) % 16 == 0; }
-
-int64_t element_size(Dtype dtype) { return dtype == Dtype::float64 ? 8 : dtype == Dtype::float32 ? 4 : 2; }
-
-// The smallest n with 2^n >= x, and the largest n with 2^n <= x, for x >= 1.
-int log2_ceil(int64_t x) {
-  int n = 0;
-  while ((int64_t{1} << n) < x) ++n;
-  return n;
-}
-int log2_floor(int64_t x) { return log2_ceil(x + 1) - 1; }
-
 constexpr int64_t kHeader = 16;  // bytes of the workspace that the whole group shares
 
 // The work items of one layer. A row block has at least kTileRows rows, and no fewer than stand side by side in one
@@ -55,19 +43,6 @@ int64_t place(Row* row, char* workspace, int64_t offset) {
   row->s_sums = static_cast<double*>(take(row->column_blocks));
   row->mended = static_cast<double*>(take(2));
   return offset;
-}
-
-// The blocks of a cooperative launch for so many work items: no more than are resident at once.
-template <typename Kernel>
-cudaError_t grid_of(Kernel kernel, int64_t items, dim3* grid) {
-  int device = 0, multiprocessors = 0, blocks = 0;
-  cudaError_t error = cudaGetDevice(&device);
-  if (error != cudaSuccess) return error;
-  error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
-  if (error != cudaSuccess) return error;
-  error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, kThreads, 0);
-  *grid = dim3(static_cast<unsigned>(std::min<int64_t>(items, static_cast<int64_t>(multiprocessors) * blocks)));
-  return error;
 }
 
 template <typename T>

@@ -23,25 +23,16 @@
 // Where t or s themselves come near the end of the range, a block says so, and each layer with such a W is taken again
 // by one block, of W times a power of two, between two barriers that there are only then.
 #pragma once
-#include <cooperative_groups.h>
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-#include <cuda_runtime.h>
-
-#include <cfloat>
 #include <cstdint>
 #include <cstring>
 
+#include "common.cuh"
 #include "lipgan/spectral_norm.h"
 
 namespace lipgan {
 namespace cuda {
 namespace {
 
-constexpr int kLog2Threads = 8;
-constexpr int kThreads = 1 << kLog2Threads;
-constexpr int kWarp = 32;
-constexpr int kWarps = kThreads / kWarp;
 constexpr int kTileRows = 8;  // rows of a thread: v and the barriers are paid once for them
 constexpr int kBatch = 4;     // rows loaded at once: 2 blocks of 256 threads ask for 32 KiB, which covers DRAM latency
 constexpr int kColumns = kWarp;       // columns of one item of the columns step: one per lane, the warps share the rows
@@ -49,20 +40,15 @@ constexpr int64_t kRowBlock = 32768;  // about the elements of one item of the r
 constexpr int64_t kChunk = 32768;     // elements of one item of the scale step
 constexpr int64_t kMaxExtent = int64_t{1} << 30;  // of h and of w: indices inside an item have 32 bits
 
+// Where the steps of an iteration stay in the range of A.
 template <typename T>
-struct Numeric {
-  using A = float;
-  static constexpr double smallest_normal = FLT_MIN;
-  static constexpr double largest = FLT_MAX;
+struct Range {
   static constexpr double fused_t_min = 1e-10;  // |r| >= |t|^2 for a unit v: far from FLT_MIN
   static constexpr double large = 0x1p64;       // of W: below it nothing leaves the range
   static constexpr int largest_power = 120;     // of a unit
 };
 template <>
-struct Numeric<double> {
-  using A = double;
-  static constexpr double smallest_normal = DBL_MIN;
-  static constexpr double largest = DBL_MAX;
+struct Range<double> {
   static constexpr double fused_t_min = 1e-120;
   static constexpr double large = 0x1p450;
   static constexpr int largest_power = 1000;
@@ -103,49 +89,6 @@ __global__ void fill_table_kernel(RowsByValue source, int count,
   if (threadIdx.x < static_cast<unsigned>(count)) table[threadIdx.x] = source.rows[threadIdx.x];
 }
 
-// An address that the compiler could not know to be in global memory, having been read from the table: a load through
-// it would be a generic one.
-template <typename T, typename Address>
-__device__ __forceinline__ T* global(Address* address) {
-  __builtin_assume(__isGlobal(address));
-  return static_cast<T*>(address);
-}
-
-template <typename T, int V>
-struct Pack {
-  T at[V];
-};
-
-// V consecutive elements; for V > 1 the address is a multiple of 16 and V * sizeof(T) too.
-template <int V, typename T>
-__device__ __forceinline__ Pack<T, V> load(const T* address) {
-  Pack<T, V> pack;
-  if constexpr (V == 1) {
-    pack.at[0] = address[0];
-  } else {
-    static_assert(V * sizeof(T) % sizeof(uint4) == 0, "a pack is a number of 16-byte words");
-    constexpr int words = V * sizeof(T) / sizeof(uint4);
-    uint4 raw[words];
-#pragma unroll
-    for (int i = 0; i < words; ++i) raw[i] = reinterpret_cast<const uint4*>(address)[i];
-    memcpy(&pack, raw, sizeof(pack));
-  }
-  return pack;
-}
-
-template <int V, typename T>
-__device__ __forceinline__ void store(T* address, const Pack<T, V>& pack) {
-  if constexpr (V == 1) {
-    address[0] = pack.at[0];
-  } else {
-    constexpr int words = V * sizeof(T) / sizeof(uint4);
-    uint4 raw[words];
-    memcpy(raw, &pack, sizeof(pack));
-#pragma unroll
-    for (int i = 0; i < words; ++i) reinterpret_cast<uint4*>(address)[i] = raw[i];
-  }
-}
-
 // Calls use(r, V elements of row r) for the kTileRows rows of a thread, zeros standing for those from `rows` on.
 template <int V, typename T, typename Use>
 __device__ __forceinline__ void for_tile_rows(const T* address, int row_stride, int rows, Use use) {
@@ -160,34 +103,6 @@ __device__ __forceinline__ void for_tile_rows(const T* address, int row_stride, 
 #pragma unroll
     for (int r = 0; r < kBatch; ++r) use(first + r, x[r]);
   }
-}
-
-// N sums over the lanes whose numbers differ in the bits from log2(from) to below log2(to), for every lane.
-template <typename A, int N>
-__device__ __forceinline__ void lane_sums(A (&values)[N], int from, int to) {
-#pragma unroll 1
-  for (int offset = from; offset < to; offset *= 2) {
-#pragma unroll
-    for (int i = 0; i < N; ++i) values[i] += __shfl_xor_sync(0xffffffffu, values[i], offset);
-  }
-}
-
-__device__ __forceinline__ double warp_sum(double value) {
-  double values[1] = {value};
-  lane_sums(values, 1, kWarp);
-  return values[0];
-}
-
-// Sum over the block, for every thread.
-__device__ double block_sum(double value) {
-  __shared__ double warp_sums[kWarps];
-  value = warp_sum(value);
-  __syncthreads();  // the readers of the previous sum are done
-  if (threadIdx.x % kWarp == 0) warp_sums[threadIdx.x / kWarp] = value;
-  __syncthreads();
-  double sum = 0;
-  for (int i = 0; i < kWarps; ++i) sum += warp_sums[i];
-  return sum;
 }
 
 __device__ double block_sum(const double* values, int64_t count) {
@@ -382,7 +297,7 @@ __device__ void column_block(const Row& row, int64_t block, double eps) {
   s = sum_warps(s) * t_scale;
 
   // A NaN takes this way too, and stays one. t_square 0 is exact: s is 0.
-  const bool t_in_range = t_square == 0 || sqrt(t_square) >= Numeric<T>::fused_t_min;
+  const bool t_in_range = t_square == 0 || sqrt(t_square) >= Range<T>::fused_t_min;
   const bool in_range = t_in_range && fabs(s) <= A(Numeric<T>::largest);
   if (__syncthreads_or(!in_range)) {
     s = 0;
@@ -425,9 +340,9 @@ __device__ void mend(const Row& row, int64_t n_power_iterations, double eps) {
 #pragma unroll 1
   for (int i = 0; i < kThreads; ++i) largest = parts[i] > largest || parts[i] != parts[i] ? parts[i] : largest;
   __syncthreads();
-  if (!(largest > Numeric<T>::large && largest <= Numeric<T>::largest)) return;
+  if (!(largest > Range<T>::large && largest <= Numeric<T>::largest)) return;
 
-  const double unit = scalbn(1.0, -min(ilogb(largest), Numeric<T>::largest_power));
+  const double unit = scalbn(1.0, -min(ilogb(largest), Range<T>::largest_power));
   eps = fmax(eps * unit, DBL_MIN);
 #pragma unroll 1
   for (int64_t j = threadIdx.x; j < w; j += kThreads) {

@@ -13,6 +13,7 @@ import host_executor
 import numpy as np
 import pytest
 import torch
+from arena import Arena
 from tolerance import assert_as_accurate
 
 from lipgan.ops import _backend
@@ -24,8 +25,6 @@ needs_gxx = pytest.mark.skipif(host_executor.GXX is None, reason=host_executor.N
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]  # numbered as in lipgan/dtype.h
 CUDA_ERROR_INVALID_VALUE = 1
 EPS = 1e-12
-GUARD = 64  # bytes before and after each array
-POISON = 0xFF  # a NaN in every dtype
 
 SOURCE = r"""
 #include "cuda/spectral_norm.cu"
@@ -64,31 +63,6 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     for function in (loaded.workspace_size, loaded.table_size, loaded.bwd_workspace_size):
         function.restype = ctypes.c_int64
     return loaded
-
-
-class Arena:
-    """Arrays between guards; everything starts as poison."""
-
-    def __init__(self) -> None:
-        self.arrays: list[tuple[np.ndarray, int, int]] = []
-
-    def empty(self, shape: Sequence[int], dtype: torch.dtype, misaligned: bool = False) -> torch.Tensor:
-        """An array at a multiple of 16 bytes, or one element after such a multiple."""
-        size = int(np.prod(shape)) * dtype.itemsize
-        raw = np.full(size + 2 * GUARD + 32, POISON, np.uint8)
-        start = GUARD + (-(raw.ctypes.data + GUARD)) % 16 + (dtype.itemsize if misaligned else 0)
-        self.arrays.append((raw, start, start + size))
-        if size == 0:
-            return torch.empty(shape, dtype=dtype)
-        return torch.frombuffer(raw, dtype=torch.uint8)[start : start + size].view(dtype).reshape(shape)
-
-    def copy(self, tensor: torch.Tensor, misaligned: bool = False) -> torch.Tensor:
-        return self.empty(tensor.shape, tensor.dtype, misaligned).copy_(tensor)
-
-    def assert_guards_untouched(self) -> None:
-        for raw, start, end in self.arrays:
-            assert (raw[:start] == POISON).all(), "something wrote before the beginning of an array"
-            assert (raw[end:] == POISON).all(), "something wrote beyond the end of an array"
 
 
 def run(
