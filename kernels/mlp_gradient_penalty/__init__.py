@@ -3,7 +3,7 @@
 Layer l of L is a_l = scale_l phi_l(a_{l-1} W_l^T + b_l), the last one without phi and scale. m_l = scale_l phi'(z_l):
 
   backward   delta_L = 1, e_l = delta_{l+1} W_{l+1}, delta_l = m_l e_l, g = delta_1 W_1
-  penalty    its norms, P, and v = dP/dg: kernels/gradient_penalty.py
+  penalty    its norms, P, and v = dP/dg: kernels/gradient_penalty
   tangent    t_0 = v, s_l = t_{l-1} W_l^T, t_l = m_l s_l
   adjoint    p_L = w or 0, p_l = scale_l phi''(z_l) s_l e_l + m_l (p_{l+1} W_{l+1}), if a phi is smooth
   gradients  dW_l = delta_l^T t_{l-1} + p_l^T a_{l-1} and db_l = sum_i p_l,i if a phi is smooth, else

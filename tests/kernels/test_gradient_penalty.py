@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lipgan.kernels import common, config
-from lipgan.kernels import gradient_penalty as kernels
+from lipgan.kernels.gradient_penalty import launch as kernels
 from tolerance import assert_as_accurate
 from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
