@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "lipgan/gradient_penalty.h"
 #include "lipgan/spectral_norm.h"
 
 namespace py = pybind11;
@@ -80,6 +81,26 @@ int64_t spectral_norm_bwd_workspace(const BackwardRows& rows) {
   return lipgan::cuda::spectral_norm_bwd_workspace(layers.data(), static_cast<int64_t>(layers.size()));
 }
 
+void gradient_penalty_interpolate(int dtype, int64_t real, int64_t fake, int64_t mix, int64_t x_hat, int64_t batch,
+                                  int64_t length, int64_t stream) {
+  check(static_cast<cudaError_t>(
+      lipgan::cuda::gradient_penalty_interpolate(static_cast<lipgan::Dtype>(dtype), pointer(real), pointer(fake),
+                                                 pointer(mix), pointer(x_hat), batch, length, pointer(stream))));
+}
+
+int64_t gradient_penalty_fwd_workspace(int dtype, int64_t outer, int64_t length, int64_t inner) {
+  return lipgan::cuda::gradient_penalty_fwd_workspace(static_cast<lipgan::Dtype>(dtype), outer, length, inner);
+}
+
+void gradient_penalty_fwd(int dtype, int kind, int64_t grads, int64_t penalty, int64_t norms, int64_t cotangent,
+                          int64_t outer, int64_t length, int64_t inner, double weight, double target,
+                          int64_t workspace, int64_t stream) {
+  check(static_cast<cudaError_t>(lipgan::cuda::gradient_penalty_fwd(
+      static_cast<lipgan::Dtype>(dtype), static_cast<lipgan::PenaltyKind>(kind), pointer(grads), pointer(penalty),
+      pointer(norms), pointer(cotangent), outer, length, inner, weight, target, pointer(workspace),
+      pointer(stream))));
+}
+
 // 0 where there is no driver, or no device.
 int device_count() {
   int count = 0;
@@ -114,6 +135,15 @@ PYBIND11_MODULE(_cuda, m) {
         "layers: rows of (grad_y, y, u, v, grad_weight, h, w). grad_sigma: 0 for none. Asynchronous on `stream`.");
   m.def("spectral_norm_bwd_workspace", &spectral_norm_bwd_workspace, no_gil, py::arg("layers"),
         "Bytes of `workspace` for these layers, of which only h and w count; 16-byte aligned.");
+  m.def("gradient_penalty_interpolate", &gradient_penalty_interpolate, no_gil, py::arg("dtype"), py::arg("real"),
+        py::arg("fake"), py::arg("mix"), py::arg("x_hat"), py::arg("batch"), py::arg("length"), py::arg("stream"),
+        "Asynchronous on `stream`.");
+  m.def("gradient_penalty_fwd_workspace", &gradient_penalty_fwd_workspace, py::arg("dtype"), py::arg("outer"),
+        py::arg("length"), py::arg("inner"), "Bytes of `workspace`, 16-byte aligned.");
+  m.def("gradient_penalty_fwd", &gradient_penalty_fwd, no_gil, py::arg("dtype"), py::arg("kind"), py::arg("grads"),
+        py::arg("penalty"), py::arg("norms"), py::arg("cotangent"), py::arg("outer"), py::arg("length"),
+        py::arg("inner"), py::arg("weight"), py::arg("target"), py::arg("workspace"), py::arg("stream"),
+        "kind: the number of a lipgan::PenaltyKind. Asynchronous on `stream`.");
   m.def("device_count", &device_count, no_gil, "The number of CUDA devices; 0 without a driver.");
   m.def("runtime_version", &runtime_version, no_gil,
         "The CUDA runtime that this module contains, as 1000 major + 10 minor.");

@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 from lipgan.commands.console import find_device
-from lipgan.ops._backend import BACKENDS, FORMS, PASSES, cuda, explain, native, resolve
+from lipgan.ops._backend import BACKENDS, FORMS, PASSES, PREFERRED, cuda, explain, native, resolve, serving
 
 __all__ = ["advice", "main", "report"]
 
@@ -53,6 +53,8 @@ def report(device: str | None = None) -> str:
             missing = [backend for backend in BACKENDS if backend not in forms["forward"]]
             if missing:
                 lines.append(f"  {', '.join(missing)}: no form of this op")
+            if kind == "cuda" and op in PREFERRED and explain(op, "cuda", kind) is None:
+                lines.append(f"  without a choice cuda serves {PREFERRED[op]}")
     return "\n".join([*lines, "", *advice()])
 
 
@@ -75,7 +77,9 @@ def advice() -> list[str]:
                 "CUDA_VISIBLE_DEVICES"
             )
     elif importlib.util.find_spec("triton") is None:
-        lines.append("Triton missing: GPU tensors are served by the reference; pip install triton")
+        forms = ", ".join(op for op in FORMS if explain(op, "cuda", "cuda") is None)
+        by_cuda = f"CUDA C++ in {forms}, else by " if forms else ""
+        lines.append(f"Triton missing: GPU tensors are served by {by_cuda}the reference; pip install triton")
     return lines or ["nothing to mend: the fastest backend serves every op on every device here"]
 
 
@@ -85,7 +89,7 @@ def _serving(op: str, device: str) -> str:
         chosen = resolve(op, None, device)
     except RuntimeError as error:
         return f"none. {error}"
-    derivatives = [f"{name} {FORMS[op][name][chosen]}" for name in PASSES[1:] if name in FORMS[op]]
+    derivatives = [f"{name} {serving(op, name, chosen, device)}" for name in PASSES[1:] if name in FORMS[op]]
     return f"{chosen} ({', '.join(derivatives) or 'not differentiable'})"
 
 

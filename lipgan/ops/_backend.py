@@ -27,8 +27,21 @@ BACKENDS = ("reference", "native", "triton", "cuda")
 
 PASSES = ("forward", "backward", "second order")
 
-# What is tried on a device, best first. Triton before CUDA: it serves more ops, and their backward.
-_ORDER = {"cpu": ("native", "reference"), "cuda": ("triton", "reference")}
+# What is tried on a device, best first. Triton before CUDA, which moves as many bytes: it serves more ops, and takes no
+# barrier across the grid. `PREFERRED` says where CUDA comes first, having a launch less.
+_ORDER = {"cpu": ("native", "reference"), "cuda": ("triton", "cuda", "reference")}
+
+#: Op -> the calls for which a GPU is asked for CUDA first, in words. The modules of these ops decide.
+PREFERRED: Mapping[str, str] = MappingProxyType(
+    {
+        "spectral_norm": "the backward of groups of up to 32 MiB",
+        "gradient_penalty": 'gradients of up to 32 MiB for the kind "max", or whose rows are longer than 64 KiB',
+    }
+)
+
+#: The bytes of `PREFERRED`: a GPU moves a few times as many in less time than the host takes for a call, so that one
+#: launch less counts (docs/numerics/spectral_norm.md, gradient_penalty.md).
+BYTES_OF_ONE_LAUNCH = 32 << 20
 
 
 def _each(*names: str) -> Mapping[str, str]:
@@ -39,19 +52,23 @@ def _by_reference(*names: str) -> Mapping[str, str]:
     return dict.fromkeys(names, "reference")
 
 
-_SN, _GP = ("reference", "native", "triton", "cuda"), ("reference", "native", "triton")
+_ALL, _GP = ("reference", "native", "triton", "cuda"), ("reference", "native", "triton")
 
-#: Op -> pass -> chosen backend -> the backend that computes that pass. A backend that is not among the forward's has no
-#: form of the op; a pass that is not there does not exist.
+#: Op -> pass -> chosen backend -> the backend that computes that pass, or the reference where it is missing, by
+#: `serving`. A backend not among the forward's has no form of the op; a pass that is not there does not exist.
 FORMS: Mapping[str, Mapping[str, Mapping[str, str]]] = MappingProxyType(
     {
         "spectral_norm": {
-            "forward": _each(*_SN),
-            "backward": _each(*_SN),
+            "forward": _each(*_ALL),
+            "backward": _each(*_ALL),
             "second order": {**_each("reference", "native", "triton"), "cuda": "triton"},
         },
-        "gradient_penalty": {"forward": _each(*_GP), "backward": _each(*_GP), "second order": _by_reference(*_GP)},
-        "interpolate": {"forward": _each(*_GP), "backward": _by_reference(*_GP), "second order": _by_reference(*_GP)},
+        "gradient_penalty": {"forward": _each(*_ALL), "backward": _each(*_ALL), "second order": _by_reference(*_ALL)},
+        "interpolate": {
+            "forward": _each(*_ALL),
+            "backward": _by_reference(*_ALL),
+            "second order": _by_reference(*_ALL),
+        },
         # The gradients of the weights come with the value; there is no second order.
         "mlp_gradient_penalty": {"forward": _each(*_GP), "backward": _each(*_GP)},
         "matrix_sqrt": {
@@ -214,6 +231,17 @@ def resolve(op: str, backend: str | None, device: str, first: str | None = None)
     if backend is None and _chosen is not None:
         check_choice("LIPGAN_BACKEND", _chosen, BACKENDS)
     return _resolve(op, backend if backend is not None else _chosen, device, first)
+
+
+def serving(op: str, name: str, chosen: str, device: str) -> str:
+    """The backend that computes the pass ``name`` of ``op`` where ``chosen`` serves the forward."""
+    backend = FORMS[op][name][chosen]
+    return backend if backend == chosen else _standing_in(backend, device)
+
+
+@functools.lru_cache(maxsize=16)
+def _standing_in(backend: str, device: str) -> str:
+    return backend if _missing(backend, device) is None else "reference"
 
 
 def serves(op: str, device: str) -> bool:

@@ -16,6 +16,7 @@ from torch import Tensor
 from lipgan._checks import as_number, check_choice, check_samples
 from lipgan._dtypes import accumulation_dtype
 from lipgan.ops import _backend
+from lipgan.ops._address import DTYPE_NUMBERS, address, materialized
 from lipgan.reference import gradient_penalty as reference
 
 KINDS = ("two-sided", "one-sided", "squared", "max")
@@ -70,7 +71,7 @@ def _keeps_strides(grads: Tensor, norm: str) -> bool:
 
 
 def _served(grads: Tensor, norm: str) -> Tensor:
-    return grads if _keeps_strides(grads, norm) else grads.contiguous()
+    return grads if grads.is_contiguous() or _keeps_strides(grads, norm) else grads.contiguous()
 
 
 def _served_pair(real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
@@ -84,6 +85,15 @@ def _as_lying(tensor: Tensor, like: Tensor) -> Tensor:
     if tensor.stride() == like.stride():
         return tensor
     return torch.empty_strided(like.shape, like.stride(), dtype=tensor.dtype, device=tensor.device).copy_(tensor)
+
+
+def _sizes(grads: Tensor, norm: str) -> tuple[int, int, int]:
+    """Of gradients that a kernel serves as they lie: the array of their memory, whose norms go over dimension 1."""
+    if norm == "sample":
+        return grads.shape[0], grads.numel() // grads.shape[0], 1
+    outer, length, inner = grads.shape[0], grads.shape[1], math.prod(grads.shape[2:])
+    # channels_last: every pixel is a sample of its channels
+    return (outer, length, inner) if grads.is_contiguous() else (outer * inner, length, 1)
 
 
 def _norms_shape(grads: Tensor, norm: str) -> list[int]:
@@ -144,28 +154,98 @@ def _triton_fwd(grads: Tensor, kind: str, weight: float, target: float, norm: st
         )
         return penalty, norms.squeeze(1), cotangent
     grads = _served(grads, norm)
-    if norm == "sample":
-        outer, length, inner = grads.shape[0], grads.numel() // grads.shape[0], 1
-    else:
-        outer, length, inner = grads.shape[0], grads.shape[1], math.prod(grads.shape[2:])
-        if not grads.is_contiguous():  # channels_last: every pixel is a sample of its channels
-            outer, inner = outer * inner, 1
+    outer, length, inner = _sizes(grads, norm)
     flat = grads.as_strided((outer, length, inner), (length * inner, inner, 1))
     penalty, norms, cotangent = kernels.gradient_penalty_fwd(flat, kind, weight, target)
     return penalty, norms.view(_norms_shape(grads, norm)), cotangent.as_strided(grads.shape, grads.stride())
 
 
-# CUDA C++ would read and write the same bytes by as many launches as Triton.
+# ---- cuda: one launch ----
+
+
+def _in_memory(tensor: Tensor) -> Tensor:
+    """The elements of a dense tensor as they lie."""
+    return tensor if tensor.is_contiguous() else tensor.as_strided((tensor.numel(),), (1,))
+
+
+def _cuda_interpolate(real: Tensor, fake: Tensor, mix: Tensor) -> Tensor:
+    module = _backend.cuda()
+    assert module is not None
+    device, dtype, batch, numel = real.device, real.dtype, real.shape[0], real.numel()
+    real, fake = (materialized(tensor) for tensor in _served_pair(real, fake))
+    mix = materialized(mix.contiguous())
+    x_hat = torch.empty_strided(real.shape, real.stride(), dtype=dtype, device=device)
+    with torch.cuda.device(device):
+        module.gradient_penalty_interpolate(
+            DTYPE_NUMBERS[dtype],
+            address(_in_memory(real), dtype, numel, device.type),
+            address(_in_memory(fake), dtype, numel, device.type),
+            address(mix, accumulation_dtype(dtype), batch, device.type),
+            x_hat.data_ptr(),
+            batch,
+            numel // batch,
+            torch.cuda.current_stream(device).cuda_stream,
+        )
+    return x_hat
+
+
+def _cuda_fwd(grads: Tensor, kind: str, weight: float, target: float, norm: str) -> Penalty:
+    module = _backend.cuda()
+    assert module is not None
+    grads = materialized(_served(grads, norm))
+    device, dtype, wide = grads.device, grads.dtype, accumulation_dtype(grads.dtype)
+    number, sizes = DTYPE_NUMBERS[dtype], _sizes(grads, norm)
+    norms = torch.empty(_norms_shape(grads, norm), dtype=wide, device=device)
+    penalty = torch.empty((), dtype=wide, device=device)
+    cotangent = torch.empty_strided(grads.shape, grads.stride(), dtype=dtype, device=device)
+    size = module.gradient_penalty_fwd_workspace(number, *sizes)
+    workspace = torch.empty(size, dtype=torch.uint8, device=device)
+    with torch.cuda.device(device):
+        # Of what was made here the addresses need no check.
+        module.gradient_penalty_fwd(
+            number,
+            KINDS.index(kind),
+            address(_in_memory(grads), dtype, math.prod(sizes), device.type),
+            penalty.data_ptr(),
+            norms.data_ptr(),
+            cotangent.data_ptr(),
+            *sizes,
+            weight,
+            target,
+            workspace.data_ptr(),
+            torch.cuda.current_stream(device).cuda_stream,
+        )
+    return penalty, norms, cotangent
+
+
 _INTERPOLATE: dict[str, Callable[..., Tensor]] = {
     "reference": _reference_interpolate,
     "native": _native_interpolate,
     "triton": _triton_interpolate,
+    "cuda": _cuda_interpolate,
 }
 _FORWARD: dict[str, Callable[..., Penalty]] = {
     "reference": _reference_fwd,
     "native": _native_fwd,
     "triton": _triton_fwd,
+    "cuda": _cuda_fwd,
 }
+
+
+# Of a row, in float32 or float64: what one of Triton's programs holds (kernels/config.py, `longest_row`).
+_BYTES_OF_ONE_PROGRAM = 65536
+
+
+def _first(grads: Tensor, kind: str, norm: str) -> str | None:
+    """The backend to be tried first: CUDA where it has one launch and Triton two, if a GPU is soon done with them.
+
+    That is where all blocks need what they find together: the maximum, or the norm of a row that several of them share.
+    """
+    if not grads.is_cuda or grads.numel() * grads.element_size() > _backend.BYTES_OF_ONE_LAUNCH:
+        return None
+    if kind == "max" or _sizes(grads, norm)[1] * max(grads.element_size(), 4) > _BYTES_OF_ONE_PROGRAM:
+        return "cuda"
+    return None
 
 
 def _interpolate(real: Tensor, fake: Tensor, mix: Tensor, backend: str | None) -> Tensor:
@@ -174,7 +254,8 @@ def _interpolate(real: Tensor, fake: Tensor, mix: Tensor, backend: str | None) -
 
 def undispatched(grads: Tensor, kind: str, weight: float, target: float, norm: str, backend: str | None) -> Penalty:
     """``lipgan::gradient_penalty_fwd`` of plain tensors, without the way through the dispatcher and back."""
-    return _FORWARD[_backend.resolve("gradient_penalty", backend, grads.device.type)](grads, kind, weight, target, norm)
+    serving = _backend.resolve("gradient_penalty", backend, grads.device.type, _first(grads, kind, norm))
+    return _FORWARD[serving](grads, kind, weight, target, norm)
 
 
 for _key in ("CPU", "CUDA"):

@@ -38,6 +38,28 @@ def test_advice_is_what_a_person_can_act_on(monkeypatch: pytest.MonkeyPatch) -> 
     assert doctor.advice() == ["nothing to mend: the fastest backend serves every op on every device here"]
 
 
+@pytest.mark.parametrize("with_triton", [True, False])
+def test_report_on_a_gpu_with_the_cuda_module(monkeypatch: pytest.MonkeyPatch, with_triton: bool) -> None:
+    there = {"native", "cuda", "reference"} | ({"triton"} if with_triton else set())
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(_backend, "_missing", lambda backend, device: None if backend in there else "missing")
+    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: object() if with_triton else None)
+    for cached in (_backend._resolve, _backend._standing_in):
+        cached.cache_clear()
+    try:
+        report = doctor.report()
+    finally:
+        for cached in (_backend._resolve, _backend._standing_in):
+            cached.cache_clear()
+    serving = "triton" if with_triton else "cuda"
+    assert f"\ngradient_penalty on cuda: {serving} (backward {serving}, second order reference)\n" in report
+    second = "triton" if with_triton else "reference"
+    assert f"\nspectral_norm on cuda: {serving} (backward {serving}, second order {second})\n" in report
+    assert report.count("\n  without a choice cuda serves ") == 2
+    if not with_triton:
+        assert "served by CUDA C++ in spectral_norm, gradient_penalty, interpolate, else by the reference" in report
+
+
 def test_report_without_the_native_module(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_backend, "native", lambda: None)
     monkeypatch.setattr(doctor, "native", lambda: None)

@@ -34,8 +34,8 @@ def test_the_table_has_the_forms_that_there_are() -> None:
     assert set(_backend.FORMS["spectral_norm"]["backward"]) == set(spectral_norm._BACKWARD)
     assert len(set(spectral_norm._BACKWARD.values())) == len(spectral_norm._BACKWARD)
     # The CUDA form has no second order of its own: the table says whose serves.
-    assert set(_backend.FORMS["spectral_norm"]["second order"]) == set(spectral_norm._DOUBLE_BACKWARD)
-    assert spectral_norm._DOUBLE_BACKWARD["cuda"] is spectral_norm._DOUBLE_BACKWARD["triton"]
+    assert set(_backend.FORMS["spectral_norm"]["second order"].values()) == set(spectral_norm._DOUBLE_BACKWARD)
+    assert all("cuda" in _backend.FORMS[op]["forward"] for op in _backend.PREFERRED)
 
 
 @pytest.mark.parametrize("op", _backend.FORMS)
@@ -57,8 +57,8 @@ def test_a_named_backend_without_a_form_is_an_error() -> None:
         matrix_sqrt.root(torch.eye(2), backend="cuda")
     with lipgan.use_backend("cuda"), pytest.raises(UnavailableError, match="no cuda form of matrix_sqrt"):
         lipgan.linalg.sqrtm(torch.eye(2))
-    with pytest.raises(UnavailableError, match="no cuda form of gradient_penalty, only reference"):
-        gradient_penalty(x, backend="cuda")
+    with pytest.raises(UnavailableError, match="backend 'cuda' cannot serve gradient_penalty on"):
+        gradient_penalty(x.cpu(), backend="cuda")
     with pytest.raises(UnavailableError, match="no cuda form of nearest_neighbours"):
         nearest(x, backend="cuda")
 
@@ -70,6 +70,28 @@ def test_a_perceptron_is_served_by_the_backend_that_was_named() -> None:
     with lipgan.use_backend("triton"):
         assert resolve("mlp_gradient_penalty", None, "cpu") == "triton"
         torch.testing.assert_close(lipgan.gradient_penalty(critic, x, kind="r1"), expected)
+
+
+def test_where_triton_is_missing_cuda_serves_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = {"cuda", "reference"}
+    monkeypatch.setattr(_backend, "_missing", lambda backend, device: None if backend in there else "missing")
+    for cached in (_backend._resolve, _backend._standing_in):
+        cached.cache_clear()
+    try:
+        chosen = {op: resolve(op, None, "cuda") for op in _backend.FORMS}
+        has = {op for op, forms in _backend.FORMS.items() if "cuda" in forms["forward"]}
+        assert has == {"spectral_norm", "gradient_penalty", "interpolate"}
+        assert chosen == {op: "cuda" if op in has else "reference" for op in _backend.FORMS}
+        assert _backend.serving("spectral_norm", "backward", "cuda", "cuda") == "cuda"
+        assert _backend.serving("spectral_norm", "second order", "cuda", "cuda") == "reference"
+        there.add("triton")
+        for cached in (_backend._resolve, _backend._standing_in):
+            cached.cache_clear()
+        assert {resolve(op, None, "cuda") for op in _backend.FORMS} == {"triton"}
+        assert _backend.serving("spectral_norm", "second order", "cuda", "cuda") == "triton"
+    finally:
+        for cached in (_backend._resolve, _backend._standing_in):
+            cached.cache_clear()
 
 
 def test_unknown_names() -> None:

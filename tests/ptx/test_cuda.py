@@ -342,7 +342,6 @@ LAUNCHES = selected(
         ([(60, 1100), (5, 16), (7, 13), (3, 5), (2, 4)], 0, 2, 1e30),
     ],
 )
-BARRIER = re.compile(r"\b(?:bar|barrier)\.sync\s+0;|\bbar\.red\.or\.pred\s+(%\w+), 0, (%\w+);")
 
 # Line of source -> its barriers that may go. A sum's first one, where another barrier stands between the sum before and
 # this one; the second one of a sum that nobody takes, without iterations; and after a mended layer its own one and the
@@ -367,7 +366,7 @@ def test_barriers_taken_out() -> None:
     clean = library.ptx
     (name,) = (n for n in library.names.values() if "spectral_norm_fwd_kernelIf" in n)
     start = clean.index(f".entry {name}(")
-    places = list(BARRIER.finditer(clean, start, clean.find(".entry", start + 1) % len(clean)))
+    places = list(compilers.BARRIER.finditer(clean, start, clean.find(".entry", start + 1) % len(clean)))
     blocks_of_code = compilers.program_of(clean, name).blocks
     barriers = [b for b in blocks_of_code if b.end is not None and b.end.parts[0] in ("bar", "barrier")]
     assert len(places) == len(barriers)
@@ -473,7 +472,7 @@ def test_barriers_of_the_backward_taken_out() -> None:
     (name,) = (n for n in library.names.values() if "spectral_norm_bwd_kernelIf" in n)
     start = clean.index(f".entry {name}(")
     end = clean.find(".entry", start + 1) % len(clean)
-    places = list(BARRIER.finditer(clean, start, end))
+    places = list(compilers.BARRIER.finditer(clean, start, end))
     assert places
     for place in places:
         library.ptx = clean[: place.start()] + clean[place.end() :]

@@ -39,4 +39,29 @@ void gradient_penalty_fwd(Dtype dtype, PenaltyKind kind,
                           int64_t outer, int64_t length, int64_t inner, double weight, double target, int num_threads);
 
 }  // namespace cpu
+
+namespace cuda {
+
+// Both launch once on `stream` (a cudaStream_t), synchronize nothing, and return a cudaError_t. A result is the same bits
+// on any GPU and at every call.
+int gradient_penalty_interpolate(Dtype dtype,
+                                 const void* real,  // T [batch, length]
+                                 const void* fake,  // T [batch, length]
+                                 const void* mix,   // A [batch]
+                                 void* x_hat,       // T [batch, length]
+                                 int64_t batch, int64_t length, void* stream);
+
+// Bytes of `workspace`.
+int64_t gradient_penalty_fwd_workspace(Dtype dtype, int64_t outer, int64_t length, int64_t inner);
+
+int gradient_penalty_fwd(Dtype dtype, PenaltyKind kind,
+                         const void* grads,  // T [outer, length, inner]
+                         void* penalty,      // A []
+                         void* norms,        // A [outer, inner]
+                         void* cotangent,    // T [outer, length, inner]
+                         int64_t outer, int64_t length, int64_t inner, double weight, double target,
+                         void* workspace,  // 16-byte aligned; written before it is read
+                         void* stream);
+
+}  // namespace cuda
 }  // namespace lipgan

@@ -344,20 +344,15 @@ _DOUBLE_BACKWARD: dict[str, Callable[..., DoubleBackward]] = {
     "reference": _reference_double_bwd,
     "native": _native_double_bwd,
     "triton": _triton_double_bwd,
-    "cuda": _triton_double_bwd,
 }
-
-
-# Of a group of weights. Its backward on a GPU moves four times as much: at 3.35 TB/s in less time than the host takes
-# for a call, so that one launch less counts (docs/numerics/spectral_norm.md).
-_BYTES_OF_ONE_LAUNCH = 32 << 20
 
 
 def _first(ys: Sequence[Tensor]) -> str | None:
     """The backend to be tried first for a backward: CUDA's one launch where a GPU is done before its host."""
     if not ys[0].is_cuda:
         return None
-    return "cuda" if sum([y.numel() for y in ys]) * ys[0].element_size() <= _BYTES_OF_ONE_LAUNCH else None
+    size = sum([y.numel() for y in ys]) * ys[0].element_size()
+    return "cuda" if size <= _backend.BYTES_OF_ONE_LAUNCH else None
 
 
 def fwd(
@@ -398,7 +393,9 @@ def double_bwd(
     backend: str | None,
 ) -> DoubleBackward:
     """The derivative of :func:`bwd` for gradients ``grads`` of its results. It is no op: nothing differentiates it."""
-    return _DOUBLE_BACKWARD[_backend.resolve("spectral_norm", backend, ys[0].device.type)](
+    device = ys[0].device.type
+    chosen = _backend.resolve("spectral_norm", backend, device)
+    return _DOUBLE_BACKWARD[_backend.serving("spectral_norm", "second order", chosen, device)](
         grads, grad_ys, ys, sigma, uv, dims
     )
 

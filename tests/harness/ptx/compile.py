@@ -363,6 +363,10 @@ _LAUNCH = ctypes.CFUNCTYPE(
 )  # fmt: skip
 
 
+# A barrier of a block in PTX, with the predicates of one that votes.
+BARRIER = re.compile(r"\b(?:bar|barrier)\.sync\s+0;|\bbar\.red\.or\.pred\s+(%\w+), 0, (%\w+);")
+
+
 def _plain(name: str) -> str:
     """A mangled name without what nvcc makes of the unit's path, to tell anonymous namespaces apart."""
     return re.sub(r"\d*_(?:INTERNAL_|GLOBAL__N__)[0-9a-f]{8}_\d+_\w+?_cu_[0-9a-f]{8}", "", name)
