@@ -7,16 +7,17 @@ holds nothing that holds the critic, which is reached from the call, or from the
 from __future__ import annotations
 
 import copy
+import enum
 import functools
 import itertools
-import math
 import operator
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C._dynamo.guards import TensorGuards
 
 from lipgan.nn.spectral_norm_group import SpectralNormGroup
 from lipgan.penalties.known import (
@@ -31,13 +32,13 @@ from lipgan.penalties.known import (
     is_constant,
     is_fixed,
     is_layer,
-    is_of_torch,
     is_trusted,
     made_by_hooks,
 )
 from lipgan.penalties.reader import Reader
 
 _STRIDED = torch.strided
+_IS_LEAF, _HOOKS_OF = operator.attrgetter("is_leaf"), operator.attrgetter("_backward_hooks")
 
 
 def comparison(
@@ -67,10 +68,11 @@ class _Writer:
         self._grouped = {
             id(part) for group in groups for member in group._members for part in (member.list, member.parametrization)
         }
-        self._constants: dict[str, Any] = {"alike": alike, "is_": operator.is_}
+        self._constants: dict[str, Any] = {"alike": alike, "is_": operator.is_, "is_leaf": _IS_LEAF, "hooks": _HOOKS_OF}
         self._lines: list[str] = []
         self._places: dict[int, str] = {}  # of what has been visited, but for tensors
         self._tensors: dict[int, str] = {}
+        self._held: list[Tensor] = []  # the same
         self._kept: list[Any] = []  # whose ids are in use
         self._classes: set[type] = set()
         self._numbers = itertools.count()
@@ -88,9 +90,16 @@ class _Writer:
         for module, name, value in reader.settings:
             self._refuse_if(self._differs(f"{self._named(module)}.{name}", value))
         for cls in reader.classes:
-            if not is_of_torch(cls):
-                self._refuse_if(f"len({self._named(cls.__dict__)}) != {len(cls.__dict__)}")
-        body = "\n    ".join([*self._lines, f"return [{', '.join(self._tensors.values())}]"])
+            name = self._named(cls)
+            self._refuse_if(
+                f"{name}.__mro__ is not {self._named(cls.__mro__)}",
+                self._other_names(f"{name}.__dict__", cls.__dict__),
+            )
+        self._lines.append(f"held = [{', '.join(self._tensors.values())}]")
+        if self._held:
+            self._constants["are_alike"] = _guards(self._held)
+            self._refuse_if("not are_alike(*held)", "not all(map(is_leaf, held))", "any(map(hooks, held))")
+        body = "\n    ".join([*self._lines, "return held"])
         exec(f"def check(critic):\n    {body}\n", self._constants)
         return self._constants.pop("check")  # type: ignore[no-any-return]
 
@@ -106,14 +115,13 @@ class _Writer:
     def _differs(self, expression: str, value: Any) -> str:
         if isinstance(value, bool) or value is None:
             return f"{expression} is not {value!r}"
-        if isinstance(value, float) and math.isnan(value):
-            raise NotRepeatable("an attribute is NaN")
-        if isinstance(value, (int, float)):  # 1 == 1.0 == True, which an operation may tell apart
-            return f"{expression} != {self._named(value)} or type({expression}) is not {self._named(type(value))}"
-        if isinstance(value, tuple):
-            name = self._named(value)
-            return f"{expression} is not {name} and not alike({expression}, {name})"
-        return f"{expression} != {self._named(value)}"
+        name = f"c{len(self._constants)}"
+        self._constants[name] = value
+        return f"{expression} is not {name} and not alike({expression}, {name})"
+
+    def _other_names(self, place: str, names: Iterable[Any]) -> str:
+        """That a dict of attributes has others than these: one that is new may stand before one of a class."""
+        return f"[*{place}] != {self._named([*names])}"
 
     def _refuse_if(self, *conditions: str) -> None:
         if conditions:
@@ -161,7 +169,7 @@ class _Writer:
             self._visit_sequence(value, source)
         elif isinstance(value, (set, frozenset)):
             self._refuse_if(f"type({source}) is not {self._named(type(value))}")
-            self._refuse_if(f"{source} != {self._named(copy.copy(value))}")
+            self._refuse_if(f"not alike([*{source}], {self._named([*value])})")  # their order may count
         else:
             place = self._place(value, source, "o")
             if place is not None:
@@ -173,7 +181,10 @@ class _Writer:
         if is_constant(value):
             return self._differs(source, value)
         if is_fixed(value) or is_trusted(value) or isinstance(value, (type, types.ModuleType, property)):
-            return f"{source} is not {self._named(value)}"
+            differs = f"{source} is not {self._named(value)}"
+            if isinstance(value, enum.Enum):
+                differs += f" or {self._named(value.__dict__)} != {self._named({**value.__dict__})}"
+            return differs
         return None
 
     def _visit_held(self, value: Any, source: str) -> None:
@@ -222,18 +233,16 @@ class _Writer:
         for k, name in enumerate(code.co_freevars):
             if (id(function), name) in self._reader.cells:
                 self.visit(function.__closure__[k].cell_contents, f"{place}.__closure__[{k}].cell_contents")  # type: ignore[index]
-        if function.__dict__:
-            self._visit_attributes(function, place)
+        self._visit_attributes(function, place)
 
     def _visit_attributes(self, value: Any, place: str) -> None:
         """The attributes of a function or an object that are read."""
         reader, own = self._reader, value.__dict__
-        read = [name for name in own if name in reader.names and (id(value), name) not in reader.unread]
-        if read or reader.asks:
-            attributes = f"{place}d"
-            self._lines.append(f"{attributes} = {place}.__dict__")
-            self._refuse_if(f"len({attributes}) != {len(own)}")
-            for name in read:
+        attributes = f"{place}d"
+        self._lines.append(f"{attributes} = {place}.__dict__")
+        self._refuse_if(self._other_names(attributes, own))
+        for name in own:
+            if name in reader.names and (id(value), name) not in reader.unread:
                 self.visit(own[name], f"{attributes}[{name!r}]")
 
     def _visit_dict(self, value: Mapping[Any, Any], source: str) -> None:
@@ -243,7 +252,7 @@ class _Writer:
         self._refuse_if(
             f"type({place}) is not {self._named(type(value))}",
             f"len({place}) != {len(value)}",
-            f"[*{place}] != {self._named([*value])}",
+            f"not alike([*{place}], {self._named([*value])})",
         )
         held = [inner for inner in value.values() if self._may_be_held(inner)]
         if len(held) == len(value):
@@ -283,7 +292,7 @@ class _Writer:
         reader, attributes, made = self._reader, module.__dict__, made_by_hooks(module)
         own = f"{place}d"
         self._lines.append(f"{own} = {place}.__dict__")
-        conditions = [f"type({place}) is not {self._named(type(module))}", f"len({own}) != {len(attributes)}"]
+        conditions = [f"type({place}) is not {self._named(type(module))}", self._other_names(own, attributes)]
         for name in HOOKS:
             hooks = [*attributes[name].values()]
             conditions.append(f"[*{own}[{name!r}].values()] != {self._named(hooks)}" if hooks else f"{own}[{name!r}]")
@@ -291,7 +300,7 @@ class _Writer:
             conditions.append(f"{place} is not {self._named(module)}")
         if type(module) not in self._classes:
             self._classes.add(type(module))
-            conditions.append(f"type({place}).forward is not {self._named(type(module).forward)}")
+            self._visit_held(type(module).forward, f"type({place}).forward")
         known = is_layer(type(module)) or type(module) in PARAMETRIZATIONS
         others: list[str] = []
         for name, value in attributes.items():
@@ -302,7 +311,7 @@ class _Writer:
             if name == "served" and value is self._served.get(id(module), ()):
                 conditions.append(f"{own}[{name!r}] is not {self._named(value)}")
             elif known and type(value) is list and is_constant(as_tuples(value)):
-                conditions.append(f"{own}[{name!r}] != {self._named(copy.deepcopy(value))}")
+                conditions.append(f"not alike({own}[{name!r}], {self._named(copy.deepcopy(value))})")
             elif isinstance(module, nn.RNNBase) and name in ("_flat_weights", "_flat_weight_refs"):
                 pass  # the parameters once more, see below
             elif (condition := self._condition(value, f"{own}[{name!r}]")) is not None:
@@ -319,12 +328,12 @@ class _Writer:
             held = attributes[kind]
             if held:
                 self._lines.append(f"p = {own}[{kind!r}]")
-                self._refuse_if(f"len(p) != {len(held)}")
+                self._refuse_if(self._other_names("p", held))
             for name, tensor in held.items():
                 if tensor is None:
                     self._refuse_if(f"p[{name!r}] is not None")
                 else:
-                    self._visit_tensor(tensor, f"p[{name!r}]", f"{name} of {type(module).__name__}", of_module=True)
+                    self._visit_tensor(tensor, f"p[{name!r}]", f"{name} of {type(module).__name__}")
         if isinstance(module, nn.RNNBase):
             flat = module._flat_weights
             if any(id(tensor) not in self._tensors for tensor in flat):
@@ -334,7 +343,7 @@ class _Writer:
         children = attributes["_modules"]
         if children:
             self._lines.append(f"{place}s = {own}['_modules']")
-            self._refuse_if(f"len({place}s) != {len(children)}")
+            self._refuse_if(self._other_names(f"{place}s", children))  # a Sequential runs them in their order
         for name, child in children.items():
             if child is None:
                 self._refuse_if(f"{place}s[{name!r}] is not None")
@@ -346,7 +355,7 @@ class _Writer:
         name = self._named(hook.__dict__)
         self._refuse_if(*(self._differs(f"{name}[{key!r}]", value) for key, value in hook.__dict__.items()))
 
-    def _visit_tensor(self, tensor: Tensor, source: str, what: str, *, of_module: bool = False) -> None:
+    def _visit_tensor(self, tensor: Tensor, source: str, what: str) -> None:
         if id(tensor) in self._tensors:
             self._refuse_if(f"{source} is not {self._tensors[id(tensor)]}")
             return
@@ -355,17 +364,12 @@ class _Writer:
         if not tensor.is_leaf or tensor._backward_hooks:
             raise NotRepeatable(f"{what} has a history or hooks")
         t = self._tensors[id(tensor)] = f"t{len(self._tensors)}"
-        self._kept.append(tensor)
+        self._held.append(tensor)
         self._lines.append(f"{t} = {source}")
-        conditions = [
-            f"type({t}) is not {self._named(type(tensor))}",
-            f"{t}.dtype is not {self._named(tensor.dtype)}",
-            f"{t}.shape != {self._named(tensor.shape)}",
-            f"{t}.stride() != {self._named(tensor.stride())}",
-            f"{t}.requires_grad is not {tensor.requires_grad}",
-            f"{t}.grad_fn is not None",
-            f"{t}._backward_hooks",
-        ]
-        if not of_module:
-            conditions += [f"{t}.device != {self._named(tensor.device)}", f"{t}.layout is not {self._named(_STRIDED)}"]
-        self._refuse_if(*conditions)
+
+
+def _guards(tensors: Sequence[Tensor]) -> Callable[..., bool]:
+    """Whether tensors are of the same classes, dtypes, devices, sizes, strides, as many different ones as these are."""
+    sizes, strides = [list(t.shape) for t in tensors], [list(t.stride()) for t in tensors]
+    guards: Any = TensorGuards
+    return guards(*tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides).check  # type: ignore[no-any-return]

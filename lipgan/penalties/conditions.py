@@ -24,6 +24,19 @@ def uncompiled(function: Callable[..., Any], *args: Any) -> Any:
     return function(*args)
 
 
+class OutsideOfInferenceMode:
+    """Within it autograd takes part, wherever the caller is."""
+
+    def __enter__(self) -> None:
+        self._guard = torch.inference_mode(False) if torch.is_inference_mode_enabled() else None
+        if self._guard is not None:
+            self._guard.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        if self._guard is not None:
+            self._guard.__exit__(*error)
+
+
 def clone_if_inference(item: Any) -> Any:
     """A tensor that was made in inference mode as one that autograd takes."""
     return item.clone() if isinstance(item, Tensor) and item.is_inference() else item

@@ -43,9 +43,8 @@ class Ancestry:
     """Which tensors autograd knows to depend on ``x``, a leaf."""
 
     def __init__(self, x: Tensor) -> None:
-        # Autograd numbers its nodes: those with lower numbers are older than this.
-        with torch.enable_grad():
-            self._x, self._begin = x, x.view_as(x).grad_fn._sequence_nr()  # type: ignore[union-attr]
+        self._x = x
+        # Autograd numbers its nodes, but those of each thread on their own: that a number is lower says nothing.
         self._independent: set[Any] = set()
 
     def hiding(self, tensor: Tensor) -> Any:
@@ -60,8 +59,7 @@ class Ancestry:
                 hiding = function
             if getattr(function, "variable", None) is self._x:
                 return hiding
-            if function._sequence_nr() >= self._begin:  # a leaf's has the highest number of all
-                pending += [(following, hiding) for following, _ in function.next_functions]
+            pending += [(following, hiding) for following, _ in function.next_functions]
         return None
 
 

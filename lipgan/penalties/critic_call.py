@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -15,8 +14,7 @@ Critic = Callable[..., Any]
 Output = int | str | Callable[[Any], Tensor] | None
 
 
-@dataclass(frozen=True)
-class CriticCall:
+class CriticCall(NamedTuple):
     """A critic, and how its scores are had.
 
     Attributes:

@@ -11,7 +11,7 @@ from torch import Tensor
 from lipgan._checks import check_no_nan
 from lipgan.objectives import losses
 from lipgan.penalties import engines
-from lipgan.penalties.conditions import uncompiled
+from lipgan.penalties.conditions import OutsideOfInferenceMode, uncompiled
 from lipgan.penalties.coupling import CoupledSamples
 from lipgan.penalties.critic_call import Critic, CriticCall, Output
 from lipgan.penalties.engines import Execution, PenaltyForm
@@ -118,7 +118,7 @@ def _critic_loss(arguments: tuple[Any, ...], of_scores: LossOfScores, generator:
     # Under autocast a generator makes half-precision samples, beside data in float32.
     dtype = torch.promote_types(asked.real.dtype, asked.fake.dtype)
     real, fake = asked.real.to(dtype), asked.fake.to(dtype)
-    with torch.inference_mode(False), torch.no_grad():
+    with OutsideOfInferenceMode(), torch.no_grad():
         for samples in (real, fake):
             check_no_nan(samples, real, fake)
         # Points that are no samples are drawn before the critic draws: as `gradient_penalty` does it.

@@ -6,8 +6,8 @@ import functools
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
 from types import FrameType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -33,8 +33,7 @@ class UnsupportedCriticError(RuntimeError):
     """The fused engine was asked for by name and cannot follow the critic; the message names the module."""
 
 
-@dataclass(frozen=True)
-class PenaltyForm:
+class PenaltyForm(NamedTuple):
     """A penalty as a function of the critic's gradients: the arguments of the op ``gradient_penalty``."""
 
     kind: str
@@ -49,8 +48,7 @@ _refused = CriticMemory()
 _coupled = CriticMemory()
 
 
-@dataclass(frozen=True)
-class Execution:
+class Execution(NamedTuple):
     """How a penalty is computed.
 
     Attributes:
@@ -64,8 +62,7 @@ class Execution:
     differentiable: bool
 
 
-@dataclass(frozen=True)
-class _Task:
+class _Task(NamedTuple):
     """What is asked of an engine.
 
     Attributes:
@@ -179,7 +176,7 @@ def _recorded(task: _Task, case: plans.Case) -> plans.Outcome | None:
     if not plans.checking():
         return run()
     # Uncompiled, or there would have to be a plan.
-    by_tape = functools.partial(_by_tape, replace(task, execution=replace(task.execution, compile=False)), None)
+    by_tape = functools.partial(_by_tape, task._replace(execution=task.execution._replace(compile=False)), None)
     return plans.checked(run, by_tape, task.call, task.x, reordered=coarsest if task.execution.compile else None)
 
 
@@ -194,7 +191,7 @@ def _by_tape(task: _Task, case: plans.Case | None) -> plans.Outcome:
     tape = Tape(leaf, samples=samples, until_curved=not task.apart)
     before = None if recorder is None else plans.State(task.call, task.x)
     try:
-        outcome = _fused(replace(task, x=leaf), tape, recorder)
+        outcome = _fused(task._replace(x=leaf), tape, recorder)
     except (CoupledSamples, Unsupported):
         tape.undo.restore()
         raise

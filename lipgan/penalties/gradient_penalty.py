@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from lipgan._checks import check_critic, check_no_nan, check_real_and_fake
 from lipgan.penalties import engines
 from lipgan.penalties.conditions import (
     Float32InPlaceOfFloat16,
+    OutsideOfInferenceMode,
     Unsharded,
     as_data,
     clone_if_inference,
@@ -163,7 +163,7 @@ def _gradient_penalty(arguments: tuple[Any, ...], generator: torch.Generator | N
     asked = request(*arguments)
     assert asked.kind is not None
     # Autograd takes no part in inference mode, but the engines need it.
-    with torch.inference_mode(False), torch.no_grad():
+    with OutsideOfInferenceMode(), torch.no_grad():
         x = points(asked.real, asked.fake, asked.kind, generator, asked.parts)
         check_no_nan(x, asked.real, asked.fake)
 
@@ -218,7 +218,7 @@ def _explain(
         unsharded = Unsharded(critic)
     except ValueError as error:
         return str(error)
-    with torch.inference_mode(False), unsharded, Float32InPlaceOfFloat16(critic, real) as wide:
+    with OutsideOfInferenceMode(), unsharded, Float32InPlaceOfFloat16(critic, real) as wide:
         args = wide([as_data(clone_if_inference(item)) for item in critic_args])
         call, x = CriticCall(unwrap(critic), args, output, parts), clone_if_inference(real)
         return engines.explain(call, x) or engines.slower(call, x)
@@ -238,8 +238,8 @@ def as_one_batch(call: CriticCall, form: PenaltyForm, x: Tensor) -> tuple[Critic
     """The call and the form for real and fake samples in one batch ``x``, for those for each of the two."""
     half = x.shape[0] // 2
     # The mean over 2 B samples is half of the sum of two means.
-    joined = replace(call, args=tuple(_twice(item, half) for item in call.args))
-    return joined, replace(form, weight=2 * form.weight)
+    joined = call._replace(args=tuple(_twice(item, half) for item in call.args))
+    return joined, form._replace(weight=2 * form.weight)
 
 
 def _twice(argument: Any, batch: int) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import functools
 import math
 import re
 import sys
@@ -44,8 +45,13 @@ HIDING = {
     *("item", "tolist", "numpy", "data", "data_ptr", "storage", "untyped_storage", "apply_", "map_", "map2_", "set_"),
     *("grad", "grad_fn", "_version", "_base", "register_hook", "requires_grad_", "retain_grad", "backward", "is_leaf"),
     *("__dict__", "__class__", "__array__", "__setattr__", "share_memory_", "_make_subclass", "as_subclass"),
+    *("storage_offset", "is_set_to", "__dlpack__", "__cuda_array_interface__"),
     *("__code__", "__closure__", "__globals__", "__defaults__", "__kwdefaults__", "__wrapped__", "__func__"),
 }
+
+# Operations that read the numbers of tensors unseen, such as the places at which they split.
+_UNSEEN = {"tensor_split", "ctc_loss", "tensordot"}
+HIDING |= _UNSEEN
 
 # What a module may be asked for while it runs.
 OF_MODULES = {"children", "modules", "named_children", "named_modules", "named_parameters", "parameters", "forward"}
@@ -73,8 +79,9 @@ _CONTEXTS |= {warnings.catch_warnings, contextlib._GeneratorContextManager}
 # The code of every function that `contextlib.contextmanager` has made of a generator.
 _MANAGER = contextlib.contextmanager(lambda: iter(())).__code__
 
-# Layers of PyTorch whose code does more than compute: parts of other processes, parameters that come late.
-REFUSED_CLASSES = (nn.SyncBatchNorm, nn.modules.lazy.LazyModuleMixin)
+# Layers of PyTorch whose code does more than compute: parts of other processes, parameters that come late, numbers of
+# tensors that are read unseen.
+REFUSED_CLASSES = (nn.SyncBatchNorm, nn.modules.lazy.LazyModuleMixin, nn.CTCLoss)
 
 # What makes a weight of others: as read, they compute from their attributes and tensors alone.
 PARAMETRIZATIONS = {
@@ -101,8 +108,20 @@ def is_constant(value: Any) -> bool:
 
 
 def is_fixed(value: Any) -> bool:
-    """Whether an object never changes, other than a constant: numbers of NumPy, members of an enumeration."""
-    return isinstance(value, (np.number, np.bool_)) or (isinstance(value, enum.Enum) and is_constant(value.value))
+    """Whether an object never changes, other than a constant: numbers of NumPy, members of a plain enumeration."""
+    if isinstance(value, (np.number, np.bool_)):
+        return True
+    if not isinstance(value, enum.Enum) or not is_constant(value.value):
+        return False
+    # What a program has added to it may read anything.
+    own = {name for cls in type(value).__mro__ for name in vars(cls) if cls.__module__ not in ("enum", "builtins")}
+    return value.__dict__.keys() <= _OF_MEMBERS and all(
+        name.startswith("_") or name in type(value).__members__ for name in own
+    )
+
+
+# The attributes of every member of an enumeration.
+_OF_MEMBERS = {"_value_", "_name_", "__objclass__", "_sort_order_"}
 
 
 def as_tuples(value: Any) -> Any:
@@ -111,16 +130,20 @@ def as_tuples(value: Any) -> Any:
 
 
 def alike(one: Any, other: Any) -> bool:
-    """Whether two constants, or lists of constants, are equal and of the same types: 1 == 1.0 == True."""
+    """Whether two constants, or lists of constants, are equal and of the same types: 1 == 1.0 == True, 0.0 == -0.0."""
     if type(one) is not type(other):
         return False
-    if type(one) in (list, tuple, torch.Size):
+    if type(one) in (list, tuple, torch.Size, frozenset):
         return len(one) == len(other) and all(map(alike, one, other))
-    return bool(one == other)
+    if type(one) is float and one == 0.0:
+        return other == 0.0 and math.copysign(1.0, one) == math.copysign(1.0, other)
+    return bool(one == other) or (one != one and other != other)
 
 
 def is_trusted(value: Any) -> bool:
     """Whether an object of PyTorch, or of ``math``, computes from its arguments alone."""
+    if isinstance(value, (types.BuiltinFunctionType, types.FunctionType)) and value.__name__ in _UNSEEN:
+        return False
     if isinstance(value, types.BuiltinFunctionType):
         if value.__module__ not in _COMPILED or value.__name__ in ("from_numpy", "frombuffer", "from_file"):
             return False
@@ -194,3 +217,11 @@ def is_of_torch(cls: type) -> bool:
 def is_layer(cls: type) -> bool:
     """Whether code of PyTorch reads the attributes of such a module."""
     return any(map(is_of_torch, cls.__mro__[: cls.__mro__.index(nn.Module)]))
+
+
+@functools.cache
+def functions_called(layer: type) -> list[str]:
+    """The names in `torch.nn.functional` that a layer of PyTorch reads."""
+    methods = [value for cls in layer.__mro__ if is_of_torch(cls) for value in vars(cls).values()]
+    read = {name for method in methods if type(method) is types.FunctionType for name in method.__code__.co_names}
+    return sorted(name for name in read if callable(vars(nn.functional).get(name)))

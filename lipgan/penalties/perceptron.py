@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from lipgan.ops import mlp_gradient_penalty as op
 from lipgan.penalties.critic_call import CriticCall
-from lipgan.penalties.plan import Recorder, Unrepeatable
+from lipgan.penalties.plan import Recorder
 from lipgan.penalties.plans import Case, Outcome, case
 from lipgan.penalties.steps import Slot
 from lipgan.penalties.undo import Undo
@@ -246,7 +246,7 @@ def _recorded(asked: Case, call: CriticCall, x: Tensor) -> _Chain | None:
         with torch.enable_grad(), recorder, recorder.watch:
             scores = call.critic(leaf)
         recorder.note_critic()
-    except Unrepeatable:
+    except Exception:  # `plan.Unrepeatable`, or the critic's own: it may take no other batch than the one it is called for
         return None
     finally:
         undo.restore()
@@ -318,7 +318,8 @@ def _layers(recorder: Recorder, x: Tensor, scores: Tensor) -> list[_Layer] | Non
     layers: list[_Layer] = []
     width = x[0].numel()
     transposed: dict[Slot, Slot] = {}
-    noise: dict[Slot, float | None] = {}
+    noise: dict[Slot, float | None] = {}  # the share that is left of random zeros and ones, None before they are drawn
+    scaled: dict[Slot, float] = {}  # that of those that were divided by it
     if steps is None or current is None:
         return None
     for step in steps:
@@ -354,23 +355,24 @@ def _layers(recorder: Recorder, x: Tensor, scores: Tensor) -> list[_Layer] | Non
             current = current if step.results is None else step.results
         elif func is aten.empty_like.default and args[0] == current:
             noise[step.results] = None
-        elif func is aten.bernoulli_.float and args[0] in noise:
+        elif func is aten.bernoulli_.float and noise.get(args[0], 0.0) is None:
             noise[args[0]] = args[1] if len(args) > 1 else 0.5
-        elif func is aten.div_.Scalar and args[0] in noise and noise[args[0]] == args[1]:
-            pass
+        elif func is aten.div_.Scalar and noise.get(args[0]) == args[1]:
+            del noise[args[0]]
+            scaled[args[0]] = args[1]
         elif func is aten.native_dropout.default and args[0] == current and layers and args[2]:
             # A GPU's dropout, as one operation.
             layers[-1].dropouts.append(_Dropout(1 - args[1], fused=args[1]))
             current = step.results[0]
         elif func in _PRODUCTS and args[0] == current and layers and isinstance(args[1], Slot):
-            left = noise.get(args[1])
-            if left is None:
+            left = scaled.pop(args[1], None)
+            if left is None or scaled or noise:  # each is used once, in the order in which they are drawn
                 return None
             layers[-1].dropouts.append(_Dropout(left))
             current = current if step.results is None else step.results
         else:
             return None
-    if not layers or recorder.slot(scores) != current:
+    if not layers or recorder.slot(scores) != current or noise or scaled:
         return None
     last = layers[-1]
     if scores.numel() != x.shape[0] or width != 1 or last.activation is not None or last.dropouts:

@@ -33,6 +33,7 @@ from lipgan.penalties.known import (
     NotRepeatable,
     as_tuples,
     check_is_of_a_program,
+    functions_called,
     is_class_of_torch,
     is_constant,
     is_fixed,
@@ -61,7 +62,7 @@ class Reader:
         settings: (module, name, constant) of PyTorch, and the filters of warnings.
         cells: (id of a function, name) of closures that are read.
         functions: ids of those that are read.
-        classes: of objects, whose attributes are looked up by name.
+        classes: of objects, whose attributes are looked up by name, with the classes that those inherit from.
         codes: of the functions, and of those within.
         refused: by code and line, why it may do otherwise at another call.
         mutable: what code may change unseen until it is compared, None for nothing.
@@ -165,9 +166,10 @@ class Reader:
 
     def _read_operators(self, cls: type) -> None:
         """The methods of a class that are called by an operator or a statement."""
-        self.classes[cls] = None
         for base in cls.__mro__:
             known = is_of_torch(base) or base is nn.Module or is_trusted(base)
+            if not known and base.__module__ != "builtins":
+                self.classes[base] = None
             for name, value in {} if known else base.__dict__.items():
                 if name.startswith("__") and type(value) is types.FunctionType and name not in UNCALLED:
                     self._see(value, name)
@@ -201,9 +203,15 @@ class Reader:
         if is_of_torch(cls):
             if not cls.forward.__module__.startswith("torch."):
                 raise NotRepeatable(f"{cls.__name__}.forward is not PyTorch's")
+            self._note_functions(cls)
             return
         self._see(cls.forward, "forward")
         self._read_operators(cls)
+
+    def _note_functions(self, cls: type) -> None:
+        """The functions that a layer of PyTorch calls, in the place of which a program may put its own."""
+        for name in functions_called(cls):
+            self.globals.append((vars(nn.functional), name, vars(nn.functional).get(name)))
 
     def _read_parametrized(self, module: nn.Module) -> None:
         """A module whose class computes some of its tensors."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,7 +13,14 @@ from lipgan._checks import as_number, check_choice, check_critic, check_real_and
 from lipgan._choices import PENALTY_FORMS
 from lipgan.ops.gradient_penalty import NORMS
 from lipgan.penalties import engines
-from lipgan.penalties.conditions import Float32InPlaceOfFloat16, Unsharded, as_data, clone_if_inference, through_ddp
+from lipgan.penalties.conditions import (
+    Float32InPlaceOfFloat16,
+    OutsideOfInferenceMode,
+    Unsharded,
+    as_data,
+    clone_if_inference,
+    through_ddp,
+)
 from lipgan.penalties.critic_call import Critic, CriticCall, Output
 from lipgan.penalties.engines import Execution, PenaltyForm
 from lipgan.penalties.parts import Parts, Samples, check_same_parts, join
@@ -21,8 +28,7 @@ from lipgan.penalties.parts import Parts, Samples, check_same_parts, join
 _NEEDS_FAKE = ("wgan-gp", "lp", "max", "r2", "r1+r2")
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(NamedTuple):
     """Samples ``[B, ...]`` and arguments of a critic, and the penalty that is wanted.
 
     Attributes:
@@ -76,12 +82,11 @@ def request(
     output: Output,
 ) -> Request:
     """The arguments of `lipgan.gradient_penalty`, with its errors; ``kind`` None asks for no penalty."""
-    if kind is not None:
-        check_choice("kind", kind, tuple(PENALTY_FORMS))
-    check_choice("norm", norm, NORMS)
-    check_choice("engine", engine, engines.NAMES)
-    _check_compile(compile, engine)
-    weight, target = as_number("weight", weight), as_number("target", target, minimum=0.0)
+    differentiable = torch.is_grad_enabled()
+    # Numbers of other classes, tensors among them, may change unseen.
+    plain = type(weight) in _NUMBERS and type(target) in _NUMBERS
+    checked = _remembered if plain and type(compile) in (bool, str) and _are_names(kind, norm, engine) else _settings
+    form, execution = checked(kind, weight, target, norm, engine, compile, differentiable)
     if fake_samples is None and kind in _NEEDS_FAKE:
         raise ValueError(f"fake must be given for kind {kind!r}, got None")
     convert = as_data if engine != "autograd" else _unchanged
@@ -96,20 +101,53 @@ def request(
     if compile == "cudagraph" and real.device.type != "cuda":
         raise ValueError(f"compile 'cudagraph' needs samples on a GPU, got {real.device}")
     unsharded = Unsharded(critic)
-    differentiable = torch.is_grad_enabled()
-    with torch.inference_mode(False):
+    with OutsideOfInferenceMode():
         return Request(
             critic=critic,
             real=clone_if_inference(real).detach(),
             fake=None if fake is None else clone_if_inference(fake).detach(),
             parts=parts,
-            critic_args=tuple(clone_if_inference(convert(item)) for item in critic_args),
+            critic_args=tuple([clone_if_inference(convert(item)) for item in critic_args]),
             kind=kind,
-            form=PenaltyForm("" if kind is None else PENALTY_FORMS[kind], weight, target, norm),
-            execution=Execution(engine, compile, differentiable),
+            form=form,
+            execution=execution,
             output=output,
             unsharded=unsharded,
         )
+
+
+_NUMBERS = (float, int)
+
+
+def _are_names(*settings: Any) -> bool:
+    for setting in settings:  # noqa: SIM110 -- all() of a generator takes three times as long
+        if type(setting) is not str and setting is not None:
+            return False
+    return True
+
+
+def _settings(
+    kind: str | None,
+    weight: float,
+    target: float,
+    norm: str,
+    engine: str,
+    compile: bool | str,
+    differentiable: bool,
+) -> tuple[PenaltyForm, Execution]:
+    """The settings of a request, checked."""
+    if kind is not None:
+        check_choice("kind", kind, tuple(PENALTY_FORMS))
+    check_choice("norm", norm, NORMS)
+    check_choice("engine", engine, engines.NAMES)
+    _check_compile(compile, engine)
+    weight, target = as_number("weight", weight), as_number("target", target, minimum=0.0)
+    form = PenaltyForm("" if kind is None else PENALTY_FORMS[kind], weight, target, norm)
+    return form, Execution(engine, compile, differentiable)
+
+
+# By values and their classes: 1 and True are equal.
+_remembered = functools.lru_cache(maxsize=64, typed=True)(_settings)
 
 
 def _check_compile(compile: bool | str, engine: str) -> None:
