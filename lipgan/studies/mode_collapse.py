@@ -238,8 +238,8 @@ STUDY = Study(
     claims=_CLAIMS,
     method="Generators of three hidden layers learn the ring of eight Gaussians, all with the same learning rate. Each "
     "method is as its recipe for points has it, and so is the critic's rate: for the unrolled GAN a tenth of the "
-    "generator's, as in its paper, and the same for the others. PacGAN's critic sees four samples at once. Then the discriminator of the GAN "
-    "stands still, and its generator goes on alone.",
+    "generator's, as in its paper, and the same for the others. PacGAN's critic sees four samples at once. Then the "
+    "discriminator of the GAN stands still, and its generator goes on alone.",
     full={"steps": 10000, "batch": 256, "width": 128, "lr": 1e-3, "points": 40, "alone": 2000}
     | {"frames": [0.0, 0.1, 0.25, 0.5, 1.0]},
     quick={"steps": 1000, "batch": 64, "width": 64, "lr": 2e-3, "points": 10, "alone": 300},

@@ -1,6 +1,7 @@
 """lipgan.systems.began: the equations of BEGAN, the balance that they keep, and its exact resume."""
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,19 @@ def test_30_steps_lower_the_measure_of_convergence(name: str) -> None:
     run = trainer(name, critic_lr=1e-3, generator_lr=1e-3).fit(30)
     assert run.history[-1]["estimate"] < 0.85 * run.history[0]["estimate"]
     assert run.sample(3).shape == (3, *run.data.shape)
+
+
+def test_its_autoencoder_tells_the_modes_of_the_ring_from_what_lies_between() -> None:
+    """By the recipe for points: a code as long as a point, or longer, restores what lies between as well."""
+    trained = Trainer.from_recipe("began", "ring").fit(800)
+    angles = torch.arange(16) * math.pi / 8
+    points = 2 * torch.stack([angles.cos(), angles.sin()], 1)
+    with torch.no_grad():
+        errors = (points - trained.critic(points, reconstruct=True)).abs().mean(1)
+    modes, between = errors[::2].mean(), errors[1::2].mean()
+    # 0.064 and 0.476; with codes of 8 numbers 0.044 and 0.062.
+    assert between > 3 * modes
+    assert between > 0.25
 
 
 def test_a_resumed_run_has_the_same_bits(tmp_path: Path) -> None:

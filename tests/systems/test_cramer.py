@@ -1,13 +1,16 @@
 """Cramer GAN: algorithm 1 of the paper, and that its generator's gradient is that of the energy distance."""
 
 import dataclasses
+import math
 
 import pytest
 import system_checks as checks
 import torch
 
+from lipgan import data, recipes
 from lipgan.objectives.regularizers import energy_distance
 from lipgan.systems import System
+from lipgan.systems.cramer import Cramer
 from lipgan.training import Trainer
 
 pytestmark = pytest.mark.usefixtures("single_thread")
@@ -82,6 +85,36 @@ def test_thirty_steps_bring_the_samples_nearer() -> None:
     before = energy_distance(data.samples, trainer.sample(512))
     after = energy_distance(data.samples, trainer.fit(30).sample(512))
     assert float(after) < 0.5 * float(before)
+
+
+class _Circle(torch.nn.Module):
+    """What a generator makes of the ring that fills the space between its modes."""
+
+    latent_dim = 8
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.radius = torch.nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        return self.radius * torch.nn.functional.normalize(z[:, :2])
+
+
+def test_its_critic_tells_the_modes_of_the_ring_from_what_lies_between() -> None:
+    """By the recipe for points; a penalty of the paper's weight leaves it nearly flat there."""
+    recipe = dataclasses.replace(recipes.get("cramer", (2,)), n_critic=1, generator_lr=1e-9)
+    torch.manual_seed(0)
+    _, critic = Cramer.build(recipe, (2,), 0)
+    trainer = Trainer(_Circle(), critic, recipe, data.load("ring")).fit(100)
+    angles = torch.arange(16) * math.pi / 8
+    points = 2 * torch.stack([angles.cos(), angles.sin()], 1)
+    assert trainer.data.modes is not None
+    assert torch.cdist(points[::2], trainer.data.modes).amin(1).max() < 1e-5
+    others = trainer.sample(256)
+    with torch.no_grad():
+        scores = torch.stack([trainer.critic(points, other.expand(16, -1)) for other in others]).mean(0)
+    # 1.26 to 1.37 in three seeds; 0.08 and 0.12 in two with the weight 10.
+    assert scores[::2].mean() - scores[1::2].mean() > 0.7
 
 
 def test_features_must_be_a_whole_number() -> None:
