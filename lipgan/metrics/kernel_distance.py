@@ -19,6 +19,7 @@ Schoelkopf, Smola, "A Kernel Two-Sample Test" (2012), eq. 3, and eq. 5 with the 
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -37,8 +38,9 @@ _ROWS, _COLUMNS = 1024, 2048
 
 # A kernel matrix of one set is taken in strips from the diagonal to the right, of which the square on the diagonal is
 # computed twice. With this many strips that is little; with fewer rows than these, products are slower, and with more
-# nothing is gained.
+# nothing is gained. On a GPU a strip is some ten launches, which take as long as the products of a thousand rows.
 _STRIPS, _LEAST_ROWS, _MOST_ROWS = 8, 128, 384
+_LEAST_ROWS_OF_GPU, _MOST_ROWS_OF_GPU = 1024, 2048
 
 # Samples of a subset from which on products may be taken in float32: their rounding is lost in the mean over pairs.
 _MANY = 256
@@ -80,7 +82,8 @@ def _centred(x: Tensor, y: Tensor) -> tuple[_Rows, _Rows]:
     wide = centre.double()
     sides = []
     for side in (x, y):
-        offsets = torch.cat([rows.double() @ wide for rows in side.split(_WIDENED)]) - 0.5 * wide.square().sum()
+        parts = side.split(_WIDENED)  # type: ignore[no-untyped-call]
+        offsets = torch.cat([rows.double() @ wide for rows in parts]) - 0.5 * wide.square().sum()
         sides.append(_Rows(side.float() - centre, offsets))
     return sides[0], sides[1]
 
@@ -133,7 +136,9 @@ def _sums(kernel: _Kernel, x: _Rows, in_x: Tensor, y: _Rows, in_y: Tensor) -> Te
 def _sums_within(kernel: _Kernel, x: _Rows, in_x: Tensor) -> Tensor:
     """Of every subset the sum of ``k(x_i, x_j)`` over its pairs of two samples, in both orders."""
     sums = torch.zeros(in_x.shape[1], dtype=torch.float64, device=in_x.device)
-    step = min(max(len(x) // _STRIPS, _LEAST_ROWS), _MOST_ROWS)
+    on_cpu = x.rows.device.type == "cpu"
+    least, most = (_LEAST_ROWS, _MOST_ROWS) if on_cpu else (_LEAST_ROWS_OF_GPU, _MOST_ROWS_OF_GPU)
+    step = min(max(len(x) // _STRIPS, least), most)
     for i in range(0, len(x), step):
         for j in range(i, len(x), _COLUMNS):
             block = kernel(x[i : i + step], x[j : j + _COLUMNS])
@@ -332,9 +337,12 @@ def _estimates_of_subsets(kernel: _Kernel, x: _Rows, in_x: Tensor, y: _Rows, in_
 
 
 def _mean_and_deviation(estimates: Tensor) -> tuple[float, float]:
-    if not bool(estimates.isfinite().all()):
+    # Both at once: a GPU makes the host wait for each number. What is not finite among the estimates shows in their
+    # mean, which may overflow where they do not.
+    mean, deviation = torch.stack([estimates.mean(), estimates.std(correction=0)]).tolist()
+    if not math.isfinite(mean) and not bool(estimates.isfinite().all()):
         raise ValueError("real and fake must be small enough for their kernel to be summed in float64")
-    return float(estimates.mean()), float(estimates.std(correction=0))
+    return mean, deviation
 
 
 class KernelDistance(TwoSides):
