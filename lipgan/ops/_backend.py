@@ -172,8 +172,24 @@ def _missing(backend: str, device: str) -> str | None:
     if backend == "cuda":
         if cuda() is None:
             return "lipgan._cuda was not built (no nvcc at installation, or LIPGAN_CUDA=off)"
-        return None if device == "cuda" else f"the CUDA kernels serve CUDA tensors, not {device}"
+        return _gpu_missing() if device == "cuda" else f"the CUDA kernels serve CUDA tensors, not {device}"
     return None  # the reference serves everywhere
+
+
+# Of the GPUs that lipgan._cuda is built for: CMakeLists.txt.
+_OLDEST_GPU = (8, 0)
+
+
+def _gpu_missing() -> str | None:
+    """Why lipgan._cuda cannot run on the GPUs that are there, or None. Without one it is not asked for."""
+    if torch.version.hip is not None:
+        return "the CUDA kernels serve NVIDIA's GPUs, and this torch is built for ROCm"
+    if torch.cuda.is_available():
+        found = min(torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count()))
+        if found < _OLDEST_GPU:
+            oldest, here = (".".join(map(str, capability)) for capability in (_OLDEST_GPU, found))
+            return f"lipgan._cuda is built for GPUs of compute capability {oldest} and later, and one here has {here}"
+    return None
 
 
 def is_plain(tensors: Sequence[Tensor]) -> bool:

@@ -94,6 +94,20 @@ def test_where_triton_is_missing_cuda_serves_what_it_has(monkeypatch: pytest.Mon
             cached.cache_clear()
 
 
+def test_gpus_that_the_cuda_module_is_not_built_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_backend, "cuda", lambda: object())
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for older, expected in (((8, 0), None), ((7, 5), "capability 8.0 and later, and one here has 7.5")):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i, older=older: ((9, 0), older)[i])
+        reason = explain("gradient_penalty", "cuda", "cuda")
+        assert reason is None if expected is None else expected in reason
+    monkeypatch.setattr(torch.version, "hip", "6.2")
+    assert "built for ROCm" in explain("gradient_penalty", "cuda", "cuda")
+    assert "serve CUDA tensors, not cpu" in explain("gradient_penalty", "cuda", "cpu")
+
+
 def test_unknown_names() -> None:
     with pytest.raises(ValueError, match="unknown op 'spectral_nrm'; did you mean spectral_norm"):
         resolve("spectral_nrm", None, "cpu")

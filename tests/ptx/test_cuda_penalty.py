@@ -3,6 +3,7 @@
 import ctypes
 import re
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
@@ -161,6 +162,16 @@ LAUNCHES = {
 }
 
 
+REDUNDANT: dict[int, dict[str, int]] = {ROWS: {}, LONG_ROWS: {}, COLUMNS: {}}
+
+
+def line_before(ptx: str, place: int) -> str:
+    """The line of source that an instruction comes from."""
+    file, line = re.findall(r"\.loc\s+(\d+) (\d+)", ptx[:place])[-1]
+    (path,) = re.findall(rf'\.file\s+{file} "([^"]+)"', ptx)
+    return Path(path).read_text().splitlines()[int(line) - 1].strip() if Path(path).exists() else Path(path).name
+
+
 def failure(library: compilers.CudaLibrary, lying: int) -> AssertionError | None:
     """The first finding or wrong result of the launches."""
     for shape, kind, dtype in LAUNCHES[lying]:
@@ -192,11 +203,10 @@ def test_barriers_of_the_grid_taken_out(lying: int) -> None:
             instead = f"mov.pred {place[1]}, {place[2]};" if place[1] else ""
             library.ptx = clean[: place.start()] + instead + clean[place.end() :]
             if failure(library, lying) is None:
-                lines = re.findall(r"\.loc\s+\d+ (\d+)", clean[start : place.start()])
-                missed[lines[-1]] += 1
+                missed[line_before(clean, place.start())] += 1
     finally:
         library.ptx = clean
-    assert not missed
+    assert not missed or missed == REDUNDANT[lying]
 
 
 @pytest.mark.parametrize("shape", [(3, 64), (5, 61)])
