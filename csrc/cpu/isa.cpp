@@ -10,6 +10,7 @@
 #include "lipgan/mlp_gradient_penalty.h"
 #include "lipgan/nearest_neighbours.h"
 #include "lipgan/spectral_norm.h"
+#include "lipgan/symmetrize.h"
 
 // A build for a sanitizer may do with the instruction set that needs no detection.
 #if defined(__x86_64__) && !defined(LIPGAN_BASELINE_ONLY)
@@ -33,6 +34,8 @@
   void matrix_sqrt_fwd(Dtype, const MatrixSqrtFwd&, int);                                                        \
   void nearest_neighbours_fwd(Dtype, const Points&, bool, int64_t, double*, double*, int);                       \
   void ball_counts(Dtype, const Points&, const double*, const double*, bool, double*, double*, int);             \
+  void symmetrize_look(Dtype, const void*, int64_t, double*, int);                                               \
+  void symmetrize_fwd(Dtype, const void*, int64_t, double*, int);                                                \
   }
 
 namespace lipgan::cpu {
@@ -100,6 +103,14 @@ void set_isa(const std::string& name) { current().store(find(name)); }
 
 void matrix_sqrt_fwd(Dtype dtype, const MatrixSqrtFwd& args, int num_threads) {
   LIPGAN_DISPATCH(matrix_sqrt_fwd(dtype, args, num_threads))
+}
+
+void symmetrize_look(Dtype dtype, const void* a, int64_t n, double* seen, int num_threads) {
+  LIPGAN_DISPATCH(symmetrize_look(dtype, a, n, seen, num_threads))
+}
+
+void symmetrize_fwd(Dtype dtype, const void* a, int64_t n, double* symmetric, int num_threads) {
+  LIPGAN_DISPATCH(symmetrize_fwd(dtype, a, n, symmetric, num_threads))
 }
 
 void nearest_neighbours_fwd(Dtype dtype, const Points& points, bool same, int64_t k, double* squared, double* indices,

@@ -17,6 +17,7 @@
 #include "lipgan/mlp_gradient_penalty.h"
 #include "lipgan/nearest_neighbours.h"
 #include "lipgan/spectral_norm.h"
+#include "lipgan/symmetrize.h"
 
 namespace {
 
@@ -205,6 +206,25 @@ py::tuple matrix_sqrt_fwd(const py::object& a, bool inverse, double eps, double 
     lipgan::cpu::matrix_sqrt_fwd(dtype, args, num_threads);
   }
   return py::make_tuple(root.object(), roots.object(), vectors.object(), seen.object());
+}
+
+py::tuple symmetrize(const py::object& a, int num_threads) {
+  const View view(a, "a");
+  if (view.ndim() != 2 || view.size(0) != view.size(1)) throw std::invalid_argument("a must be a square matrix");
+  const Dtype dtype = view.dtype();
+  const int64_t n = view.size(0);
+  double seen[2];
+  {
+    py::gil_scoped_release release;
+    lipgan::cpu::symmetrize_look(dtype, view.data(), n, seen, num_threads);
+  }
+  if (dtype == Dtype::float64 && seen[1] == 0) return py::make_tuple(seen[0], seen[1], py::none());
+  const NewTensor symmetric({n, n}, Dtype::float64);
+  {
+    py::gil_scoped_release release;
+    lipgan::cpu::symmetrize_fwd(dtype, view.data(), n, static_cast<double*>(symmetric.data()), num_threads);
+  }
+  return py::make_tuple(seen[0], seen[1], symmetric.object());
 }
 
 lipgan::cpu::Points points_of(const View& x, const View& y) {
@@ -417,6 +437,8 @@ PYBIND11_MODULE(_C, module) {
   module.def("matrix_sqrt_fwd", &matrix_sqrt_fwd, py::arg("a"), py::arg("inverse"), py::arg("eps"),
              py::arg("resolution"), py::arg("spectrum"), py::arg("num_threads"),
              "(root, roots, vectors) of the op lipgan::matrix_sqrt_fwd, and what was seen of a.");
+  module.def("symmetrize", &symmetrize, py::arg("a"), py::arg("num_threads"),
+             "(max|a|, max|a - a^T|, symmetric) of the op symmetrize; None for the last where a serves as it is.");
   module.def("nearest_neighbours_fwd", &nearest_neighbours_fwd, py::arg("x"), py::arg("y"), py::arg("k"),
              py::arg("num_threads"), "(squared, indices) of the op lipgan::nearest_neighbours, both float64.");
   module.def("ball_counts", &ball_counts, py::arg("x"), py::arg("y"), py::arg("x_squared_radii"),
@@ -438,6 +460,10 @@ PYBIND11_MODULE(_C, module) {
   module.def(
       "empty", [](int64_t numel) { return NewTensor({numel}, Dtype::float32).object(); }, py::arg("numel"),
       "A new float32 tensor as the kernels get it, for tests.");
+  module.def(
+      "empty_matrix",
+      [](int64_t rows, int64_t columns) { return NewTensor({rows, columns}, Dtype::float64).object(); }, py::arg("rows"),
+      py::arg("columns"), "A new float64 matrix in the memory that is kept for outputs.");
   module.def("isa", &lipgan::cpu::isa, "Name of the instruction set in use.");
   module.def("set_isa", &lipgan::cpu::set_isa, py::arg("name"), "Use another of supported_isas().");
   module.def("supported_isas", &lipgan::cpu::supported_isas, "What this build has and this processor runs, best last.");

@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lipgan._checks import check_finite, check_floating, check_symmetric, tolerance
+from lipgan._checks import check_finite, check_floating, tolerance
 from lipgan.metrics import protocols
 from lipgan.metrics.protocols import Protocol
+from lipgan.ops.symmetrize import symmetrize
 
 Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]] | Tensor"
 
@@ -106,9 +107,11 @@ def as_covariance(name: str, value: object, dim: int) -> tuple[Tensor, torch.dty
     cov = as_real_tensor(name, value)
     if cov.shape != (dim, dim):
         raise ValueError(f"{name} must have shape ({dim}, {dim}), got {tuple(cov.shape)}")
-    exact, dtype = check_symmetric(name, cov.detach()), cov.dtype
-    cov = cov.double()
-    return cov if exact else 0.5 * (cov + cov.T), dtype
+    symmetric, exact = symmetrize(name, cov.detach())
+    if cov.requires_grad:
+        wide = cov.double()
+        symmetric = wide if exact else 0.5 * (wide + wide.T)
+    return symmetric, cov.dtype
 
 
 def as_factor(name: str, value: object, cov: Tensor, dtype: torch.dtype) -> Tensor:

@@ -78,6 +78,8 @@ FORMS: Mapping[str, Mapping[str, Mapping[str, str]]] = MappingProxyType(
         },
         # The trace that the Frechet distance needs, by products of matrices; the value alone.
         "polar_trace": {"forward": _each("reference", "triton")},
+        # Covariances as they are given.
+        "symmetrize": {"forward": _each("reference", "native")},
         "nearest_neighbours": {"forward": _each("reference", "native", "triton")},
         "ball_counts": {"forward": _each("reference", "native", "triton")},
     }

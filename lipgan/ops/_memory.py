@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import torch
+from torch import Tensor
+
 from lipgan.ops import _backend
 
 
@@ -15,3 +18,13 @@ def empty_cache() -> int:
     """
     module = _backend.native()
     return int(module.empty_cache()) if module is not None else 0
+
+
+def empty_matrix(rows: int, columns: int, like: Tensor) -> Tensor:
+    """A new matrix of the dtype and on the device of ``like``; in that memory where it is one of float64 on the CPU."""
+    serves = like.device.type == "cpu" and like.dtype == torch.float64 and _backend.is_unobserved((like,))
+    if not serves or _backend.native() is None:
+        return like.new_empty(rows, columns)
+    module = _backend.serving_native()
+    result: Tensor = module.empty_matrix(rows, columns)
+    return result

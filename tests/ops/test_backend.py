@@ -1,5 +1,6 @@
 """The table of backends: what it says is what the ops do."""
 
+import importlib
 import sys
 from typing import Any
 
@@ -14,6 +15,7 @@ from lipgan.ops.spectral_norm import backends as spectral_norm
 
 gradient_penalty_module: Any = sys.modules["lipgan.ops.gradient_penalty"]
 nearest_module: Any = sys.modules["lipgan.ops.nearest_neighbours"]
+symmetrize_module: Any = importlib.import_module("lipgan.ops.symmetrize")
 
 # Op -> the functions of its forward by backend.
 IMPLEMENTED = {
@@ -22,6 +24,7 @@ IMPLEMENTED = {
     "interpolate": gradient_penalty_module._INTERPOLATE,
     "mlp_gradient_penalty": mlp_gradient_penalty._FORWARD,
     "matrix_sqrt": matrix_sqrt._FORWARD,
+    "symmetrize": symmetrize_module._FORWARD,
     "nearest_neighbours": nearest_module._NEAREST,
     "ball_counts": nearest_module._COUNTS,
 }
