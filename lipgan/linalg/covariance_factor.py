@@ -9,11 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lipgan._checks import check_square, check_symmetric, refuse_indefinite
+from lipgan._checks import check_square, refuse_indefinite
+from lipgan.ops._memory import empty_matrix
+from lipgan.ops.symmetrize import symmetrize
 from lipgan.reference.matrix_sqrt import resolution
 
 EPS = torch.finfo(torch.float64).eps
-BLOCK = 512  # columns of a triangular factor, whose zeros above the block a product leaves out
+BLOCK = 192  # columns of a triangular factor, whose zeros above the block a product leaves out
 LOW_RANK = 0.9  # share of d from which on a factor of that rank is no cheaper than one of full rank
 
 
@@ -35,6 +37,7 @@ class Factor:
     error: float = 0.0  # bound on the spectral norm of S - L L^T
     inverse: float = math.inf  # trace of S^-1; inf where r < d, or where it has not been computed
     cholesky: bool = False  # the plain Cholesky factor of a rounded S, whose error is that of S's entries
+    order: Tensor | None = None  # [d]: L's rows in an order in which all above the diagonal are zeros, if one is known
 
     @property
     def rank(self) -> int:
@@ -73,10 +76,7 @@ def factorize(s: Tensor, *, name: str = "s", method: str = "cholesky", rounding:
 
 def as_covariance(name: str, s: Tensor) -> Tensor:
     """``s`` in float64, symmetric; the errors of :func:`factorize`."""
-    # Asymmetry is judged in the dtype that was given.
-    exact = check_symmetric(name, s.detach())
-    s = s.detach().double()
-    return s if exact else 0.5 * (s + s.mT)
+    return symmetrize(name, s.detach())[0]
 
 
 def factorize_covariance(s: Tensor, name: str, method: str, rounding: Rounding) -> Factor:
@@ -109,7 +109,7 @@ def definite_factor(s: Tensor) -> Factor | None:
 def _plain_cholesky(s: Tensor) -> tuple[Factor | None, float, float]:
     """The factor, if each pivot is resolved; the largest entry of the diagonal; and the Frobenius norm."""
     # The largest eigenvalue of a definite matrix lies between the largest entry and the Frobenius norm.
-    factor, info = torch.linalg.cholesky_ex(s)
+    factor, info = _cholesky(s)
     numbers = [s.diagonal().max(), torch.linalg.matrix_norm(s), factor.diagonal().square().min(), info.to(s.dtype)]
     # Read together: the host waits for a GPU each time.
     largest, norm, smallest, failed = torch.stack(numbers).tolist()
@@ -117,6 +117,39 @@ def _plain_cholesky(s: Tensor) -> tuple[Factor | None, float, float]:
     if failed or not smallest > unit * largest:
         return None, largest, norm
     return Factor(factor, True, 0.0, unit * norm, cholesky=True), largest, norm
+
+
+def _cholesky(s: Tensor) -> tuple[Tensor, Tensor]:
+    """As `torch.linalg.cholesky_ex`; where there is no factor, what is returned for one has nothing to say."""
+    d = len(s)
+    if s.device.type != "cpu" or d <= BLOCK:
+        factor, info = torch.linalg.cholesky_ex(s)
+        return factor, info
+    # By block rows of L^T, in place: PyTorch's function copies the matrix, and again the factor for its zeros.
+    upper = empty_matrix(d, d, s)
+    for begin in range(0, d, BLOCK):
+        end = min(d, begin + BLOCK)
+        rows, above = upper[begin:end, begin:], upper[:begin, begin:]
+        if begin == 0:
+            rows.copy_(s[:end])
+        else:
+            torch.addmm(s[begin:end, begin:], above[:, : end - begin].mT, above, alpha=-1, out=rows)
+            upper[begin:end, :begin] = 0
+        block, info = torch.linalg.cholesky_ex(rows[:, : end - begin], upper=True)
+        if int(info) != 0:
+            break
+        rows[:, : end - begin] = block
+        rest = rows[:, end - begin :]
+        rest.copy_(torch.linalg.solve_triangular(block.mT, rest, upper=False))
+    return upper.mT, info
+
+
+def permuted(s: Tensor, order: Tensor) -> Tensor:
+    """``s[order][:, order]`` of ``s [d, d]``."""
+    d = len(s)
+    rows, result = empty_matrix(d, d, s), empty_matrix(d, d, s)
+    torch.index_select(s, 0, order, out=rows)
+    return torch.gather(rows, 1, order.expand(d, d), out=result)
 
 
 def _pivoted_cholesky(s: Tensor, smallest: float) -> Factor | None:
@@ -129,12 +162,28 @@ def _pivoted_cholesky(s: Tensor, smallest: float) -> Factor | None:
     c, pivots, rank, _ = dpstrf(s.numpy().T, tol=smallest, lower=1)  # the transpose is in LAPACK's order, and is s
     if rank == 0 or rank > LOW_RANK * d:
         return None
-    factor = torch.zeros(d, rank, dtype=s.dtype)
-    factor[torch.from_numpy(pivots).long() - 1] = torch.from_numpy(c[:, :rank]).tril()
-    rest = s - factor @ factor.mT
+    order = torch.from_numpy(pivots).long() - 1
+    lower = torch.from_numpy(c[:, :rank]).tril()
+    largest, squares, clipped = _rest(permuted(s, order), lower)
     # What is left of a definite matrix is definite: no entry is larger than the largest one on the diagonal.
-    if float(rest.abs().max()) > 2 * smallest:
+    if largest > 2 * smallest:
         return None
     # Where nothing is left to be seen, something may be in the rounding of the entries.
-    error = float(torch.linalg.matrix_norm(rest)) + EPS * float(s.diagonal().sum())
-    return Factor(factor, False, float(rest.diagonal().abs().sum()), error)
+    error = math.sqrt(squares) + EPS * float(s.diagonal().sum())
+    factor = torch.empty_like(lower).index_copy_(0, order, lower)
+    return Factor(factor, False, clipped, error, order=order)
+
+
+def _rest(s: Tensor, lower: Tensor) -> tuple[float, float, float]:
+    """Of ``R = S - L L^T`` with ``L [d, r]``, zeros above its diagonal: ``max|R|``, ``|R|_F^2`` and ``sum |R_ii|``."""
+    d, rank = lower.shape
+    largest, squares, clipped = 0.0, 0.0, 0.0
+    for begin in range(0, d, BLOCK):
+        end = min(d, begin + BLOCK)
+        known = min(end, rank)
+        rest = torch.addmm(s[begin:end, :end], lower[begin:end, :known], lower[:end, :known].mT, alpha=-1)
+        largest = max(largest, float(torch.linalg.vector_norm(rest, math.inf)))
+        beside, corner = rest[:, :begin], rest[:, begin:]
+        squares += 2 * float(beside.square().sum()) + float(corner.square().sum())
+        clipped += float(corner.diagonal().abs().sum())
+    return largest, squares, clipped

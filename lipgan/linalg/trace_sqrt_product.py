@@ -21,7 +21,9 @@ from lipgan.linalg.covariance_factor import (
     as_covariance,
     definite_factor,
     factorize_covariance,
+    permuted,
 )
+from lipgan.ops._memory import empty_matrix
 from lipgan.ops.matrix_sqrt import polar_trace
 from lipgan.reference.matrix_sqrt import resolution
 
@@ -256,38 +258,56 @@ def _invert(factor: Tensor, inverse: Tensor) -> None:
 
 
 def _congruence(factor: Factor, s: Tensor) -> tuple[Tensor, Tensor]:
-    """``L^T S L``, only its lower triangle where L is triangular and large; and the diagonal of ``L^T diag(S) L``.
+    """``L^T S L``, only its lower triangle where it is large; and the diagonal of ``L^T diag(S) L``.
 
     The second, ``[r]``, is what the rounding of the products is in proportion to.
     """
-    left = factor.matrix
-    d = left.shape[0]
+    left, order = factor.matrix, factor.order
+    d, rank = left.shape
+    if order is not None:
+        left, s = left[order], permuted(s, order)
+    elif not factor.triangular and rank > BLOCK:
+        return _lower_product(left.mT @ s, left), s.diagonal() @ left.square()
     diagonal = s.diagonal()
-    if not factor.triangular or d <= BLOCK:
+    if rank <= BLOCK:
         return left.mT @ (s @ left), diagonal @ left.square()
-    product, result, sizes = left.new_empty(d, d), left.new_zeros(d, d), left.new_empty(d)
-    for begin in range(0, d, BLOCK):
-        block = slice(begin, begin + BLOCK)
-        columns = left[begin:, block]
-        torch.mm(s[:, begin:], columns, out=product[:, block])
-        end = min(d, begin + BLOCK)
-        torch.mm(columns.mT, product[begin:, :end], out=result[block, :end])
-        sizes[block] = diagonal[begin:] @ columns.square()
+    # L^T S, block row by block row: a product of few rows takes less time than one of few columns.
+    product, result, sizes = empty_matrix(rank, d, s), empty_matrix(rank, rank, s), left.new_empty(rank)
+    for begin in range(0, rank, BLOCK):
+        end = min(rank, begin + BLOCK)
+        columns = left[begin:, begin:end]
+        torch.mm(columns.mT, s[begin:], out=product[begin:end])
+        torch.mm(columns.mT, product[:end, begin:].mT, out=result[begin:end, :end])
+        sizes[begin:end] = diagonal[begin:] @ columns.square()
     return result, sizes
+
+
+def _lower_product(a: Tensor, b: Tensor) -> Tensor:
+    """The lower triangle of ``A B``, ``A [r, d]`` and ``B [d, r]``."""
+    rank = len(a)
+    result = empty_matrix(rank, rank, a)
+    for begin in range(0, rank, BLOCK):
+        end = min(rank, begin + BLOCK)
+        torch.mm(a[begin:end], b[:, :end], out=result[begin:end, :end])
+    return result
 
 
 def _in_descending_order(gram: Tensor) -> tuple[Tensor, Tensor | None]:
     """A symmetric matrix, of which the lower triangle is read, with its large rows and columns first; and their order.
 
     LAPACK's reduction to tridiagonal form keeps the digits of small eigenvalues where small rows come last. A matrix
-    that is nearly in that order is left as it is, with None.
+    that is nearly in that order is left as it is, with None. Else the given one is overwritten.
     """
     diagonal = gram.diagonal()
     if bool((diagonal <= GRADED * diagonal.cummin(0).values).all()):
         return gram, None
     order = diagonal.argsort(descending=True)
-    whole = gram.tril() + gram.tril(-1).mT
-    return whole[order][:, order], order
+    for begin in range(0, len(gram), BLOCK):
+        end = begin + BLOCK
+        corner = gram[begin:end, begin:end]
+        corner.copy_(corner.tril() + corner.tril(-1).mT)
+        gram[:begin, begin:end] = gram[begin:end, :begin].mT
+    return permuted(gram, order), order
 
 
 def _by_singular_values(pair: _Pair) -> _TraceResult:
