@@ -250,8 +250,11 @@ def _takes_closed_forms(form: PenaltyForm, execution: Execution) -> bool:
 
 
 def in_closed_form(call: CriticCall, x: Tensor, form: PenaltyForm, execution: Execution) -> Perceptron | None:
-    """The critic as a perceptron, if `penalty` takes its closed form and one forward pass scores as another does."""
-    recognized = recognize(call, x) if may_be_in_closed_form(call, x, form, execution) else None
+    """The critic as a perceptron, if `penalty` takes its closed form and one forward pass scores as another does.
+
+    For those that `may_be_in_closed_form`.
+    """
+    recognized = recognize(call, x) if _takes_closed_forms(form, execution) else None
     return None if recognized is None or recognized.is_random else recognized
 
 

@@ -83,6 +83,10 @@ class _Chain:
     shape: torch.Size
 
     @functools.cached_property
+    def is_random(self) -> bool:
+        return any(layer.dropouts for layer in self.layers)
+
+    @functools.cached_property
     def activations(self) -> list[_Activation]:
         return [layer.activation or _NO_ACTIVATION for layer in self.layers[:-1]]
 
@@ -99,6 +103,10 @@ class _Chain:
         return [activation.slope for activation in self.activations]
 
 
+# Samples, weights, biases, slopes and multipliers.
+_Operands = tuple[Tensor, list[Tensor], list[Tensor | None], list[float], list[Tensor | None]]
+
+
 class Perceptron:
     """A critic that is a perceptron, as it is now.
 
@@ -109,11 +117,9 @@ class Perceptron:
 
     def __init__(self, chain: _Chain, inputs: list[Tensor]) -> None:
         self._chain, self._layers, self._inputs = chain, chain.layers, inputs
-
-    @property
-    def is_random(self) -> bool:
-        """Whether it draws numbers."""
-        return any(layer.dropouts for layer in self._layers)
+        #: Whether it draws numbers.
+        self.is_random = chain.is_random
+        self._operands: _Operands | None = None
 
     def solve(self, kind: str, weight: float, target: float) -> Outcome:
         """The penalty at the samples that it was recognized for.
@@ -168,14 +174,19 @@ class Perceptron:
         )
         return penalty, *self._by_parameter(grads, bias_grads)
 
-    def _arguments(self) -> tuple[Tensor, list[Tensor], list[Tensor | None], list[float], list[Tensor | None]]:
-        """Samples, weights, biases, slopes and multipliers, as the op takes them."""
-        inputs, layers = self._inputs, self._layers
-        x = inputs[0]
-        weights = [inputs[layer.weight] for layer in layers]
-        biases = [None if layer.bias is None else inputs[layer.bias] for layer in layers]
-        scales = [_scale(layer, x, w) for layer, w in zip(layers[:-1], weights, strict=False)]
-        return x.flatten(1), weights, biases, self._chain.slopes, scales
+    def _arguments(self) -> _Operands:
+        """What the op takes; drawn anew where numbers are drawn."""
+        operands = self._operands
+        if operands is None or self.is_random:
+            inputs, layers = self._inputs, self._layers
+            x = inputs[0]
+            weights = [inputs[layer.weight] for layer in layers]
+            biases = [None if layer.bias is None else inputs[layer.bias] for layer in layers]
+            scales: list[Tensor | None] = [None] * (len(layers) - 1)
+            if self.is_random:
+                scales = [_scale(layer, x, w) for layer, w in zip(layers[:-1], weights, strict=False)]
+            operands = self._operands = x.flatten(1), weights, biases, self._chain.slopes, scales
+        return operands
 
     def _by_parameter(
         self, grads: Sequence[Tensor], bias_grads: Sequence[Tensor | None]
@@ -229,9 +240,22 @@ def _may_be_called(call: CriticCall, x: Tensor) -> bool:
 
 def _may_be(critic: Any) -> bool:
     """Whether a critic has only what a perceptron has."""
-    if next(critic.buffers(), None) is not None:
-        return False
-    return all(parameter.ndim <= 2 for parameter in critic.parameters())
+    # By the dictionaries of the modules: `parameters` of them takes as long as the penalty of a small perceptron.
+    modules: list[nn.Module | None] = [critic]
+    seen = set()
+    while modules:
+        module = modules.pop()
+        if module is None or id(module) in seen:
+            continue
+        seen.add(id(module))
+        for buffer in module._buffers.values():
+            if buffer is not None:
+                return False
+        for parameter in module._parameters.values():
+            if parameter is not None and parameter.ndim > 2:
+                return False
+        modules += module._modules.values()
+    return True
 
 
 def _recorded(asked: Case, call: CriticCall, x: Tensor) -> _Chain | None:

@@ -117,7 +117,32 @@ def loss_by_scores(loss: Loss, scores: Tensor, differentiable: bool) -> tuple[Te
         value = loss(leaf)
     if value.requires_grad:
         (by_score,) = torch.autograd.grad(value, leaf, retain_graph=True, allow_unused=True)
+        if _depends_on_alone(value, leaf):
+            # Or a backward of the total would go through the loss again, for a derivative that nobody reads.
+            value = value.detach().requires_grad_()
     return value, by_score
+
+
+# Nodes of the graph of a loss that are looked at; larger graphs are those of networks.
+_NODES = 64
+
+
+def _depends_on_alone(value: Tensor, leaf: Tensor) -> bool:
+    """Whether a leaf is the only tensor that autograd would hand a gradient of the value; False for a large graph."""
+    nodes, seen = [value.grad_fn], set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if len(seen) > _NODES:
+            return False
+        following = node.next_functions
+        # The end of a graph: AccumulateGrad, or a function whose backward is the user's own business.
+        if not following and getattr(node, "variable", None) is not leaf:
+            return False
+        nodes += [function for function, _ in following]
+    return True
 
 
 class _OfOneCritic:

@@ -351,6 +351,45 @@ def test_what_else_the_loss_depends_on_gets_its_gradients(kind: str) -> None:
         torch.testing.assert_close(p.grad, q.grad, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("make", [perceptron, Residual])
+def test_a_backward_of_the_total_does_not_go_through_the_loss_again(make: Callable[[], nn.Module]) -> None:
+    calls = []
+
+    class Counted(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x.view_as(x)
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> Tensor:
+            calls.append(grad)
+            return grad
+
+    shape = IMAGES if make is Residual else VECTORS
+    critic = fresh(make)
+    real, fake = samples(shape, 1), samples(shape, 2)
+    for _ in range(3):  # by the tape, as a plan is recorded, and by the plan
+        calls.clear()
+        step = critic_loss(critic, real, fake, lambda a, b: softplus(Counted.apply(a), b), kind="r1+r2")
+        step.total.backward()
+        assert len(calls) == 1
+
+
+def test_a_loss_of_a_large_graph_gets_its_gradients() -> None:
+    critic, factor = fresh(perceptron), torch.ones((), dtype=torch.float64, requires_grad=True)
+
+    def loss(a: Tensor, b: Tensor) -> Tensor:
+        value = softplus(a, b) * factor
+        for _ in range(200):
+            value = value * 1.0
+        return value
+
+    step = critic_loss(critic, samples(VECTORS, 1), samples(VECTORS, 2), loss, kind="r1")
+    step.total.backward()
+    assert factor.grad is not None
+    torch.testing.assert_close(factor.grad, step.loss)
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
