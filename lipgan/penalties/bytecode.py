@@ -147,7 +147,7 @@ class CodeReader:
             self._read_by_name(name, k)
         elif name not in BUILTINS or not hasattr(builtins, name):
             raise NotRepeatable(f"reads {name}")
-        reader.globals.append((namespace, name, None))
+        reader.globals += [(namespace, name, None), (vars(builtins), name, vars(builtins)[name])]
 
     # ---- getattr ----
 

@@ -38,6 +38,7 @@ from lipgan.penalties.known import (
 from lipgan.penalties.reader import Reader
 
 _STRIDED = torch.strided
+_OF_CLASSES = ("__name__", "__qualname__")
 _IS_LEAF, _HOOKS_OF = operator.attrgetter("is_leaf"), operator.attrgetter("_backward_hooks")
 
 
@@ -94,6 +95,7 @@ class _Writer:
             self._refuse_if(
                 f"{name}.__mro__ is not {self._named(cls.__mro__)}",
                 self._other_names(f"{name}.__dict__", cls.__dict__),
+                *(f"{name}.{of} != {getattr(cls, of)!r}" for of in _OF_CLASSES if of in reader.names),
             )
         self._lines.append(f"held = [{', '.join(self._tensors.values())}]")
         if self._held:
@@ -326,9 +328,11 @@ class _Writer:
             self.visit(attributes[name], f"{own}[{name!r}]")
         for kind in ("_parameters", "_buffers"):
             held = attributes[kind]
-            if held:
-                self._lines.append(f"p = {own}[{kind!r}]")
-                self._refuse_if(self._other_names("p", held))
+            if not held:
+                self._refuse_if(f"{own}[{kind!r}]")
+                continue
+            self._lines.append(f"p = {own}[{kind!r}]")
+            self._refuse_if(self._other_names("p", held))
             for name, tensor in held.items():
                 if tensor is None:
                     self._refuse_if(f"p[{name!r}] is not None")
@@ -341,7 +345,9 @@ class _Writer:
             self._lines.append(f"p = {own}['_flat_weights']")
             self._refuse_if(*(f"p[{k}] is not {self._tensors[id(tensor)]}" for k, tensor in enumerate(flat)))
         children = attributes["_modules"]
-        if children:
+        if not children:
+            self._refuse_if(f"{own}['_modules']")
+        else:
             self._lines.append(f"{place}s = {own}['_modules']")
             self._refuse_if(self._other_names(f"{place}s", children))  # a Sequential runs them in their order
         for name, child in children.items():

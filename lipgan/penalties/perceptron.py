@@ -270,7 +270,9 @@ def _recorded(asked: Case, call: CriticCall, x: Tensor) -> _Chain | None:
         with torch.enable_grad(), recorder, recorder.watch:
             scores = call.critic(leaf)
         recorder.note_critic()
-    except Exception:  # `plan.Unrepeatable`, or the critic's own: it may take no other batch than the one it is called for
+    except (
+        Exception
+    ):  # `plan.Unrepeatable`, or the critic's own: it may take no other batch than the one it is called for
         return None
     finally:
         undo.restore()

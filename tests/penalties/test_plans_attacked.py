@@ -5,6 +5,7 @@ Each change here has once been answered by the plan of the critic as it was.
 
 from __future__ import annotations
 
+import builtins
 import enum
 import math
 import threading
@@ -179,6 +180,35 @@ def attribute_of_a_function() -> tuple[nn.Module, Callable[[Any], Any]]:
     return Critic(), lambda critic: setattr(bent, "gain", 3.0)
 
 
+class Optional(Scored):
+    """Something that may be there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Inner()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(self.score(x))
+
+
+class Inner(nn.Module):
+    def forward(self, h: Tensor) -> Tensor:
+        return getattr(self, "bend", torch.cos)(h) * getattr(self, "gain", 1.0)
+
+
+def first_buffer() -> tuple[nn.Module, Callable[[Any], Any]]:
+    return Optional(), lambda critic: critic.inner.register_buffer("gain", torch.full((1,), 3.0))
+
+
+def first_parameter() -> tuple[nn.Module, Callable[[Any], Any]]:
+    gain = nn.Parameter(torch.full((1,), 3.0, dtype=torch.float64))
+    return Optional(), lambda critic: critic.inner.register_parameter("gain", gain)
+
+
+def first_layer() -> tuple[nn.Module, Callable[[Any], Any]]:
+    return Optional(), lambda critic: critic.inner.add_module("bend", nn.Softplus())
+
+
 def order_of_layers() -> tuple[nn.Module, Callable[[Any], Any]]:
     def change(critic: Any) -> None:
         critic._modules["1"] = critic._modules.pop("1")
@@ -252,6 +282,23 @@ def class_of_a_key() -> tuple[nn.Module, Callable[[Any], Any]]:
 # ---- what is known not to change ----
 
 
+class ByBuiltins(Scored):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.score(x) * pow(2.0, 1.0)
+
+
+def builtin() -> tuple[nn.Module, Callable[[Any], Any]]:
+    return ByBuiltins(), lambda critic: setattr(builtins, "pow", lambda *numbers: 3.0)
+
+
+def name_of_a_class() -> tuple[nn.Module, Callable[[Any], Any]]:
+    class Critic(Scored):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.score(x) * len(type(self).__name__)
+
+    return Critic(), lambda critic: setattr(Critic, "__name__", "Renamed")
+
+
 def function_of_a_layer() -> tuple[nn.Module, Callable[[Any], Any]]:
     layers = nn.Linear(5, 4), nn.GELU(), nn.Linear(4, 1), nn.Softplus()
     return nn.Sequential(*layers), lambda critic: setattr(F, "softplus", lambda h, *_: torch.exp(h))
@@ -259,6 +306,7 @@ def function_of_a_layer() -> tuple[nn.Module, Callable[[Any], Any]]:
 
 CHANGES = [closure, default, default_by_name, code, class_between, class_that_had_none, bases, attribute_for_another]
 CHANGES += [attribute_of_an_object_for_another, order_of_layers, order_of_parameters]
+CHANGES += [first_buffer, first_parameter, first_layer, builtin, name_of_a_class]
 CHANGES += [attribute_of_a_function, zero_of_another_sign, order_of_a_set, class_of_a_key, function_of_a_layer]
 
 
@@ -266,7 +314,8 @@ CHANGES += [attribute_of_a_function, zero_of_another_sign, order_of_a_set, class
 def test_a_change_that_is_hard_to_see(
     made: Callable[[], tuple[nn.Module, Callable[[Any], Any]]], tapes: list[Tape], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(F, "softplus", F.softplus)  # put back afterwards
+    for space, name in ((F, "softplus"), (builtins, "pow")):  # they are put back afterwards
+        monkeypatch.setattr(space, name, getattr(space, name))
     torch.manual_seed(0)
     critic, change = made()
     critic.double()
