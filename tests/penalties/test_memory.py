@@ -174,6 +174,25 @@ def test_a_refusal_of_some_arguments_is_none_of_others() -> None:
         assert served_by(critic) == "fused"
 
 
+def test_a_function_that_was_refused_is_not_tried_again(tapes: list[Tape]) -> None:
+    module = critic_with(Switched(True))
+    by, tried = 1.0, []
+    for change in (None, None, None, "the constant", None, "the module", None):
+        by = 2.0 if change == "the constant" else by
+        if change == "the module":
+            module[1].opaque = False  # type: ignore[assignment]
+        before = len(tapes)
+        values = []
+        for engine in ("auto", "autograd"):  # of a function that is made anew
+            values.append(gradient_penalty(lambda x, by=by: module(x) * by, FLAT, kind="r1", engine=engine).detach())
+        torch.testing.assert_close(*values)
+        tried.append(len(tapes) - before)
+    assert tried[0] == 1
+    assert tried[2] == 0
+    assert tried[3] == 1, "another function"
+    assert tried[5] == 1, "another module"
+
+
 def test_findings_are_bounded_and_end_with_the_critic() -> None:
     critic = critic_with(Switched(True))
     for k in range(100):
