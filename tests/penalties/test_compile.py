@@ -72,6 +72,14 @@ def test_the_backward_of_the_penalty_is_not_compiled(dynamo: Any) -> None:
     ]
 
 
+def test_a_loss_that_is_a_function_is_said_to_break_the_graph(dynamo: Any) -> None:
+    def total(critic: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
+        return lipgan.critic_loss(critic, real, fake, lambda real, fake: fake.mean() - real.mean(), kind="r1").total
+
+    with pytest.raises(torch._dynamo.exc.Unsupported, match=r"the loss of lipgan\.critic_loss is a name"):
+        torch.compile(total, backend="eager", fullgraph=True)(image_critic(), REAL, FAKE)
+
+
 def test_interpolation_does_not_break_the_graph(dynamo: Any) -> None:
     def mixed(real: Tensor, fake: Tensor) -> Tensor:
         return lipgan.interpolate(real, fake) * 2

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import functools
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -355,6 +357,36 @@ def test_bad_input(options: dict[str, Any], error: type[Exception], words: str) 
         lipgan.gradient_penalty(independent(), REAL, kind="r1", **options)
     with pytest.raises(error, match=words):
         lipgan.critic_loss(independent(), REAL, FAKE, "hinge", kind="r1", **options)
+
+
+def test_in_a_fresh_process() -> None:
+    """What PyTorch imports late adds to the filters of warnings, which the code of a critic may read."""
+    program = """
+import contextlib, warnings
+import torch
+import lipgan
+from lipgan.penalties.compiled import Compiled
+
+Compiled.__call__ = lambda self, *arguments: self._graph(*arguments)  # which saves half a minute
+
+
+@contextlib.contextmanager
+def quiet(category=UserWarning):
+    entry = ("ignore", None, category, None, 0)
+    warnings.filters.insert(0, entry)
+    yield
+    warnings.filters.remove(entry)
+
+
+class Critic(torch.nn.Linear):
+    def forward(self, x):
+        with quiet():
+            return super().forward(x).sin()
+
+
+lipgan.gradient_penalty(Critic(3, 1), torch.randn(2, 3), kind="r1", compile=True).backward()
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 @pytest.mark.slow
