@@ -1,9 +1,9 @@
 """Features of other packages, and of files, by name.
 
 torchvision and timm do not install beside the torch that these tests run on. Small packages stand in for them, which
-have exactly the names that `lipgan.metrics.features.external` uses, and know nothing of the real ones: what is tested
-is the route, the reading of metadata, and the errors. transformers is the real one where it is installed. Preprocessing
-is tested against Pillow, which all three packages use.
+have exactly the names that the modules of `lipgan.metrics.features` use, and know nothing of the real ones: what is
+tested is the route, the reading of metadata, and the errors. transformers is the real one where it is installed.
+Preprocessing is tested against Pillow, which all three packages use.
 """
 
 import hashlib

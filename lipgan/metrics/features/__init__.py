@@ -14,12 +14,16 @@ from typing import Any
 from lipgan._registry import lookup
 from lipgan.metrics.features.base import FeatureExtractor
 from lipgan.metrics.features.digits import DigitFeatures
-from lipgan.metrics.features.external import PREFIXES as _PREFIXES
-from lipgan.metrics.features.external import ExternalFeatures, UserFeatures
+from lipgan.metrics.features.external import ExternalFeatures
+from lipgan.metrics.features.huggingface import huggingface as _huggingface
 from lipgan.metrics.features.inception import InceptionFeatures
 from lipgan.metrics.features.pixels import Pixels
 from lipgan.metrics.features.preprocessing import Preprocessing
 from lipgan.metrics.features.random import RandomFeatures
+from lipgan.metrics.features.timm import timm as _timm
+from lipgan.metrics.features.torchvision import torchvision as _torchvision
+from lipgan.metrics.features.user import UserFeatures
+from lipgan.metrics.features.user import module as _module
 from lipgan.metrics.features.vision import ClipFeatures, DinoFeatures
 
 __all__ = [
@@ -53,7 +57,9 @@ EXTRACTORS: Mapping[str, Callable[..., FeatureExtractor]] = MappingProxyType(
 
 
 #: What makes an extractor of another package, by what stands before the colon of a name.
-PREFIXES: Mapping[str, Callable[..., FeatureExtractor]] = _PREFIXES
+PREFIXES: Mapping[str, Callable[..., FeatureExtractor]] = MappingProxyType(
+    {"torchvision": _torchvision, "timm": _timm, "hf": _huggingface, "module": _module}
+)
 
 
 def names() -> list[str]:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lipgan.metrics.features.external import ExternalFeatures, transformer
+from lipgan.metrics.features.external import ExternalFeatures
+from lipgan.metrics.features.huggingface import transformer
 from lipgan.metrics.features.preprocessing import CLIP_NORM, IMAGENET_NORM, Preprocessing
 
 __all__ = ["ClipFeatures", "DinoFeatures"]
