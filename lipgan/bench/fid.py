@@ -24,7 +24,7 @@ from lipgan.bench.frechet import _features, by_eigvals
 from lipgan.bench.harness import Table, in_fresh_process, interleave
 from lipgan.commands import fid, parser
 from lipgan.metrics import FrechetDistance
-from lipgan.metrics.features.inception import InceptionFeatures, InceptionNetwork
+from lipgan.metrics.features.inception import InceptionNetwork
 
 # The length of the features that FID is named for.
 DIM = 2048
@@ -33,8 +33,8 @@ SAMPLES = 5000  # of either side
 # Rows that come at once: the batches of pytorch-fid, and all, as from a file.
 BATCHES = [50, SAMPLES]
 
-# Of a folder of images: so many, of so many pixels a side.
-IMAGES, SIDE = 100, 256
+# Of folders of images: files in each, and pixels a side.
+FOLDERS = [(100, 256), (30, 1024)]
 
 OURS, EIGVALS = "lipgan", "torch eigvals"
 
@@ -84,13 +84,13 @@ def _times(batch: int, seed: int, seconds: float) -> dict[str, float]:
     return interleave(variants, seconds=seconds, warmup=1, check=check)
 
 
-def _write_images(folder: Path, suffix: str, seed: int) -> None:
+def _write_images(folder: Path, suffix: str, files: int, side: int, seed: int) -> None:
     """Smooth pictures with some noise, so that files are as large as those of photographs."""
     random = np.random.default_rng(seed)
     folder.mkdir()
-    for i in range(IMAGES):
-        smooth = Image.fromarray(random.integers(0, 256, (8, 8, 3), dtype=np.uint8)).resize((SIDE, SIDE))
-        levels = np.asarray(smooth) + random.normal(0, 6, (SIDE, SIDE, 1))
+    for i in range(files):
+        smooth = Image.fromarray(random.integers(0, 256, (8, 8, 3), dtype=np.uint8)).resize((side, side))
+        levels = np.asarray(smooth) + random.normal(0, 6, (side, side, 1))
         Image.fromarray(levels.clip(0, 255).astype(np.uint8)).save(folder / f"{i:04}{suffix}", quality=90)
 
 
@@ -110,28 +110,28 @@ def _write_weights(folder: Path, seed: int) -> Path:
 
 @contextlib.contextmanager
 def _forward_seconds() -> Iterator[list[float]]:
-    """The seconds of every call of the extractor."""
-    forward, seconds = InceptionFeatures.forward, []
+    """The seconds of every call of the network, which is given images of 299 x 299 pixels."""
+    forward, seconds = InceptionNetwork.forward, []
 
-    def timed(self: InceptionFeatures, images: Tensor) -> Tensor:
+    def timed(self: InceptionNetwork, x: Tensor, dim: int = DIM) -> Tensor:
         start = time.perf_counter()
-        features = forward(self, images)
+        features = forward(self, x, dim)
         seconds.append(time.perf_counter() - start)
         return features
 
-    InceptionFeatures.forward = timed  # type: ignore[method-assign]
+    InceptionNetwork.forward = timed  # type: ignore[method-assign]
     try:
         yield seconds
     finally:
-        InceptionFeatures.forward = forward  # type: ignore[method-assign]
+        InceptionNetwork.forward = forward  # type: ignore[method-assign]
 
 
-def _command_times(seed: int) -> tuple[float, float]:
-    """Seconds of ``lipgan fid``, without the start of Python and imports, and of the extractor within it."""
+def _command_times(files: int, side: int, seed: int) -> tuple[float, float]:
+    """Seconds of ``lipgan fid``, without the start of Python and imports, and of the network within it."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for k, suffix in enumerate((".png", ".jpg")):
-            _write_images(folder / suffix[1:], suffix, seed + k)
+            _write_images(folder / suffix[1:], suffix, files, side, seed + k)
         weights = _write_weights(folder, seed)
         args = parser.build().parse_args(["fid", str(folder / "png"), str(folder / "jpg"), "--features", str(weights)])
         output = io.StringIO()
@@ -139,7 +139,7 @@ def _command_times(seed: int) -> tuple[float, float]:
             start = time.perf_counter()
             fid.main(args)
             total = time.perf_counter() - start
-    if len(forward) != 2 * -(-IMAGES // 50):
+    if len(forward) != 2 * -(-files // 50):
         raise AssertionError(f"lipgan fid called Inception {len(forward)} times: {output.getvalue()}")
     return total, sum(forward)
 
@@ -170,17 +170,24 @@ def run(seed: int = 0, seconds: float = 1.0) -> list[Table]:
             }
         )
     command = Table(
-        f"lipgan fid on folders of {IMAGES} PNG and {IMAGES} JPEG files of {SIDE} x {SIDE} pixels, Inception, CPU",
-        ["total ms", "extractor ms", "around it, %"],
+        "lipgan fid on a folder of PNG and one of JPEG files, Inception, CPU",
+        ["files", "pixels", "total ms", "network ms", "around it, %"],
         notes=[
-            "extractor: its forward, of random weights. Around it: files read, weights read, sums, distance; not the",
-            "start of Python and imports.",
+            "files in either folder, of pixels x pixels. network: of random weights. Around it: files read and scaled,",
+            "weights read, sums, distance; not the start of Python and imports.",
         ],
     )
-    total, forward = in_fresh_process(_command_times, seed)
-    command.rows.append(
-        {"total ms": 1e3 * total, "extractor ms": 1e3 * forward, "around it, %": 100 * (1 - forward / total)}
-    )
+    for files, side in FOLDERS:
+        total, forward = in_fresh_process(_command_times, files, side, seed)
+        command.rows.append(
+            {
+                "files": files,
+                "pixels": side,
+                "total ms": 1e3 * total,
+                "network ms": 1e3 * forward,
+                "around it, %": 100 * (1 - forward / total),
+            }
+        )
     return [table, command]
 
 

@@ -233,7 +233,7 @@ class _Features:
                 )
                 raise TypeError(f"a data set must give images [3, h, w] of uint8, got batches {kind}")
             with torch.no_grad():
-                output = self.function(images.to(device))
+                output = self.function(images.to(device).contiguous())
             if isinstance(output, Tensor):
                 output = dict.fromkeys(self.order, output)
             elif not isinstance(output, dict):

@@ -128,7 +128,7 @@ def read_image(
         max_pixels: refuse an image of more.
 
     Returns:
-        ``[3, h, w]``, uint8.
+        ``[3, h, w]``, uint8; in memory the channels of a pixel lie together, as decoders write them.
 
     Raises:
         ImageError: not such a file, broken, cut off, larger than ``max_pixels``, or not to be opened.
@@ -146,9 +146,9 @@ def read_image(
             if image.width * image.height > max_pixels:
                 raise ImageError(f"{image.width} x {image.height} pixels are more than {max_pixels}")
             rgb = to_rgb(image)
-        if size is not None:
-            rgb = scaled(rgb, size, crop=crop)
-        return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
+            if size is not None:
+                rgb = scaled(rgb, size, crop=crop)
+            return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
     # Decoders fail in many ways on broken files: struct.error, SyntaxError, IndexError, and more with each format.
     except Exception as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
@@ -208,11 +208,21 @@ _quiet_pillow = _QuietPillow()
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """``image`` in mode RGB; deep grey is scaled to 8 bits, and transparency dropped."""
+    """``image`` in mode RGB, itself if it has that; deep grey is scaled to 8 bits, and transparency dropped.
+
+    Raises:
+        ImageError: levels of floating point, or whole ones beyond 16 bits: Pillow would clip them to 8 bits.
+    """
+    if image.mode == "F":
+        raise ImageError("its levels are floating point, whose range is not known: save it with 8 or 16 bits")
     if image.mode.startswith("I"):
-        levels = np.asarray(image).astype(np.int64).clip(0, 65535)
+        levels = np.asarray(image).astype(np.int64)
+        low, high = int(levels.min()), int(levels.max())
+        if low < 0 or high > 65535:
+            raise ImageError(f"its levels must be from 0 to 65535, got {low} to {high}: save it with 8 or 16 bits")
         return Image.fromarray(((levels + 128) // 257).astype(np.uint8)).convert("RGB")
-    return image.convert("RGB")
+    # Pillow would copy what needs no conversion.
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def default_workers() -> int:
@@ -242,7 +252,7 @@ def image_batches(
         mixed: whether the images may differ in size; a batch then ends where the size changes.
 
     Yields:
-        ``[n, 3, h, w]``, uint8.
+        ``[n, 3, h, w]``, uint8, in memory as of :func:`read_image`.
 
     Raises:
         ImageError: a file cannot be used, and ``skip`` is None.
@@ -260,7 +270,7 @@ def image_batches(
                 skip(error)
                 continue
             if mixed and batch and image.shape != batch[0].shape:
-                yield torch.stack(batch)
+                yield _stacked(batch)
                 batch = []
             if shape is None:
                 shape = image.shape
@@ -271,10 +281,15 @@ def image_batches(
                 )
             batch.append(image)
             if len(batch) == batch_size:
-                yield torch.stack(batch)
+                yield _stacked(batch)
                 batch = []
         if batch:
-            yield torch.stack(batch)
+            yield _stacked(batch)
+
+
+def _stacked(images: list[Tensor]) -> Tensor:
+    # As they lie in memory: torch.stack would bring the channels apart, which takes as long as to scale them.
+    return torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
 
 
 def _read_ahead(

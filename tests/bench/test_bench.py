@@ -341,9 +341,11 @@ def test_fid_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(fid, "BATCHES", [7, 50])
     monkeypatch.setattr(harness, "_TURN_SECONDS", 0.0)
     monkeypatch.setattr(fid, "in_fresh_process", lambda function, *args: function(*args))
-    monkeypatch.setattr(fid, "_command_times", lambda seed: (2.0, 1.9))
+    monkeypatch.setattr(fid, "_command_times", lambda files, side, seed: (2.0, 1.9))
     table, command = fid.run(seconds=0.0)
-    assert command.rows == [{"total ms": 2000.0, "extractor ms": 1900.0, "around it, %": pytest.approx(5)}]
+    assert [(row["files"], row["pixels"]) for row in command.rows] == [(100, 256), (30, 1024)]
+    assert all((row["total ms"], row["network ms"]) == (2000.0, 1900.0) for row in command.rows)
+    assert all(row["around it, %"] == pytest.approx(5) for row in command.rows)
     assert [row["rows at once"] for row in table.rows] == [7, 50]
     assert all(row["ratio"] == pytest.approx(row["eigvals ms"] / row["lipgan ms"]) for row in table.rows)
     bench._plot(fid, [table], tmp_path / "plot.png")

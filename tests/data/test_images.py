@@ -82,6 +82,20 @@ def test_sixteen_bits_are_scaled_and_not_clipped(tmp_path: Path) -> None:
     assert np.array_equal(read_image(tmp_path / "deep.png")[0].numpy(), expected)
 
 
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (np.array([[0.0, 0.5]], np.float32), "floating point, whose range is not known"),
+        (np.array([[0, 65536]], np.int32), "must be from 0 to 65535, got 0 to 65536"),
+        (np.array([[-1, 255]], np.int32), "must be from 0 to 65535, got -1 to 255"),
+    ],
+)
+def test_levels_that_would_be_clipped_are_refused(rows: np.ndarray, message: str, tmp_path: Path) -> None:
+    Image.fromarray(rows).save(tmp_path / "a.tif")
+    with pytest.raises(ImageError, match=rf"a\.tif cannot be used: its levels .*{message}"):
+        read_image(tmp_path / "a.tif")
+
+
 def test_size_scales_by_pillows_bicubic_filter(tmp_path: Path) -> None:
     Image.fromarray(levels(9, 7)).save(tmp_path / "a.png")
     expected = np.asarray(Image.fromarray(levels(9, 7)).resize((4, 4), Image.Resampling.BICUBIC))

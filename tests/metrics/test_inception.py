@@ -323,6 +323,23 @@ def test_clean_preprocessing(size: tuple[int, int], weights: Path, monkeypatch: 
             np.testing.assert_allclose(128 * ours.numpy() + 128, scaled, rtol=0, atol=1e-4)
 
 
+@pytest.mark.cpu
+@pytest.mark.parametrize("preprocessing", inception.PREPROCESSINGS)
+def test_an_image_is_prepared_alone_as_among_others(
+    preprocessing: str, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extractor = InceptionFeatures(weights, preprocessing=preprocessing)
+    seen = []
+    monkeypatch.setattr(extractor.network, "forward", lambda x, dim: seen.append(x) or torch.zeros(len(x), dim))
+    images = torch.randint(0, 256, (3, 3, 310, 330), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    # Of floating point, they are prepared together. As files are read, the channels of a pixel lie together.
+    for given in (images.float() / 255, images, images.contiguous(memory_format=torch.channels_last)):
+        extractor(given)
+        assert seen[-1].is_contiguous()
+        assert seen[-1].shape == (3, 3, 299, 299)
+        torch.testing.assert_close(seen[-1], seen[0], rtol=0, atol=4e-6)
+
+
 def test_other_preprocessings_are_refused(weights: Path) -> None:
     names = "pytorch, tensorflow, torchmetrics, clean"
     with pytest.raises(ValueError, match=f"preprocessing must be one of {names}, got 'cleaner'"):

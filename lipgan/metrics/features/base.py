@@ -1,11 +1,12 @@
 """What every feature extractor is, and the images it takes."""
 
+from collections.abc import Callable
 from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["FeatureExtractor", "ImageFeatures", "as_rgb", "as_unit_images"]
+__all__ = ["FeatureExtractor", "ImageFeatures", "as_rgb", "as_unit_images", "one_by_one"]
 
 Self = TypeVar("Self", bound="ImageFeatures")
 
@@ -42,7 +43,7 @@ def as_unit_images(images: Tensor) -> Tensor:
     if images.ndim != 4 or images.shape[1] not in (1, 3) or 0 in images.shape[2:]:
         raise ValueError(f"images must have shape (n, 1 or 3, h, w), got {tuple(images.shape)}")
     if images.dtype == torch.uint8:
-        return images.float() / 255
+        return images.float().div_(255)
     if images.numel():
         # Images in [-1, 1], as generators make them, would give a number, and a wrong one.
         low, high = images.detach().aminmax()
@@ -54,6 +55,18 @@ def as_unit_images(images: Tensor) -> Tensor:
 def as_rgb(images: Tensor) -> Tensor:
     """``images [n, 1 or 3, h, w]`` with 3 channels: grey ones three times."""
     return images.expand(-1, 3, -1, -1)
+
+
+def one_by_one(prepare: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """``prepare(images)``, which does to each image ``[1, c, h, w]`` what it does to it among others.
+
+    On a CPU levels are prepared image after image: in floating point a batch of large ones takes gigabytes, and one is
+    still in the caches when it is scaled.
+    """
+    levels = isinstance(images, Tensor) and images.dtype == torch.uint8 and images.ndim == 4
+    if not levels or images.device.type != "cpu" or len(images) < 2:
+        return prepare(images)
+    return torch.cat([prepare(images[i : i + 1]) for i in range(len(images))])
 
 
 class ImageFeatures(nn.Module):

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from lipgan._checks import check_choice
 from lipgan.metrics.features import weights as weights_files
-from lipgan.metrics.features.base import ImageFeatures, as_rgb, as_unit_images
+from lipgan.metrics.features.base import ImageFeatures, as_rgb, as_unit_images, one_by_one
 
 __all__ = ["DIMS", "PREPROCESSINGS", "SHA256", "SIZE", "URL", "InceptionFeatures", "InceptionNetwork", "cached_weights"]
 
@@ -274,9 +274,18 @@ class InceptionFeatures(ImageFeatures):
 
     def means(self, images: Tensor, dim: int) -> Tensor:
         """The means over the image at another layer, ``[n, dim]``; the errors are those of a call."""
-        x = as_rgb(as_unit_images(images))
+        x = one_by_one(self._prepared, images)
         if not len(x):
             return x.new_empty(0, dim)
+        # A module that holds the extractor may have been brought to another dtype.
+        means: Tensor = self.network(x.to(self.network.fc.weight.dtype), dim)
+        return means
+
+    def _prepared(self, images: Tensor) -> Tensor:
+        """What the network is given: ``[n, 3, 299, 299]``, float32."""
+        x = as_rgb(as_unit_images(images))
+        if not len(x):
+            return x.new_empty(0, 3, _SIDE, _SIDE)
         if self.preprocessing == "tensorflow":
             x = (_resize_corners(_resize_corners(255 * x, 3), 2) - 128) / 128
         elif self.preprocessing == "torchmetrics":
@@ -286,9 +295,7 @@ class InceptionFeatures(ImageFeatures):
             x = (resize_bicubic(255 * x) - 128) / 128
         else:
             x = 2 * F.interpolate(x, size=(_SIDE, _SIDE), mode="bilinear", align_corners=False) - 1
-        # A module that holds the extractor may have been brought to another dtype.
-        means: Tensor = self.network(x.to(self.network.fc.weight.dtype), dim)
-        return means
+        return x.contiguous()
 
 
 def resize_bicubic(x: Tensor) -> Tensor:
@@ -337,6 +344,8 @@ def _read(path: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:
             f"put it at {cached_weights()}, or name it by weights=..., or allow the download by download=True"
         )
         raise FileNotFoundError(errno.ENOENT, hint, str(path)) from error
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder, and must be a file of weights")
     if digits == SHA256 and size != SIZE:
         raise ValueError(f"{path} is damaged or another file: it must have {SIZE} bytes, got {size}")
     return _checked(path, weights_files.read(path, digits), expected)

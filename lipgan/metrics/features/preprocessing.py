@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lipgan._checks import check_choice
-from lipgan.metrics.features.base import as_rgb, as_unit_images
+from lipgan.metrics.features.base import as_rgb, as_unit_images, one_by_one
 
 __all__ = ["CLIP_NORM", "IMAGENET_NORM", "INTERPOLATIONS", "Preprocessing"]
 
@@ -68,6 +68,9 @@ class Preprocessing:
 
     def __call__(self, images: Tensor) -> Tensor:
         """``[n, 3, h, w]``, float32. Errors as those of :func:`lipgan.metrics.features.base.as_unit_images`."""
+        return one_by_one(self._prepared, images)
+
+    def _prepared(self, images: Tensor) -> Tensor:
         x = _rounded(255 * as_rgb(as_unit_images(images)))
         if self.square:
             side = min(x.shape[2:])
@@ -77,7 +80,7 @@ class Preprocessing:
         if self.crop is not None:
             x = self._middle(x, self.crop)
         mean, std = (torch.tensor(values, device=x.device)[:, None, None] for values in (self.mean, self.std))
-        return (x * self.scale - mean) / std
+        return ((x * self.scale - mean) / std).contiguous()
 
     def _target(self, height: int, width: int) -> tuple[int, int]:
         assert self.resize is not None

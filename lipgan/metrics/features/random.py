@@ -49,7 +49,7 @@ class RandomFeatures(ImageFeatures):
 
     def forward(self, images: Tensor) -> Tensor:
         """Features ``[n, 224]``, float32. Errors as those of :func:`lipgan.metrics.features.base.as_unit_images`."""
-        x = 2 * as_rgb(as_unit_images(images)) - 1
+        x = (2 * as_rgb(as_unit_images(images)) - 1).contiguous()
         features = []
         for layer in self.layers:
             x = F.leaky_relu(layer(x), _SLOPE)
