@@ -8,7 +8,8 @@
 Between the markers ``<!-- study NAME -->`` and ``<!-- end -->`` of the page stand figure, caption and verdicts of a
 study; they are replaced by what its result folder holds. A study without a section gets one, and one without a result
 folder stays as it is. Between ``<!-- studies -->`` and ``<!-- end -->`` is a table of all sections. What stands outside
-of the markers, such as remarks, is kept. Figures go to docs/images/studies, with at most 64 colours.
+of the markers, such as remarks, is kept. Figures go to docs/images/studies, with at most 256 colours: with 64
+the rarer lines of a figure change theirs.
 
 ``--recipes`` takes the trainings of a full run of losses-table, which may be unfinished, into
 docs/measurements/recipes.jsonl, and writes what stands between ``<!-- digits -->`` or ``<!-- longer -->`` and
@@ -41,7 +42,7 @@ PAGE = ROOT / "docs" / "studies.md"
 RECIPES = ROOT / "docs" / "recipes.md"
 TRAININGS = ROOT / "docs" / "measurements" / "recipes.jsonl"
 IMAGES = ROOT / "docs" / "images" / "studies"
-COLOURS = 64
+COLOURS = 256
 #: The heading after the last section.
 AFTER = "## Change one thing\n"
 

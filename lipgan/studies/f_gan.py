@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from scipy.optimize import minimize
 from torch import Tensor, nn
 
@@ -271,27 +272,27 @@ def _draw(settings: Settings, rows: Sequence[Finished]) -> Figure:
             _log_normal(x, mean, std).exp(),
             color=figures.COLOURS[index],
             linestyle=figures.DASHES[index],
-            label=name,
         )
     densities.set_xlim(-4, 7)
     densities.set_xlabel("x (units of length)")
     densities.set_ylabel("density (per unit of length)")
     densities.set_title("the nearest Gaussian by each divergence")
+    keys: list[Line2D] = []
     for index, name in enumerate((*shown, "hellinger")):
         mean, std, _ = optimum(name)
         colour = figures.COLOURS[index]
-        for number, row in enumerate(_of(rows, name)):
+        style: dict[str, Any] = {"color": colour, "marker": figures.MARKERS[index]}
+        keys.append(Line2D([], [], **style, linestyle=figures.DASHES[index] if name in shown else "none", label=name))
+        for row in _of(rows, name):
             path = np.asarray(row.result["path"])
             fits.plot(path[:, 0], np.exp(path[:, 1]), color=colour, linewidth=0.6, alpha=0.5)
-            style: dict[str, Any] = {"color": colour, "marker": figures.MARKERS[index], "linestyle": "none"}
-            label = name if name not in shown and not number else None
-            fits.plot(row.result["mean"], row.result["std"], label=label, **style)
+            fits.plot(row.result["mean"], row.result["std"], linestyle="none", **style)
         fits.plot(mean, std, "+", color="black", markersize=9, label=None if index else "optimum", zorder=4)
     fits.set_xlabel("mean (units of length)")
     fits.set_ylabel("standard deviation (units of length)")
     fits.set_title("what f-GAN fits")
-    (first, names), (second, more) = densities.get_legend_handles_labels(), fits.get_legend_handles_labels()
-    figure.legend(first + second, names + more, loc="outside lower center", ncols=4)
+    others = [axes.get_legend_handles_labels()[0][0] for axes in (densities, fits)]
+    figure.legend(handles=[others[0], *keys, others[1]], loc="outside lower center", ncols=4)
     return figure
 
 

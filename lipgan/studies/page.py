@@ -58,7 +58,7 @@ def render(
         f"<h2>Numbers</h2>\n{table(analysis.table.columns, analysis.table.cells())}"
         f"<h2>What was run</h2>\n<p>{escape(study.method)}</p>\n"
         f"<p>{len(seeds)} seeds ({_seeds(seeds)}), {units} units of work, {duration(seconds)} on one core. "
-        f"Spreads are standard deviations over the seeds.</p>\n"
+        f"Spreads are standard deviations over the seeds.{_chance(study, len(seeds))}</p>\n"
         f"{_settings(settings)}"
         f"<p>To repeat it: <code>{escape(command)}</code></p>\n"
         f'<p class="small">{escape(machine)}</p>\n',
@@ -85,6 +85,14 @@ def overview(rows: Sequence[tuple[Study, Analysis]]) -> str:
 
 def _verdict(verdict: str) -> str:
     return f'<span class="verdict {_CLASSES[verdict]}">{_MARKS[verdict]} {escape(verdict)}</span>'
+
+
+def _chance(study: Study, seeds: int) -> str:
+    """How little a rule asks that few seeds have to pass."""
+    if not any("in every seed" in claim.rule for claim in study.claims):
+        return ""
+    passed = "in the one seed" if seeds == 1 else f"in all of {seeds} seeds"
+    return f" A comparison that only chance decides comes out as claimed {passed} one time in {2**seeds}."
 
 
 def _settings(settings: Settings) -> str:

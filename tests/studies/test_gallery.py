@@ -4,10 +4,12 @@ import dataclasses
 import importlib.util
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from lipgan import studies
-from lipgan.studies import losses_table, runner
+from lipgan.studies import figures, losses_table, runner
 
 ROOT = Path(__file__).parents[2]
 
@@ -54,7 +56,16 @@ def test_the_page_of_the_documentation_is_what_the_script_writes(gallery):
         if found is not None:
             assert f"images/studies/{name}.png" in found[1]
             assert found[1].count("\n| ") == 1 + len(studies.get(name).claims)
-            assert (gallery.IMAGES / f"{name}.png").stat().st_size < 80_000
+            assert (gallery.IMAGES / f"{name}.png").stat().st_size < 100_000
+
+
+def test_the_figures_of_the_page_have_the_colours_of_their_style(gallery):
+    for name, lines in (("f-gan", 5), ("ttur", 6)):
+        with Image.open(gallery.IMAGES / f"{name}.png") as picture:
+            near = np.asarray(picture.convert("RGB")).astype(int).reshape(-1, 3)
+        for colour in figures.COLOURS[:lines]:
+            wanted = [int(colour[k : k + 2], 16) for k in (1, 3, 5)]
+            assert np.abs(near - wanted).max(1).min() <= 2, f"{name} lacks {colour}"
 
 
 def test_the_tables_of_recipes_come_from_all_trainings_that_are_known(gallery, tmp_path):

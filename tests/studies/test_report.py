@@ -56,6 +56,7 @@ def test_the_page_is_valid_and_needs_nothing_else(folder):
     holding = [claim["verdict"] for claim in found["claims"]].count("holds")
     assert f"Verdict: {page._MARKS[found['verdict']]} {found['verdict']} ({holding} of 4 claims hold)" in text
     assert "lipgan study biased-gradients --seeds 2 --seed 3" in text
+    assert "comes out as claimed in all of 2 seeds one time in 4." in text
     assert "lecture 004: D. Derkach" in text
     assert "lecture 000" not in text
     # The numbers of the table are those of the file.
