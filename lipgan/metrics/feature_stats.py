@@ -167,6 +167,7 @@ class FeatureStats:
             size = len(part)
             centred = torch.sub(part, mean, out=buffer[:size])
             mean_low = centred.mean(0)
+            centred -= mean_low  # of a large offset it is no small part of the deviations
             difference = self._join(count, mean, mean_low, size)
             # The distance of the means enters as one more row of the product, instead of another pass over the matrix.
             buffer[size] = difference * (count / (count + size) * size) ** 0.5
@@ -213,6 +214,10 @@ class FeatureStats:
         step = self._mean_low + difference * (size / (count + size))
         self._mean, self._mean_low = _two_sum(self._mean, step)
         return difference
+
+    def mean_relative_to(self, other: FeatureStats) -> Tensor:
+        """``[dim]``, the mean less that of ``other``, without the rounding of either to float64."""
+        return (self._mean - other._mean.to(self._mean)) + (self._mean_low - other._mean_low.to(self._mean))
 
     def _to_matrix(self) -> Tensor:
         """All of the state, ``[dim + 3, dim]``, for :meth:`_from_matrix` in another process."""

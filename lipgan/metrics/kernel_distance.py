@@ -51,6 +51,9 @@ _LARGEST = 2.0**40
 # Rows that are widened at a time where features are centred: they stay in a second-level cache.
 _WIDENED = 32
 
+# Squared lengths, in widths of the Gaussian, up to which their rounding moves its exponent by less than 1e-9.
+_FAR = 2.0**20
+
 # Columns of the product with the features that a subset costs in the product with the memberships, which is in float64
 # and narrow: measured for blocks as above.
 _SUBSET_COLUMNS = {torch.float64: 2.3, torch.float32: 4.6}
@@ -115,9 +118,14 @@ def _kernel(name: str, dim: int, degree: int, gamma: float | None, coef: float, 
 
     def rbf(x: _Rows, y: _Rows) -> Tensor:
         lengths = x.rows.square().sum(1)[:, None] + y.rows.square().sum(1)
-        squares = torch.addmm(lengths, x.rows, y.rows.T, alpha=-2)
-        # Rounding makes the square of a small distance negative.
-        return squares.clamp_(min=0).mul_(-0.5 / sigma**2).exp_()
+        if len(x) and len(y) and float(lengths.max()) > _FAR * sigma**2:
+            # The square of a small distance far from the centre would be the rounding of the others.
+            direct = "donot_use_mm_for_euclid_dist"
+            squares = torch.cdist(x.rows, y.rows, compute_mode=direct).square_()
+        else:
+            # Rounding makes the square of a small distance negative.
+            squares = torch.addmm(lengths, x.rows, y.rows.T, alpha=-2).clamp_(min=0)
+        return squares.mul_(-0.5 / sigma**2).exp_()
 
     return polynomial if name == "polynomial" else rbf
 

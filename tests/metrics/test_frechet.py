@@ -732,6 +732,17 @@ def test_metric_of_batches() -> None:
     torch.testing.assert_close(metric.compute(), expected, rtol=1e-11, atol=0)
 
 
+@pytest.mark.parametrize("d", [3, 90])  # few features have a way of their own
+def test_a_common_offset_costs_the_metric_no_accuracy(d: int) -> None:
+    # Multiples of 1/1024, exact with the offset, where float64 has a resolution of 1/4096.
+    real, fake = (randn(60, d, seed=k).mul(1024).round() / 1024 for k in (0, 1))
+    expected, metric = frechet_distance_from_features(real, fake), FrechetDistance()
+    for batch, is_real in ((real, True), (fake, False)):
+        for part in (batch + 2.0**40).split(17):
+            metric.update(part, real=is_real)
+    torch.testing.assert_close(metric.compute(), expected, rtol=1e-9, atol=0)
+
+
 def test_metric_of_features_and_arrays() -> None:
     metric = FrechetDistance(ddof=0)
     real, fake = randn(5, 9), randn(6, 9, seed=1)

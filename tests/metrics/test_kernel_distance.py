@@ -106,6 +106,20 @@ def test_a_common_offset_costs_the_gaussian_no_accuracy() -> None:
     assert far == pytest.approx(near, rel=1e-7)
 
 
+def test_the_gaussian_sees_small_distances_far_from_the_other_set() -> None:
+    # Multiples of 1/8, which stay exact with the offset; its square rounds to multiples of 1 and more.
+    x, y = (randn(20, 4, seed=k).mul(8).round() / 8 for k in (0, 1))
+    for offset in (1e8, 1e12):
+        mixed = torch.cat([x, y + offset])
+        assert kernel_distance(x, y + offset, subset_size=None, kernel="rbf", sigma=1.0)[0] == pytest.approx(
+            definition(x, y + offset, "rbf", 1.0), rel=1e-13
+        )
+        assert kernel_distance(mixed, y, subset_size=None, kernel="rbf", sigma=1.0)[0] == pytest.approx(
+            definition(mixed, y, "rbf", 1.0), rel=1e-13
+        )
+        assert cmmd(x, y + offset, sigma=1.0) == pytest.approx(cmmd(x, y + 1e3, sigma=1.0), rel=1e-13)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_narrow_dtypes_are_computed_in_float64(dtype: torch.dtype) -> None:
     x, y = randn(20, 4).to(dtype), randn(20, 4, seed=1).to(dtype)
