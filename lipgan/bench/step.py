@@ -8,11 +8,14 @@ loop has the pieces of the Trainer and nothing around them.
 from __future__ import annotations
 
 import copy
+import statistics
+import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import lipgan
 from lipgan import data, recipes
@@ -36,6 +39,9 @@ OVERHEADS: dict[str, tuple[str, str]] = {
     "WGAN-GP on digits": ("wgan-gp", "digits"),
     "GAN on the ring": ("gan", "ring"),
 }
+
+# What no way to a training step can leave out.
+_CONVOLUTIONS = (torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default)
 
 # Steps that are compared before anything is timed, and by how much their losses may differ, relative, in float64.
 _CHECKED, _TOLERANCE = 3, 1e-9
@@ -264,6 +270,42 @@ def _times(case: tuple[str, str], seed: int, seconds: float, *, overhead: bool) 
     return {name: value / steps for name, value in times.items()}
 
 
+class _Convolutions(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Adds up the seconds of the convolutions that run within it."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.seconds = 0.0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func not in _CONVOLUTIONS:
+            return func(*args, **(kwargs or {}))
+        start = time.perf_counter()
+        result = func(*args, **(kwargs or {}))
+        self.seconds += time.perf_counter() - start
+        return result
+
+
+def _convolution_times(case: tuple[str, str], seed: int, seconds: float) -> dict[str, float]:
+    """Seconds of a step of the plain loop, and of the convolutions of its step ("torch") and of the Trainer's."""
+    recipe, dataset = recipes.get(case[0]), data.load(case[1])
+    trainer, plain, _ = _loops(recipe, dataset, seed, torch.float32)
+    seen: dict[str, list[float]] = {"torch": [], "lipgan": []}
+
+    def timed(name: str, step: Callable[[], object]) -> None:
+        with _Convolutions() as convolutions:
+            step()
+        seen[name].append(convolutions.seconds)
+
+    runs: dict[str, Callable[[], object]] = {
+        "loop": plain.step,
+        "torch": lambda: timed("torch", plain.step),
+        "lipgan": lambda: timed("lipgan", lambda: trainer.fit(1)),
+    }
+    loop = interleave(runs, seconds=seconds)["loop"]
+    return {"loop": loop} | {name: statistics.median(values) for name, values in seen.items()}
+
+
 def run(seed: int = 0, seconds: float = 1.0) -> list[Table]:
     """The tables of the benchmark.
 
@@ -308,7 +350,23 @@ def run(seed: int = 0, seconds: float = 1.0) -> list[Table]:
                 "overhead %": 100 * (times["lipgan"] / times["loop"] - 1),
             }
         )
-    return [speed, overhead]
+    shares = Table(
+        "The convolutions of a training step, and what a step of nothing else would reach, float32, CPU",
+        ["recipe", "torch ms", "torch convolutions ms", "lipgan convolutions ms", "bound"],
+        notes=["bound: a step of the loop in plain PyTorch over the convolutions of a step of the Trainer."],
+    )
+    for name, (recipe, dataset, _) in CASES.items():
+        times = in_fresh_process(_convolution_times, (recipe, dataset), seed, seconds)
+        shares.rows.append(
+            {
+                "recipe": name,
+                "torch ms": 1e3 * times["loop"],
+                "torch convolutions ms": 1e3 * times["torch"],
+                "lipgan convolutions ms": 1e3 * times["lipgan"],
+                "bound": times["loop"] / times["lipgan"],
+            }
+        )
+    return [speed, overhead, shares]
 
 
 def _speed_times(case: tuple[str, str], seed: int, seconds: float) -> dict[str, float]:

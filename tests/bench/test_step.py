@@ -26,10 +26,13 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("small")
 def test_step_tables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    speed, overhead = step.run(seconds=0.0)
+    speed, overhead, shares = step.run(seconds=0.0)
     assert [row["recipe"] for row in speed.rows] == list(step.CASES)
     assert [row["recipe"] for row in overhead.rows] == list(step.OVERHEADS)
-    bench._plot(step, [speed, overhead], tmp_path / "plot.png")
+    for row in shares.rows:
+        assert row["torch convolutions ms"] > 0
+        assert row["bound"] == pytest.approx(row["torch ms"] / row["lipgan convolutions ms"])
+    bench._plot(step, [speed, overhead, shares], tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -44,3 +47,16 @@ def test_a_wrong_loop_is_not_timed(loop: str, name: str, monkeypatch: pytest.Mon
     monkeypatch.setattr(getattr(step, loop), "update_generator", wrong)
     with pytest.raises(AssertionError, match=f"generator_loss of step 1: {loop} and Trainer differ by"):
         step._times((name, "digits"), 0, 0.0, overhead=False)
+
+
+def test_convolutions_are_told_from_the_rest() -> None:
+    x, w = torch.randn(2, 1, 8, 8), torch.randn(3, 1, 3, 3, requires_grad=True)
+    with step._Convolutions() as nothing:
+        torch.mm(x[0, 0], x[1, 0])
+    with step._Convolutions() as forward:
+        y = torch.conv2d(x, w)
+    with step._Convolutions() as backward:
+        y.sum().backward()
+    assert nothing.seconds == 0.0
+    assert forward.seconds > 0.0
+    assert backward.seconds > 0.0
