@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -20,11 +20,16 @@ def check_choice(name: str, value: Any, known: Sequence[str]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
 
 
-def check_count(name: str, value: object, minimum: int = 1) -> None:
-    """TypeError unless ``value`` is an int, ValueError unless it is at least ``minimum``."""
+def check_int(name: str, value: object) -> None:
+    """TypeError unless ``value`` is an int."""
     if not isinstance(value, Integral) or isinstance(value, bool):
         raise TypeError(f"{name} must be an int, got {value!r}")
-    if value < minimum:
+
+
+def check_count(name: str, value: object, minimum: int = 1) -> None:
+    """TypeError unless ``value`` is an int, ValueError unless it is at least ``minimum``."""
+    check_int(name, value)
+    if value < minimum:  # type: ignore[operator]
         raise ValueError(f"{name} must be at least {minimum}, got {value}")
 
 
@@ -50,6 +55,20 @@ def as_number(name: str, value: Any, *, minimum: float = -math.inf) -> float:
         bound = {-math.inf: "", 0.0: " and not negative"}.get(minimum, f" and at least {minimum:g}")
         raise ValueError(f"{name} must be finite{bound}, got {converted}")
     return converted
+
+
+def check_positive(name: str, value: object) -> None:
+    """TypeError unless ``value`` is a number, ValueError unless it is above 0."""
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not value > 0:  # type: ignore[operator]
+        raise ValueError(f"{name} must be positive, got {value!r}")
+
+
+def check_generator(generator: object) -> None:
+    """TypeError unless ``generator`` is one of torch's, or None."""
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator must be a torch.Generator or None, got {type(generator).__name__}")
 
 
 def as_whole(name: str, value: float, minimum: int = 1) -> int:

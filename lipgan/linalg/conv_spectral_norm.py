@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lipgan._checks import check_count
+from lipgan._checks import check_count, check_generator
 from lipgan._dtypes import accumulation_dtype
 from lipgan.linalg.conv_operator import ConvOperator, power_iteration
 from lipgan.linalg.spectral_norm_bound import gram_bound, power_of_two, round_up
@@ -79,6 +79,7 @@ def conv_spectral_norm(
         padding_mode=padding_mode,
     )
     check_count("n_iterations", n_iterations)
+    check_generator(generator)
     weight = weight.to(accumulation_dtype(weight.dtype))
     # Squares of entries beyond 1e19 or below 1e-19 leave the range of float32.
     scale = power_of_two(weight.detach().abs().amax())

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lipgan._checks import check_count
+from lipgan._checks import check_count, check_generator
 from lipgan.metrics._inputs import Array, as_features, left_to
 from lipgan.metrics.metric import Collection
 
@@ -70,6 +70,7 @@ def inception_score(
             generator = None
         elif generator is None:
             generator = torch.Generator().manual_seed(0)
+    check_generator(generator)
     check_count("splits", splits)
     rows = as_features("probs", probs)
     if len(rows) < splits:

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lipgan._checks import as_number, check_choice, check_count
+from lipgan._checks import as_number, check_choice, check_count, check_generator, check_positive
 from lipgan.metrics._inputs import Array, as_pair, left_to
 from lipgan.metrics.metric import TwoSides
 
@@ -106,8 +106,7 @@ def _kernel(name: str, dim: int, degree: int, gamma: float | None, coef: float, 
     for argument, value in (("gamma", gamma), ("coef", coef), ("sigma", sigma)):
         if value is not None:
             as_number(argument, value)
-    if not sigma > 0:
-        raise ValueError(f"sigma must be positive, got {sigma}")
+    check_positive("sigma", sigma)
     factor = 1 / dim if gamma is None else gamma
 
     def polynomial(x: _Rows, y: _Rows) -> Tensor:
@@ -228,6 +227,7 @@ def kernel_distance(
         assert package.subsets is not None
         subsets, degree, subset_size = package.subsets, package.degree, package.size_of_subsets(min(len(x), len(y)))
     apply = _kernel(kernel, x.shape[1], degree, gamma, coef, sigma)
+    check_generator(generator)
     check_count("subsets", subsets)
     if subset_size is not None:
         check_count("subset_size", subset_size)
@@ -285,8 +285,8 @@ def cmmd(real: Array, fake: Array, *, sigma: float = 10.0, scale: float = 1000.0
         19.8013
     """
     x, y = as_pair("real", real, "fake", fake)
-    if not as_number("scale", scale) > 0:
-        raise ValueError(f"scale must be positive, got {scale}")
+    as_number("scale", scale)
+    check_positive("scale", scale)
     apply = _kernel("rbf", x.shape[1], 1, None, 0.0, sigma)
     first, second = _prepared(x, y, "rbf", min(len(x), len(y)))
     ones_x, ones_y = (torch.ones(len(side), 1, dtype=torch.float64, device=x.device) for side in (x, y))

@@ -25,7 +25,7 @@ import scipy.spatial.distance
 import torch
 from torch import Tensor
 
-from lipgan._checks import check_count
+from lipgan._checks import check_count, check_generator
 from lipgan.metrics._inputs import Array, as_pair, as_real_tensor
 
 __all__ = ["WassersteinInfo", "sliced_wasserstein_distance", "wasserstein_distance"]
@@ -428,6 +428,7 @@ def sliced_wasserstein_distance(
     """
     _check_p(p)
     check_count("projections", projections)
+    check_generator(generator)
     a, b = _samples(x, y)
     device = "cpu" if generator is None else generator.device
     directions = torch.randn(a.shape[1], projections, dtype=torch.float64, generator=generator, device=device)

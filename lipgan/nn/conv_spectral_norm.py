@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
-from lipgan._checks import check_count
+from lipgan._checks import check_count, check_positive
 from lipgan.linalg.conv_operator import ConvOperator, power_iteration
 from lipgan.nn._pickling import make_picklable
 from lipgan.nn.spectral_norm import is_normalized
@@ -123,8 +123,7 @@ def conv_spectral_norm(
     if weight.ndim != len(module.kernel_size) + 2:
         raise ValueError(f"name {name!r} is no convolution weight, its shape is {tuple(weight.shape)}")
     check_count("n_power_iterations", n_power_iterations)
-    if not eps > 0:
-        raise ValueError(f"eps must be positive, got {eps!r}")
+    check_positive("eps", eps)
     operator = ConvOperator.create(
         weight,
         input_size,

@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import _SpectralNorm as _TorchSpectralNorm
 
-from lipgan._checks import check_count, check_floating
+from lipgan._checks import check_count, check_floating, check_int, check_positive
 from lipgan.nn._pickling import make_picklable
 from lipgan.nn._recomputation import keep, recall
 from lipgan.nn.spectral_norm_layouts import to_own_layout, to_their_layout
@@ -71,6 +71,7 @@ class SpectralNorm(nn.Module):
         super().__init__()
         check_weight(weight)
         check_settings(n_power_iterations, eps)
+        check_int("dim", dim)
         if not -weight.ndim <= dim < weight.ndim:
             raise IndexError(
                 f"dim must be in [{-weight.ndim}, {weight.ndim - 1}] for a weight of shape {tuple(weight.shape)}, "
@@ -228,10 +229,9 @@ def check_weight(weight: Tensor, name: str = "weight") -> None:
 
 
 def check_settings(n_power_iterations: int, eps: float) -> None:
-    """Raise ValueError for settings that no layer can have."""
+    """Raise TypeError or ValueError for settings that no layer can have."""
     check_count("n_power_iterations", n_power_iterations)
-    if not eps > 0:
-        raise ValueError(f"eps must be positive, got {eps}")
+    check_positive("eps", eps)
 
 
 def default_dim(module: nn.Module) -> int:
@@ -286,7 +286,7 @@ def spectral_norm(
     Raises:
         ValueError: no such parameter, one that has the hook :func:`torch.nn.utils.spectral_norm` already, an empty or
             0-dim parameter, ``n_power_iterations < 1``, ``eps <= 0``.
-        TypeError: an integer parameter.
+        TypeError: an integer parameter; a setting that is no number, or no int.
         IndexError: ``dim`` out of range.
 
     Example:

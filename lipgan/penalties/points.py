@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lipgan._checks import check_real_and_fake
+from lipgan._checks import check_generator, check_real_and_fake
 from lipgan._dtypes import accumulation_dtype
 from lipgan._transfer import to_device
 from lipgan.ops.gradient_penalty import mixtures
@@ -36,6 +36,7 @@ def interpolate(real: Tensor, fake: Tensor, *, generator: torch.Generator | None
 
 
 def _uniform(shape: Sequence[int], like: Tensor, generator: torch.Generator | None) -> Tensor:
+    check_generator(generator)
     device = like.device if generator is None else generator.device
     dtype = accumulation_dtype(like.dtype)
     if generator is None:  # the form with a generator takes no symbolic shapes, which torch.compile may ask for

@@ -488,6 +488,8 @@ def with_weight(weight: Tensor) -> nn.Module:
         (unnamed(name="wight"), ValueError, "Linear has no parameter or buffer named 'wight'"),
         (unnamed(n_power_iterations=0), ValueError, "n_power_iterations must be at least 1, got 0"),
         (unnamed(eps=0.0), ValueError, "eps must be positive, got 0.0"),
+        (unnamed(eps="x"), TypeError, "eps must be a number, got 'x'"),
+        (unnamed(dim=1.0), TypeError, "dim must be an int, got 1.0"),
         (lambda: lipgan.spectral_norm(nn.LazyLinear(3)), ValueError, "weight is not initialized yet"),
         (unnamed(dim=2), IndexError, r"dim must be in \[-2, 1\] .* got 2"),
         (lambda: lipgan.spectral_norm(with_weight(torch.ones(2, 2).int())), TypeError, "got torch.int32"),

@@ -49,6 +49,7 @@ BAD = [
     refuses(
         "many weights", mlp, FLAT, FLAT, weight=torch.ones(2), error=TypeError, match="weight must be a number, got"
     ),
+    refuses("generator", mlp, FLAT, FLAT, generator=3, error=TypeError, match="generator must be a .* got int"),
     refuses("kind", mlp, FLAT, FLAT, kind="wgan", match=r"kind must be one of wgan-gp, lp, .*, got 'wgan'"),
     refuses("kind of no kind", mlp, FLAT, FLAT, kind=["r1"], match=r"kind must be one of .*, got \['r1'\]"),
     refuses("engine", mlp, FLAT, FLAT, engine="fast", match="engine must be one of auto, fused, autograd, got 'fast'"),

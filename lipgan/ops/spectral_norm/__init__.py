@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from lipgan._checks import check_floating
+from lipgan._checks import check_floating, check_positive
 from lipgan.ops import _backend
 from lipgan.ops.spectral_norm.autograd import normalize
 from lipgan.ops.spectral_norm.backends import split_vectors
@@ -74,8 +74,7 @@ def spectral_norm_group(
         )
     if n_power_iterations < 0:
         raise ValueError(f"n_power_iterations must not be negative, got {n_power_iterations}")
-    if not eps > 0:
-        raise ValueError(f"eps must be positive, got {eps}")
+    check_positive("eps", eps)
     first = weights[0]
     for layer, weight in enumerate(weights):
         if not -weight.ndim <= dims[layer] < max(weight.ndim, 1):
