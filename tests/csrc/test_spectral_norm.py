@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from arena import Arena
+from cuda_sources import SPECTRAL_NORM
 from tolerance import assert_as_accurate
 
 from lipgan.ops import _backend
@@ -26,40 +27,13 @@ DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]  # number
 CUDA_ERROR_INVALID_VALUE = 1
 EPS = 1e-12
 
-SOURCE = r"""
-#include "cuda/spectral_norm.cu"
-
-using lipgan::SpectralNormBwdLayer;
-using lipgan::SpectralNormFwdLayer;
-
-extern "C" {
-int64_t bwd_workspace_size(const SpectralNormBwdLayer* layers, int64_t num_layers) {
-  return lipgan::cuda::spectral_norm_bwd_workspace(layers, num_layers);
-}
-int spectral_norm_bwd(int dtype, const SpectralNormBwdLayer* layers, int64_t num_layers, const void* sigma,
-                      const void* grad_sigma, void* workspace) {
-  return lipgan::cuda::spectral_norm_bwd(static_cast<lipgan::Dtype>(dtype), layers, num_layers, sigma, grad_sigma,
-                                         workspace, nullptr);
-}
-int64_t workspace_size(const SpectralNormFwdLayer* layers, int64_t num_layers) {
-  return lipgan::cuda::spectral_norm_fwd_workspace(layers, num_layers);
-}
-int64_t table_size(int64_t num_layers) { return lipgan::cuda::spectral_norm_fwd_table_size(num_layers); }
-int spectral_norm_fwd(int dtype, const SpectralNormFwdLayer* layers, int64_t num_layers, void* sigma,
-                      int64_t n_power_iterations, double eps, void* workspace, void* table) {
-  return lipgan::cuda::spectral_norm_fwd(static_cast<lipgan::Dtype>(dtype), layers, num_layers, sigma,
-                                         n_power_iterations, eps, workspace, table, nullptr);
-}
-}
-"""
-
 Layer = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # weight [h, w], u [h], v [w]
 Result = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]  # y [h, w], u [h], v [w], sigma []
 
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    loaded = host_executor.build(SOURCE, tmp_path_factory.mktemp("spectral_norm"))
+    loaded = host_executor.build(SPECTRAL_NORM, tmp_path_factory.mktemp("spectral_norm"))
     for function in (loaded.workspace_size, loaded.table_size, loaded.bwd_workspace_size):
         function.restype = ctypes.c_int64
     return loaded

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cuda_sources import SPECTRAL_NORM
 from ptx import compile as compilers
 from ptx import kit
 from ptx.memory import Finding
@@ -187,34 +188,6 @@ def test_votes_of_a_block(functions: str) -> None:
     out = device.array(np.zeros(128, np.int32), written=False)
     device.launch(functions, [device.array(values), out], grid=2, threads=64, name="any_negative")
     assert out.tolist() == [1] * 64 + [11] * 64
-
-
-SPECTRAL_NORM = r"""
-#include "cuda/spectral_norm.cu"
-
-using lipgan::SpectralNormBwdLayer;
-using lipgan::SpectralNormFwdLayer;
-
-extern "C" {
-int64_t bwd_workspace_size(const SpectralNormBwdLayer* layers, int64_t num_layers) {
-  return lipgan::cuda::spectral_norm_bwd_workspace(layers, num_layers);
-}
-int spectral_norm_bwd(int dtype, const SpectralNormBwdLayer* layers, int64_t num_layers, const void* sigma,
-                      const void* grad_sigma, void* workspace) {
-  return lipgan::cuda::spectral_norm_bwd(static_cast<lipgan::Dtype>(dtype), layers, num_layers, sigma, grad_sigma,
-                                         workspace, nullptr);
-}
-int64_t workspace_size(const SpectralNormFwdLayer* layers, int64_t num_layers) {
-  return lipgan::cuda::spectral_norm_fwd_workspace(layers, num_layers);
-}
-int64_t table_size(int64_t num_layers) { return lipgan::cuda::spectral_norm_fwd_table_size(num_layers); }
-int spectral_norm_fwd(int dtype, const SpectralNormFwdLayer* layers, int64_t num_layers, void* sigma,
-                      int64_t n_power_iterations, double eps, void* workspace, void* table) {
-  return lipgan::cuda::spectral_norm_fwd(static_cast<lipgan::Dtype>(dtype), layers, num_layers, sigma,
-                                         n_power_iterations, eps, workspace, table, nullptr);
-}
-}
-"""
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
