@@ -17,6 +17,8 @@ def to_device(tensor: Tensor, device: torch.device, dtype: torch.dtype | None = 
     """
     if dtype is not None and tensor.dtype != dtype:
         tensor = tensor.to(dtype)
+    if tensor.device == device:
+        return tensor
     if device.type in _PINNED_FOR and tensor.device.type == "cpu" and not torch.compiler.is_compiling():
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)

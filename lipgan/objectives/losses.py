@@ -56,8 +56,8 @@ class Loss(Protocol):
         """What the generator minimizes."""
         ...
 
-    def estimate(self, real_scores: Tensor, fake_scores: Tensor) -> Tensor:
-        """What the critic has measured, for a log."""
+    def estimate(self, real_scores: Tensor, fake_scores: Tensor, critic_loss: Tensor | None = None) -> Tensor:
+        """What the critic has measured, for a log; ``critic_loss``, where known, is its loss for these scores."""
         ...
 
 
@@ -102,9 +102,11 @@ class Minimax:
         """Scores ``[B]`` of fake samples -> 0-dim."""
         return -softplus(widen(fake_scores)).mean()
 
-    def estimate(self, real_scores: Tensor, fake_scores: Tensor) -> Tensor:
+    def estimate(self, real_scores: Tensor, fake_scores: Tensor, critic_loss: Tensor | None = None) -> Tensor:
         """Scores ``[B]`` of real and of fake samples -> at most ``2 JS(p, q)``, which is at most log 4."""
-        return math.log(4) - softplus(-widen(real_scores)).mean() - softplus(widen(fake_scores)).mean()
+        if critic_loss is None or self.label_smoothing:
+            critic_loss = softplus(-widen(real_scores)).mean() + softplus(widen(fake_scores)).mean()
+        return math.log(4) - critic_loss
 
 
 @dataclass(frozen=True)
@@ -149,10 +151,11 @@ class LeastSquares:
         """Scores ``[B]`` of fake samples -> 0-dim."""
         return 0.5 * (widen(fake_scores) - 1).square().mean()
 
-    def estimate(self, real_scores: Tensor, fake_scores: Tensor) -> Tensor:
+    def estimate(self, real_scores: Tensor, fake_scores: Tensor, critic_loss: Tensor | None = None) -> Tensor:
         """Scores ``[B]`` of real and of fake samples -> at most ``Delta(p, q)``, which is at most 2."""
         # A smaller label scales the best critic, and its loss by the square.
-        return 2 - 8 / (1 - self.label_smoothing) ** 2 * self.critic_loss(real_scores, fake_scores)
+        loss = self.critic_loss(real_scores, fake_scores) if critic_loss is None else critic_loss
+        return 2 - 8 / (1 - self.label_smoothing) ** 2 * loss
 
 
 @dataclass(frozen=True)
@@ -175,9 +178,9 @@ class Hinge:
         """Scores ``[B]`` of fake samples -> 0-dim."""
         return -widen(fake_scores).mean()
 
-    def estimate(self, real_scores: Tensor, fake_scores: Tensor) -> Tensor:
+    def estimate(self, real_scores: Tensor, fake_scores: Tensor, critic_loss: Tensor | None = None) -> Tensor:
         """Scores ``[B]`` of real and of fake samples -> at most the integral of ``|p - q|``, which is at most 2."""
-        return 2 - self.critic_loss(real_scores, fake_scores)
+        return 2 - (self.critic_loss(real_scores, fake_scores) if critic_loss is None else critic_loss)
 
 
 @dataclass(frozen=True)
@@ -198,9 +201,9 @@ class Wasserstein:
         """Scores ``[B]`` of fake samples -> 0-dim."""
         return -widen(fake_scores).mean()
 
-    def estimate(self, real_scores: Tensor, fake_scores: Tensor) -> Tensor:
+    def estimate(self, real_scores: Tensor, fake_scores: Tensor, critic_loss: Tensor | None = None) -> Tensor:
         """Scores ``[B]`` of real and of fake samples -> at most ``K W_1(p, q)`` for a K-Lipschitz critic."""
-        return -self.critic_loss(real_scores, fake_scores)
+        return -(self.critic_loss(real_scores, fake_scores) if critic_loss is None else critic_loss)
 
 
 @dataclass(frozen=True)
@@ -229,7 +232,7 @@ class KLWasserstein:
         """Scores ``[B]`` of fake samples -> 0-dim."""
         return -self._weighted(fake_scores)
 
-    def estimate(self, real_scores: Tensor, fake_scores: Tensor) -> Tensor:
+    def estimate(self, real_scores: Tensor, fake_scores: Tensor, critic_loss: Tensor | None = None) -> Tensor:
         """Scores ``[B]`` of real and of fake samples -> at most ``KL(p | q)``."""
         fake = widen(fake_scores)
         return widen(real_scores).mean() - (fake.logsumexp(0) - math.log(len(fake)))
@@ -270,9 +273,9 @@ class Relativistic:
             raise ValueError("real_scores must be given to the generator's relativistic loss, got None")
         return softplus(self._margins(real_scores, fake_scores)).mean()
 
-    def estimate(self, real_scores: Tensor, fake_scores: Tensor) -> Tensor:
+    def estimate(self, real_scores: Tensor, fake_scores: Tensor, critic_loss: Tensor | None = None) -> Tensor:
         """Scores ``[B]`` of real and of as many fake samples -> at most ``JS(p q, q p)``, which is at most log 2."""
-        return math.log(2) - self.critic_loss(real_scores, fake_scores)
+        return math.log(2) - (self.critic_loss(real_scores, fake_scores) if critic_loss is None else critic_loss)
 
     def _margins(self, real_scores: Tensor, fake_scores: Tensor) -> Tensor:
         if real_scores.shape != fake_scores.shape:
@@ -318,9 +321,10 @@ class Energy:
         """Scores ``[B]`` of fake samples -> 0-dim."""
         return -widen(fake_scores).mean()
 
-    def estimate(self, real_scores: Tensor, fake_scores: Tensor) -> Tensor:
+    def estimate(self, real_scores: Tensor, fake_scores: Tensor, critic_loss: Tensor | None = None) -> Tensor:
         """Scores ``[B]`` of real and of fake samples -> at most the total variation, which is at most 1."""
-        return 1 - self.critic_loss(real_scores, fake_scores) / self.margin
+        loss = self.critic_loss(real_scores, fake_scores) if critic_loss is None else critic_loss
+        return 1 - loss / self.margin
 
 
 @dataclass(frozen=True)
@@ -357,9 +361,9 @@ class FGAN:
         of_scores = self.divergence.conjugate_of_activation if self.saturating else self.divergence.activation
         return -of_scores(widen(fake_scores)).mean()
 
-    def estimate(self, real_scores: Tensor, fake_scores: Tensor) -> Tensor:
+    def estimate(self, real_scores: Tensor, fake_scores: Tensor, critic_loss: Tensor | None = None) -> Tensor:
         """Scores ``[B]`` of real and of fake samples -> at most ``D_f(p | q)``."""
-        return self.divergence.variational_bound(real_scores, fake_scores)
+        return self.divergence.variational_bound(real_scores, fake_scores) if critic_loss is None else -critic_loss
 
 
 #: By name.

@@ -64,7 +64,7 @@ class AAE(GAN):
         real, fake = self.seen(batch.z, batch), self.seen(self.codes(batch), batch)
         real_output, fake_output = self.judge_both(real, fake, batch)
         loss = self.loss.critic_loss(real_output.scores, fake_output.scores)
-        estimate = self.loss.estimate(real_output.scores.detach(), fake_output.scores.detach())
+        estimate = self.loss.estimate(real_output.scores.detach(), fake_output.scores.detach(), loss.detach())
         terms = {"critic_loss": loss, "estimate": estimate}
         if self.recipe.penalty != "none":
             terms["penalty"] = self.penalty(real, fake, batch)

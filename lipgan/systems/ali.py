@@ -72,7 +72,7 @@ class ALI(GAN):
         real, fake = self.pairs(batch)
         real_scores, fake_scores = self.scores(real, fake)
         loss = self.loss.critic_loss(real_scores, fake_scores)
-        estimate = self.loss.estimate(real_scores.detach(), fake_scores.detach())
+        estimate = self.loss.estimate(real_scores.detach(), fake_scores.detach(), loss.detach())
         return LossOutput(self.averaged(loss, "critic"), {"critic_loss": loss, "estimate": estimate})
 
     def generator_loss(self, batch: Batch) -> LossOutput:

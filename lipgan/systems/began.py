@@ -138,7 +138,7 @@ class Equilibrium:
         """``L(G(z))``."""
         return -fake_scores.mean()
 
-    def estimate(self, real_scores: Tensor, fake_scores: Tensor) -> Tensor:
+    def estimate(self, real_scores: Tensor, fake_scores: Tensor, critic_loss: Tensor | None = None) -> Tensor:
         """M, the measure of convergence."""
         real, fake = -real_scores.mean(), -fake_scores.mean()
         return real + (self.gamma * real - fake).abs()

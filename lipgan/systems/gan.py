@@ -54,7 +54,7 @@ class GAN(System):
             return self._penalized_at_samples(real, fake)
         real_output, fake_output = self.judge_both(real, fake, batch)
         loss = self.loss.critic_loss(real_output.scores, fake_output.scores)
-        estimate = self.loss.estimate(real_output.scores.detach(), fake_output.scores.detach())
+        estimate = self.loss.estimate(real_output.scores, fake_output.scores, loss.detach())
         terms = {"critic_loss": loss, "estimate": estimate}
         if recipe.conditioning == "auxiliary":
             terms["classification"] = self.classification(real_output, batch) + self.classification(fake_output, batch)
@@ -77,7 +77,7 @@ class GAN(System):
             target=recipe.penalty_target,
             engine=self.penalty_engine,
         )
-        estimate = self.loss.estimate(step.real_scores, step.fake_scores)
+        estimate = self.loss.estimate(step.real_scores, step.fake_scores, step.loss)
         terms = {"critic_loss": step.loss, "estimate": estimate, "penalty": step.penalty}
         return LossOutput(self.averaged(step.total, "critic"), terms)
 
@@ -149,7 +149,9 @@ class GAN(System):
         """`judge` of real and of fake samples."""
         if not self.joined:
             return self.judge(real, batch.labels, full=full), self.judge(fake, batch.labels, full=full)
-        labels = None if batch.labels is None else torch.cat([batch.labels, batch.labels])
+        labels = None
+        if self.recipe.conditioning != "none" and batch.labels is not None:
+            labels = torch.cat([batch.labels, batch.labels])
         return _halves(self.judge(torch.cat([real, fake]), labels, full=full))
 
     def classification(self, output: Output, batch: Batch) -> Tensor:

@@ -69,7 +69,7 @@ class InfoGAN(GAN):
         real, fake = self.seen(batch.real, batch), self.seen(self.fake(batch), batch)
         real_output, fake_output = self.judge_both(real, fake, batch, full=True)
         loss = self.loss.critic_loss(real_output.scores, fake_output.scores)
-        estimate = self.loss.estimate(real_output.scores.detach(), fake_output.scores.detach())
+        estimate = self.loss.estimate(real_output.scores.detach(), fake_output.scores.detach(), loss.detach())
         misread, read = self.misread(fake_output, batch)
         terms = {"critic_loss": loss, "estimate": estimate, **read}
         loss = loss + misread

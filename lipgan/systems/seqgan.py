@@ -80,7 +80,7 @@ class SeqGAN(GAN):
         """The objective of telling data from the generator's sequences."""
         scores, fake_scores = self.critic(torch.cat([batch.real, self.fake(batch)])).chunk(2)
         loss = self.loss.critic_loss(scores, fake_scores)
-        estimate = self.loss.estimate(scores.detach(), fake_scores.detach())
+        estimate = self.loss.estimate(scores.detach(), fake_scores.detach(), loss.detach())
         return LossOutput(self.averaged(loss, "critic"), {"critic_loss": loss, "estimate": estimate})
 
     def generator_loss(self, batch: Batch) -> LossOutput:

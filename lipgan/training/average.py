@@ -19,22 +19,21 @@ class MovingAverage:
     def __init__(self, average: nn.Module, module: nn.Module) -> None:
         averaged = {name for name, _ in module.named_parameters(remove_duplicate=False)}
         ours, theirs = average.state_dict(), module.state_dict()
-        self._averaged: list[tuple[Tensor, Tensor]] = []
-        self._copied: list[tuple[Tensor, Tensor]] = []
+        # Tensors of the average, and those of the module that they follow.
+        self._averaged: tuple[list[Tensor], list[Tensor]] = [], []
+        self._copied: tuple[list[Tensor], list[Tensor]] = [], []
         seen = set()
         for name, value in theirs.items():
             # A parameter that two layers share has two names, and moves once.
             if (key := (value.data_ptr(), value.shape)) in seen and value.numel():
                 continue
             seen.add(key)
-            both = self._averaged if name in averaged or name.endswith(_STATISTICS) else self._copied
-            both.append((ours[name], value))
+            followers, followed = self._averaged if name in averaged or name.endswith(_STATISTICS) else self._copied
+            followers.append(ours[name])
+            followed.append(value)
 
-    @torch.no_grad()
     def update(self, decay: float) -> None:
         """``average = decay * average + (1 - decay) * module``."""
-        averages, values = (list(side) for side in zip(*self._averaged, strict=True))
-        torch._foreach_lerp_(averages, values, 1 - decay)
-        if self._copied:
-            averages, values = (list(side) for side in zip(*self._copied, strict=True))
-            torch._foreach_copy_(averages, values)
+        torch._foreach_lerp_(*self._averaged, 1 - decay)
+        if self._copied[0]:
+            torch._foreach_copy_(*self._copied)

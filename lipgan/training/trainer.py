@@ -351,15 +351,16 @@ class Trainer:
         """One update of a network on the samples at ``indices``: what is logged of it."""
         loss_of = self.system.critic_loss if name == "critic" else self.system.generator_loss
         z = latents(self.generator, len(indices), self._noise)
-        state = self._noise.get_state() if self.recipe.accumulation > 1 else None
+        parts = self.recipe.accumulation
+        state = self._noise.get_state() if parts > 1 else None
         rows = []
-        for part in range(self.recipe.accumulation):
+        for part in range(parts):
             if state is not None:
                 # Each part draws what it would draw within the whole batch.
                 self._noise.set_state(state)
             with self._autocast():
-                outcome = loss_of(self._part(indices, z, distributed.rank() * self.recipe.accumulation + part))
-            updater.backward(outcome.loss / self.recipe.accumulation)
+                outcome = loss_of(self._part(indices, z, distributed.rank() * parts + part))
+            updater.backward(outcome.loss if parts == 1 else outcome.loss / parts)
             rows.append({key: term.detach() for key, term in outcome.terms.items()})
         norm = updater.update(measure=(self.step + 1) % self.log_every == 0)
         if norm is not None:
@@ -371,9 +372,9 @@ class Trainer:
     def _part(self, indices: Tensor, z: Tensor, part: int) -> Batch:
         indices = to_device(indices, self.device)
         if self._parts == 1:
-            labels = None if self._labels is None else self._labels[indices]
             # Drawn on the CPU so that a seed means the same noise on every device.
-            return Batch(self._samples[indices], labels, to_device(z, self.device, self._dtype), self._noise)
+            z = to_device(z, self.device, self._dtype)
+            return _WholeBatch.at(indices, self._samples, self._labels, z, self._noise)
         size = len(indices) // self._parts
         start = part * size
         mine = indices[start : start + size]
@@ -394,8 +395,7 @@ class Trainer:
 
     def _log(self) -> None:
         # The only place where the loop waits for an accelerator.
-        self._check_losses()
-        means = distributed.average(torch.stack([_stacked(terms) for terms in self._unlogged]).double().mean(0))
+        means = distributed.average(self._checked_losses().double().mean(0))
         row: Row = {
             "step": self.step,
             "sigma": max(self.group.sigmas().values()) if self.group is not None else None,
@@ -407,23 +407,43 @@ class Trainer:
         self.history.append(row | {name: norm if math.isfinite(norm) else None for name, norm in norms.items()})
         self._unlogged.clear()
 
-    def _check_losses(self) -> None:
-        if not self._unlogged:
-            return
+    def _checked_losses(self) -> Tensor:
+        """What is logged of every step since the last row, ``[steps, terms]``, in this process."""
         # Every process has to see what one of them sees, or the others would wait for it.
-        values = distributed.average(torch.stack([_stacked(terms) for terms in self._unlogged]))
+        ours = _stacked(self._unlogged)
+        values = distributed.average(ours)
         first = self.step - len(self._unlogged) + 1
         for step, (terms, fine) in enumerate(zip(self._unlogged, values.isfinite().tolist(), strict=True), start=first):
             broken = [name for name, good in zip(terms, fine, strict=True) if not good]
             if broken:
                 raise TrainingDiverged(step, f"{_IN_WORDS.get(broken[0], broken[0])} is not finite")
+        return ours
 
     def _check_finite(self) -> None:
-        self._check_losses()
+        if self._unlogged:
+            self._checked_losses()
         for role, module in (("generator", self.generator), ("critic", self.critic), ("average", self.ema)):
             for name, tensor in module.state_dict().items():
                 if not bool(tensor.isfinite().all()):
                     raise TrainingDiverged(self.step, f"{name} of the {role} is not finite")
+
+
+class _WholeBatch(Batch):
+    """A batch of one process, whose samples and labels are looked up when a loss reads them."""
+
+    @classmethod
+    def at(cls, indices: Tensor, samples: Tensor, labels: Tensor | None, z: Tensor, random: torch.Generator) -> Batch:
+        batch = object.__new__(cls)
+        batch.__dict__.update(z=z, random=random, _of={"real": samples, "labels": labels}, _indices=indices)
+        return batch
+
+    def __getattr__(self, name: str) -> Any:
+        # Fields have no value yet, and everything else is not there.
+        if name not in ("real", "labels"):
+            raise AttributeError(name)
+        values = self._of[name]
+        found = self.__dict__[name] = None if values is None else values[self._indices]
+        return found
 
 
 def _check_labels(recipe: Recipe, data: Dataset) -> None:
@@ -431,6 +451,7 @@ def _check_labels(recipe: Recipe, data: Dataset) -> None:
         raise ValueError(f"conditioning {recipe.conditioning!r} needs labels, which {data.name!r} lacks")
 
 
+_WIDE = (torch.float32, torch.float64)
 _IN_WORDS = {
     "critic_loss": "the critic's loss",
     "generator_loss": "the generator's loss",
@@ -438,8 +459,10 @@ _IN_WORDS = {
 }
 
 
-def _stacked(terms: dict[str, Tensor]) -> Tensor:
-    return torch.stack([term.float() if term.dtype != torch.float64 else term for term in terms.values()])
+def _stacked(rows: list[dict[str, Tensor]]) -> Tensor:
+    """``[rows, terms]``, float32, or float64 where there is one."""
+    terms = [term if term.dtype in _WIDE else term.float() for row in rows for term in row.values()]
+    return torch.stack(terms).view(len(rows), -1)
 
 
 def _image_size(shape: list[int]) -> int | None:

@@ -243,6 +243,20 @@ def test_a_wasserstein_critic_reaches_the_distance_of_two_point_masses() -> None
     assert loss.estimate(slope * real, slope * fake).item() == 3
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_the_estimate_is_the_same_with_the_loss_at_hand(name: str) -> None:
+    real, fake = torch.randn(2, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    for options in ({}, {"label_smoothing": 0.2}, {"margin": 0.7}):
+        try:
+            loss = losses.get(name, **options)
+        except ValueError:
+            continue
+        estimate = loss.estimate(real, fake)
+        torch.testing.assert_close(
+            loss.estimate(real, fake, loss.critic_loss(real, fake)), estimate, rtol=1e-13, atol=0
+        )
+
+
 @pytest.mark.parametrize("name", [f"f-{name}" for name in divergences.names()])
 def test_f_gans_estimate_their_bound(name: str) -> None:
     loss, divergence = losses.get(name), divergences.get(name[2:])

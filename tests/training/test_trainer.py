@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lipgan import data, recipes
 from lipgan._files import write_atomically
-from lipgan.data import Dataset
+from lipgan.data import BatchOrder, Dataset
 from lipgan.models import ConvCritic, ConvGenerator
 from lipgan.training import CheckpointError, Trainer, TrainingDiverged, load_generator
 
@@ -202,6 +202,28 @@ def test_a_penalty_that_breaks_is_named() -> None:
 def test_a_recipe_without_a_penalty_logs_none() -> None:
     trainer = Trainer(PointGenerator(), PointCritic(), SMALL, points(), log_every=1).fit(1)
     assert trainer.history[-1]["penalty"] is None
+
+
+def test_a_batch_has_the_samples_and_labels_of_its_indices() -> None:
+    digits = data.load("digits")
+    trainer = Trainer.from_recipe(dataclasses.replace(SMALL, critic_norm="none"), digits)
+    batches: list[Any] = []
+    loss = trainer.system.critic_loss
+    trainer.system.critic_loss = lambda batch: (batches.append(batch), loss(batch))[1]  # type: ignore[method-assign]
+    order = BatchOrder(len(digits), 1)  # the stream of the trainer's seed, 0
+    trainer.fit(1)
+    assert digits.labels is not None
+    for batch in batches:
+        indices = order.next(8)
+        # A copy first: nobody has asked for the labels yet.
+        halved = dataclasses.replace(batch, real=0.5 * batch.real)
+        assert torch.equal(halved.real, 0.5 * digits.samples[indices])
+        assert torch.equal(batch.real, digits.samples[indices])
+        assert torch.equal(batch.labels, digits.labels[indices])
+        assert torch.equal(halved.labels, batch.labels)
+        assert (batch.before, batch.after, batch.whole, len(batch)) == (0, 0, None, 8)
+        with pytest.raises(AttributeError, match="captions"):
+            _ = batch.captions
 
 
 def test_n_critic_counts_updates_per_step() -> None:
