@@ -87,7 +87,8 @@ RECIPES = _table(
         **_DCGAN,
     ),
     *(
-        Recipe(name=f"f-gan-{divergence}", paper=_NOWOZIN, loss=f"f-{divergence}", **_DCGAN)
+        # Of images the paper has the networks of DCGAN, and replaces the objective.
+        Recipe(name=f"f-gan-{divergence}", paper=_NOWOZIN, architecture="dcgan", loss=f"f-{divergence}", **_DCGAN)
         for divergence in ("kl", "reverse-kl", "pearson", "hellinger", "jensen-shannon", "gan")
     ),
     Recipe(
