@@ -40,6 +40,7 @@ from lipgan.penalties.reader import Reader
 _STRIDED = torch.strided
 _OF_CLASSES = ("__name__", "__qualname__")
 _IS_LEAF, _HOOKS_OF = operator.attrgetter("is_leaf"), operator.attrgetter("_backward_hooks")
+_ATTRIBUTES = operator.attrgetter("__dict__")
 
 
 def comparison(
@@ -101,9 +102,20 @@ class _Writer:
         if self._held:
             self._constants["are_alike"] = _guards(self._held)
             self._refuse_if("not are_alike(*held)", "not all(map(is_leaf, held))", "any(map(hooks, held))")
+            self._attributes_of_tensors()
         body = "\n    ".join([*self._lines, "return held"])
         exec(f"def check(critic):\n    {body}\n", self._constants)
         return self._constants.pop("check")  # type: ignore[no-any-return]
+
+    def _attributes_of_tensors(self) -> None:
+        """What a program has added to a tensor is not read; nor may it be later, where code takes its absence."""
+        names = {name for name in self._reader.names if not hasattr(Tensor, name)}
+        if not all(map(names.isdisjoint, map(_ATTRIBUTES, self._held))):
+            raise NotRepeatable("an attribute of a tensor is read")
+        # Python 3.10 has no table of what catches exceptions.
+        if self._reader.asks or any(getattr(code, "co_exceptiontable", True) for code in self._reader.codes):
+            self._constants |= {"apart": names.isdisjoint, "attributes": _ATTRIBUTES}
+            self._refuse_if("not all(map(apart, map(attributes, held)))")
 
     # ---- lines ----
 

@@ -306,7 +306,11 @@ def _by_leaf(
         parameters, grads: a gradient for each, None for zeros.
         leaves: the parameters that there are.
     """
-    found = {id(p): (p, grad) for p, grad in zip(parameters, grads, strict=True) if p.is_leaf}
+    found: dict[int, tuple[Tensor, Tensor | None]] = {}
+    for p, grad in zip(parameters, grads, strict=True):
+        if p.is_leaf:  # a closed form names one as often as it is used
+            before = found.get(id(p), (p, None))[1]
+            found[id(p)] = p, before if grad is None else grad if before is None else before + grad
     derived = [(p, grad) for p, grad in zip(parameters, grads, strict=True) if not p.is_leaf]
     if derived:
         along = [torch.zeros_like(p) if grad is None else grad.to(p.dtype) for p, grad in derived]

@@ -209,6 +209,14 @@ def first_layer() -> tuple[nn.Module, Callable[[Any], Any]]:
     return Optional(), lambda critic: critic.inner.add_module("bend", nn.Softplus())
 
 
+def attribute_of_a_tensor() -> tuple[nn.Module, Callable[[Any], Any]]:
+    class Critic(Scored):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.score(x) * getattr(self.first.weight, "gain", 1.0)
+
+    return Critic(), lambda critic: setattr(critic.first.weight, "gain", 3.0)
+
+
 def order_of_layers() -> tuple[nn.Module, Callable[[Any], Any]]:
     def change(critic: Any) -> None:
         critic._modules["1"] = critic._modules.pop("1")
@@ -307,7 +315,14 @@ def function_of_a_layer() -> tuple[nn.Module, Callable[[Any], Any]]:
 CHANGES = [closure, default, default_by_name, code, class_between, class_that_had_none, bases, attribute_for_another]
 CHANGES += [attribute_of_an_object_for_another, order_of_layers, order_of_parameters]
 CHANGES += [first_buffer, first_parameter, first_layer, builtin, name_of_a_class]
-CHANGES += [attribute_of_a_function, zero_of_another_sign, order_of_a_set, class_of_a_key, function_of_a_layer]
+CHANGES += [
+    attribute_of_a_tensor,
+    attribute_of_a_function,
+    zero_of_another_sign,
+    order_of_a_set,
+    class_of_a_key,
+    function_of_a_layer,
+]
 
 
 @pytest.mark.parametrize("made", CHANGES, ids=lambda made: made.__name__)
@@ -493,3 +508,9 @@ def test_a_critic_of_one_batch_size() -> None:
         for engine in ("fused", "autograd")
     ]
     torch.testing.assert_close(*values, rtol=1e-10, atol=0.0)
+
+
+def test_tied_weights_are_no_difference(checked_plans: None) -> None:
+    critic = nn.Sequential(nn.Linear(5, 5), nn.Tanh(), nn.Linear(5, 5), nn.Tanh(), nn.Linear(5, 1)).double()
+    critic[2].weight = critic[0].weight
+    agree(lambda: critic, nn.Sequential(critic[0], critic[2]))
