@@ -28,6 +28,10 @@ BATCH_NORMS = ("batch", "virtual")
 METRICS = ("fid", "is", "kid", "prdc", "cmmd")
 PROTOCOLS = ("clean", "lipgan", "pytorch-fid", "torch-fidelity", "torchmetrics")
 
+#: The names that `lipgan.metrics.features` knows, sorted, and what stands before the colon in those of other packages.
+FEATURES = ("clip", "digits", "dinov2", "inception", "pixels", "random")
+FEATURE_PREFIXES = ("torchvision", "timm", "hf", "module")
+
 #: The names that `lipgan.recipes` and `lipgan.data` know, sorted.
 RECIPES = (
     "aae",

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 import lipgan
 from lipgan import _choices, data, recipes, systems
-from lipgan._files import check_destination, write_atomically
+from lipgan._files import write_atomically
 from lipgan.commands.console import find_device, list_images, progress_bar, say
+from lipgan.commands.names import check_outputs, checkpoint_file
 from lipgan.commands.sources import as_image_files, find_extractor
 from lipgan.data import Dataset
 from lipgan.data.images import default_workers, image_batches
@@ -26,7 +27,6 @@ from lipgan.ops import nearest_neighbours
 from lipgan.training import checkpoint, load_generator
 from lipgan.training.checkpoint import CheckpointError
 from lipgan.training.pictures import evaluation_page
-from lipgan.training.run import CHECKPOINT
 from lipgan.training.sampling import draw
 
 __all__ = ["METRICS", "Metric", "main"]
@@ -113,13 +113,11 @@ def main(args: argparse.Namespace) -> int:
             "start it without torchrun"
         )
     device = find_device(args.device)
-    for output in (args.json, args.plot):
-        if output is not None:
-            check_destination(output)
+    path = checkpoint_file(args)
+    check_outputs([path, args.weights], json=args.json, plot=args.plot)
     if args.plot is not None and args.plot.suffix.lower() != ".png":
         raise ValueError(f"--plot {args.plot} must end in .png")
     protocol = protocols.get(args.protocol)
-    path: Path = args.checkpoint / CHECKPOINT if args.checkpoint.is_dir() else args.checkpoint
     generator = load_generator(path, device=device)
     trained = _Trained.read(path)
     if len(trained.shape) == 2:
@@ -222,7 +220,7 @@ def _dataset(trained: _Trained, name: str | None, workers: int) -> Dataset:
         paths = list_images(name)
         batches = image_batches(paths, _BATCH_SIZE, shape[1], workers=workers)
         images = torch.cat(list(progress_bar(batches, -(-len(paths) // _BATCH_SIZE))))
-        return Dataset(name, images.float() / 127.5 - 1)
+        return Dataset(name, images.contiguous().float() / 127.5 - 1)
     size = shape[-1] if len(shape) == 3 else None
     if name is None:
         name = trained.data

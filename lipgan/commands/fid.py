@@ -2,14 +2,15 @@
 
 import argparse
 import json
+import math
 from typing import Any
 
 import torch
 
 import lipgan
-from lipgan._files import check_destination, write_atomically
+from lipgan._files import write_atomically
 from lipgan.commands.console import find_device, progress_bar, say
-from lipgan.commands.names import Source, find_source
+from lipgan.commands.names import Source, check_outputs, files_of, find_source
 from lipgan.commands.sources import FailedElsewhereError, Reader, Side, find_extractor
 from lipgan.data.images import default_workers
 from lipgan.metrics import protocols
@@ -59,9 +60,7 @@ def main(args: argparse.Namespace) -> int:
 def _prepared(args: argparse.Namespace, device: torch.device) -> tuple[Reader, tuple[Source, Source]]:
     package = protocols.get(args.protocol)
     sources = find_source(args.a), find_source(args.b)
-    for output in (args.save_stats, args.json):
-        if output is not None:
-            check_destination(output)
+    check_outputs(files_of(args), save_stats=args.save_stats, json=args.json)
     if args.download and distributed.world_size() > 1:
         raise ValueError("--download is for one process: run lipgan fid once without torchrun, then with it")
     from_images = any(source.has_images for source in sources)
@@ -86,13 +85,24 @@ def _tell(args: argparse.Namespace, first: Side, second: Side) -> None:
             f"{second.source.name} has {second.stats.dim} features a sample, {first.source.name} {first.stats.dim}: "
             "bring both to the same features and size"
         )
-    distance, info = distance_of_statistics(first.stats, second.stats)
+    try:
+        distance, info = distance_of_statistics(first.stats, second.stats)
+    except ValueError as error:
+        problem = str(error)
+        for number, side in (("1", first), ("2", second)):
+            for argument, meaning in (("mu", "mean"), ("sigma", "covariance")):
+                problem = problem.replace(argument + number, f"the {meaning} of {side.source.name}")
+        raise ValueError(problem) from error
+    fid = float(distance)
+    if not math.isfinite(fid):
+        raise ValueError(
+            f"features of {first.source.name} and {second.source.name} must be small enough for float64, got FID {fid}"
+        )
     protocol = {"a": _protocol(first), "b": _protocol(second)}
     for name, side_protocol in protocol.items():
         say(f"{name.upper()}: {_in_words(side_protocol, package.name)}")
     if first.pixels and second.pixels and first.pixels != second.pixels:
         say("the images of A and B differ in size; --size N brings both to N x N pixels")
-    fid = float(distance)
     if args.json is not None:
         result = {"fid": fid, "error_bound": info.error_bound, "dim": first.stats.dim, "size": args.size, **protocol}
         result["protocol"] = package.name

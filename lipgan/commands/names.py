@@ -2,16 +2,26 @@
 
 import argparse
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from lipgan._choices import DATA_PREFIXES, DATA_SETS, RECIPES, STUDIES
-from lipgan._files import expand_braces, is_path
+from lipgan._choices import DATA_PREFIXES, DATA_SETS, FEATURE_PREFIXES, FEATURES, PROTOCOLS, RECIPES, STUDIES
+from lipgan._files import check_destination, expand_braces, is_path
 from lipgan._registry import lookup
 
-__all__ = ["CHECKPOINT", "Source", "check", "check_study", "find_source"]
+__all__ = [
+    "CHECKPOINT",
+    "Source",
+    "check",
+    "check_outputs",
+    "check_study",
+    "checkpoint_file",
+    "files_of",
+    "find_source",
+    "is_extractor",
+]
 
 #: The file of a run that `lipgan sample` and `lipgan eval` read, in its folder.
 CHECKPOINT = "checkpoint.pt"
@@ -105,6 +115,51 @@ def _kind(dimensions: int, dtype: str) -> str:
     return "image array" if dimensions in (3, 4) or dtype == "uint8" else "features"
 
 
+def is_extractor(name: str) -> bool:
+    """Whether ``name`` is that of features, known or not; otherwise it is a file of weights, there or not."""
+    prefix, colon, _ = name.partition(":")
+    if name in FEATURES or (colon and prefix in FEATURE_PREFIXES):
+        return True
+    # A name with a folder or a suffix is a file's.
+    path = Path(name)
+    return not (path.is_file() or path.suffix or path.name != name)
+
+
+def _check_features(args: argparse.Namespace) -> None:
+    lookup(dict.fromkeys(PROTOCOLS), args.protocol, "protocol")
+    if args.features is not None and is_extractor(args.features):
+        prefix, colon, _ = args.features.partition(":")
+        if not (colon and prefix in FEATURE_PREFIXES):
+            lookup(dict.fromkeys(FEATURES), args.features, "feature extractor")
+
+
+def check_outputs(inputs: Iterable[str | Path | None], **outputs: Path | None) -> None:
+    """Refuse files that a command cannot write, or that it would write over what it reads or writes besides.
+
+    Args:
+        inputs: names of what it reads, of which those count that are files.
+        outputs: the files by flags, None for one that was not given.
+
+    Raises:
+        ValueError: the message names the flag and the file.
+    """
+    taken = {
+        os.path.realpath(path): "a file that is read" for path in inputs if path is not None and os.path.isfile(path)
+    }
+    for flag, output in outputs.items():
+        if output is None:
+            continue
+        check_destination(output)
+        # A pipe or a terminal may be given twice.
+        if output.exists() and not output.is_file():
+            continue
+        place = os.path.realpath(output)
+        flag = f"--{flag.replace('_', '-')}"
+        if place in taken:
+            raise ValueError(f"{flag} {output} would be written over {taken[place]}: name another file")
+        taken[place] = f"what {flag} writes"
+
+
 def _check_train(args: argparse.Namespace) -> None:
     if args.config is not None:
         args.config.stat()
@@ -115,14 +170,37 @@ def _check_train(args: argparse.Namespace) -> None:
         lookup(dict.fromkeys(DATA_SETS), args.data, "data set")
 
 
-def _check_checkpoint(args: argparse.Namespace) -> None:
+def _check_sample(args: argparse.Namespace) -> None:
+    check_outputs([checkpoint_file(args)], output=args.output)
+    _check_checkpoint(args)
+
+
+def checkpoint_file(args: argparse.Namespace) -> Path:
+    """The checkpoint that was named by itself or by the folder of its run."""
     path: Path = args.checkpoint
-    (path / CHECKPOINT if path.is_dir() else path).stat()
+    return path / CHECKPOINT if path.is_dir() else path
+
+
+def files_of(args: argparse.Namespace) -> list[str | None]:
+    """What `lipgan fid` is told to read, all shards of a name with braces by themselves."""
+    return [*expand_braces(args.a), *expand_braces(args.b), args.features, args.weights]
+
+
+def _check_checkpoint(args: argparse.Namespace) -> None:
+    checkpoint_file(args).stat()
+
+
+def _check_eval(args: argparse.Namespace) -> None:
+    check_outputs([checkpoint_file(args), args.weights], json=args.json, plot=args.plot)
+    _check_features(args)
+    _check_checkpoint(args)
 
 
 def _check_fid(args: argparse.Namespace) -> None:
     for name in (args.a, args.b):
         find_source(name)
+    check_outputs(files_of(args), save_stats=args.save_stats, json=args.json)
+    _check_features(args)
 
 
 def check_study(args: argparse.Namespace) -> None:
@@ -139,8 +217,8 @@ def check_study(args: argparse.Namespace) -> None:
 _CHECKS: Mapping[str, Callable[[argparse.Namespace], None]] = MappingProxyType(
     {
         "train": _check_train,
-        "sample": _check_checkpoint,
-        "eval": _check_checkpoint,
+        "sample": _check_sample,
+        "eval": _check_eval,
         "fid": _check_fid,
         "study": check_study,
     }

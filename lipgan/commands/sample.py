@@ -6,12 +6,12 @@ from pathlib import Path
 
 from PIL import Image
 
-from lipgan._files import check_destination, write_atomically
+from lipgan._files import write_atomically
 from lipgan.commands.console import find_device
+from lipgan.commands.names import check_outputs, checkpoint_file
 from lipgan.data.chords import chords, midi
 from lipgan.training import checkpoint, load_generator
 from lipgan.training.pictures import image_bytes
-from lipgan.training.run import CHECKPOINT
 from lipgan.training.sampling import draw
 from lipgan.training.showing import picture_of
 
@@ -34,8 +34,8 @@ def main(args: argparse.Namespace) -> None:
         image_bytes(Image.new("RGB", (8, 8)), format)
     except Exception as error:  # XBM knows black and white only; what others need may not be installed
         raise ValueError(f"{args.output} cannot be written ({error}): choose another format, such as .png") from error
-    check_destination(args.output)
-    path = _path(args)
+    path = checkpoint_file(args)
+    check_outputs([path], output=args.output)
     generator = load_generator(path, device=find_device(args.device))
     # Of the data sets only this one has names for what a generator makes.
     data = chords() if _trained_on(path) == "chords" else None
@@ -45,18 +45,13 @@ def main(args: argparse.Namespace) -> None:
 
 
 def _music(args: argparse.Namespace) -> None:
-    check_destination(args.output)
-    path = _path(args)
+    path = checkpoint_file(args)
+    check_outputs([path], output=args.output)
     generator = load_generator(path, device=find_device(args.device))
     trained_on = _trained_on(path)
     if trained_on != "chords":
         raise ValueError(f"{args.output} is for music, and the generator of {path} was trained on {trained_on!r}")
     write_atomically(args.output, midi(draw(generator, args.number, args.seed or 0)))
-
-
-def _path(args: argparse.Namespace) -> Path:
-    path: Path = args.checkpoint
-    return path / CHECKPOINT if path.is_dir() else path
 
 
 def _trained_on(path: Path) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lipgan import data
 from lipgan._arrays import archive, mapped
-from lipgan.commands.names import Source
+from lipgan.commands.names import Source, is_extractor
 from lipgan.data.image_arrays import array_batches, check_images, rows_at_once
 from lipgan.data.image_sources import open_images
 from lipgan.data.images import ImageError, Images, Openable, image_batches, left_out_in_words
@@ -51,9 +51,7 @@ def find_extractor(
     if name is not None and name != "inception":
         prefix, colon, _ = name.partition(":")
         make: Callable[..., Any] | None = features.PREFIXES.get(prefix) if colon else features.EXTRACTORS.get(name)
-        path = Path(name)
-        # A name with a folder or a suffix is a file's, there or not.
-        if make is not None or not (path.is_file() or path.suffix or path.name != name):
+        if is_extractor(name):
             accepted = () if make is None else inspect.signature(make).parameters
             for flag, value in given.items():
                 if flag not in accepted:

@@ -309,7 +309,31 @@ def test_no_name_is_no_data_set(capsys: pytest.CaptureFixture[str]) -> None:
 def test_an_indefinite_covariance_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     np.savez(tmp_path / "a.npz", mu=np.zeros(2), sigma=np.eye(2))
     np.savez(tmp_path / "b.npz", mu=np.zeros(2), sigma=np.diag([1.0, -1.0]))
-    assert "sigma2" in refusal(capsys, tmp_path / "a.npz", tmp_path / "b.npz")
+    error = refusal(capsys, tmp_path / "a.npz", tmp_path / "b.npz")
+    assert f"the covariance of {tmp_path / 'b.npz'} must be positive semi-definite" in error
+
+
+def test_a_distance_beyond_float64_is_no_number(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.savez(tmp_path / "a.npz", mu=np.zeros(2), sigma=np.eye(2))
+    np.savez(tmp_path / "b.npz", mu=np.full(2, 1e300), sigma=np.eye(2))
+    error = refusal(capsys, tmp_path / "a.npz", tmp_path / "b.npz", "--json", tmp_path / "c.json")
+    assert f"features of {tmp_path / 'a.npz'} and {tmp_path / 'b.npz'} must be small enough for float64" in error
+    assert not (tmp_path / "c.json").exists()
+
+
+def test_nothing_is_written_over_what_is_read_or_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    statistics = tmp_path / "a.npz"
+    np.savez(statistics, mu=np.zeros(2), sigma=np.eye(2))
+    before = statistics.read_bytes()
+    (tmp_path / "link.npz").symlink_to(statistics)
+    for flag, output in (("--json", statistics), ("--save-stats", tmp_path / "link.npz")):
+        error = refusal(capsys, statistics, statistics, flag, output)
+        assert f"{flag} {output} would be written over a file that is read" in error
+    same = tmp_path / "same"
+    error = refusal(capsys, statistics, statistics, "--save-stats", same, "--json", same)
+    assert f"--json {same} would be written over what --save-stats writes" in error
+    assert statistics.read_bytes() == before
+    assert not same.exists()
 
 
 def test_what_can_be_refused_is_refused_before_reading(

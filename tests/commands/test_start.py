@@ -10,6 +10,7 @@ import pytest
 from lipgan import _choices, data, recipes
 from lipgan.__main__ import main
 from lipgan.commands import names
+from lipgan.metrics import features
 from lipgan.training.run import CHECKPOINT
 
 HEAVY = ("torch", "numpy", "scipy", "PIL", "matplotlib", "sklearn", "triton")
@@ -46,6 +47,17 @@ ANSWERS = {
     ("eval", "absent.pt"): (2, "absent.pt: No such file or directory"),
     ("fid", "absent", "digits"): (2, "absent does not exist; it must be a folder of images"),
     ("fid", "digits", ""): (2, "must not be empty"),
+    ("fid", "digits", "digits", "--protocol", "pytorch"): (2, "unknown protocol 'pytorch'; did you mean pytorch-fid"),
+    ("fid", "digits", "digits", "--features", "pixel"): (2, "unknown feature extractor 'pixel'; did you mean pixels?"),
+    ("fid", "digits", "digits", "--json", "absent/x.json"): (
+        2,
+        "absent/x.json cannot be written: absent is",
+    ),
+    ("fid", "digits", "digits", "--save-stats", "."): (2, ". cannot be written: it is a folder"),
+    ("eval", ".", "--protocol", "clear"): (2, "unknown protocol 'clear'; did you mean clean?"),
+    ("eval", ".", "--features", "inceptoin"): (2, "unknown feature extractor 'inceptoin'; did you mean inception?"),
+    ("eval", ".", "--plot", "absent/x.png"): (2, "absent/x.png cannot be written: absent is not a folder"),
+    ("sample", ".", "--output", "absent/x.png"): (2, "absent/x.png cannot be written: absent is not a folder"),
     ("bench", "everything"): (2, "invalid choice: 'everything'"),
     ("study", "dualities"): (2, "unknown study 'dualities'; did you mean duality?"),
     ("study",): (2, "study needs a name, or all"),
@@ -74,6 +86,8 @@ def test_import_of_the_package_imports_nothing_heavy_either() -> None:
 def test_names_are_those_of_the_tables() -> None:
     assert list(_choices.RECIPES) == recipes.names()
     assert list(_choices.DATA_SETS) == data.names()
+    assert list(_choices.FEATURES) == features.names()
+    assert tuple(features.PREFIXES) == _choices.FEATURE_PREFIXES
     assert names.CHECKPOINT == CHECKPOINT
 
 
