@@ -21,7 +21,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -67,12 +67,13 @@ class _Rows:
 
     rows: Tensor  # [n, d]
     offsets: Tensor | None = None  # [n], float64
+    far: bool = False  # some of either side are so long that rounding of products shows in a Gaussian's exponent
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: slice | Tensor) -> _Rows:
-        return _Rows(self.rows[index], None if self.offsets is None else self.offsets[index])
+        return replace(self, rows=self.rows[index], offsets=None if self.offsets is None else self.offsets[index])
 
 
 _Kernel = Callable[[_Rows, _Rows], Tensor]
@@ -116,12 +117,12 @@ def _kernel(name: str, dim: int, degree: int, gamma: float | None, coef: float, 
         return product.mul_(factor).add_(y.offsets * factor + coef).add_((x.offsets * factor)[:, None]).pow_(degree)
 
     def rbf(x: _Rows, y: _Rows) -> Tensor:
-        lengths = x.rows.square().sum(1)[:, None] + y.rows.square().sum(1)
-        if len(x) and len(y) and float(lengths.max()) > _FAR * sigma**2:
+        if x.far:
             # The square of a small distance far from the centre would be the rounding of the others.
             direct = "donot_use_mm_for_euclid_dist"
             squares = torch.cdist(x.rows, y.rows, compute_mode=direct).square_()
         else:
+            lengths = x.rows.square().sum(1)[:, None] + y.rows.square().sum(1)
             # Rounding makes the square of a small distance negative.
             squares = torch.addmm(lengths, x.rows, y.rows.T, alpha=-2).clamp_(min=0)
         return squares.mul_(-0.5 / sigma**2).exp_()
@@ -246,7 +247,7 @@ def kernel_distance(
                 + advice
             )
     samples = min(len(x), len(y)) if subset_size is None else subset_size
-    first, second = _prepared(x, y, kernel, samples)
+    first, second = _prepared(x, y, kernel, sigma, samples)
     if subset_size is None:
         ones_x, ones_y = (torch.ones(len(side), 1, dtype=torch.float64, device=x.device) for side in (x, y))
         estimates = _estimates(apply, first, ones_x, second, ones_y)
@@ -288,7 +289,7 @@ def cmmd(real: Array, fake: Array, *, sigma: float = 10.0, scale: float = 1000.0
     as_number("scale", scale)
     check_positive("scale", scale)
     apply = _kernel("rbf", x.shape[1], 1, None, 0.0, sigma)
-    first, second = _prepared(x, y, "rbf", min(len(x), len(y)))
+    first, second = _prepared(x, y, "rbf", sigma, min(len(x), len(y)))
     ones_x, ones_y = (torch.ones(len(side), 1, dtype=torch.float64, device=x.device) for side in (x, y))
     m, n = len(x), len(y)
     # The kernel of a sample with itself is 1.
@@ -313,11 +314,11 @@ def distance_of_subsets(
     """:func:`kernel_distance` with subsets that are given: ``in_real [subsets, size]``, rows of ``real``."""
     x, y = as_pair("real", real, "fake", fake)
     apply = _kernel(kernel, x.shape[1], degree, gamma, coef, sigma)
-    first, second = _prepared(x, y, kernel, in_real.shape[1])
+    first, second = _prepared(x, y, kernel, sigma, in_real.shape[1])
     return _mean_and_deviation(_estimates_of_subsets(apply, first, in_real, second, in_fake))
 
 
-def _prepared(x: Tensor, y: Tensor, kernel: str, samples: int) -> tuple[_Rows, _Rows]:
+def _prepared(x: Tensor, y: Tensor, kernel: str, sigma: float, samples: int) -> tuple[_Rows, _Rows]:
     """Both sides as the kernel takes them, ``samples`` of each in a subset."""
     if _takes_float32(x, y, kernel, samples):
         return _centred(x, y)
@@ -326,7 +327,10 @@ def _prepared(x: Tensor, y: Tensor, kernel: str, samples: int) -> tuple[_Rows, _
         return _Rows(x), _Rows(y)
     # Distances do not depend on a common offset, but their accuracy does.
     offset = x.mean(0)
-    return _Rows(x - offset), _Rows(y - offset)
+    sides = [x - offset, y - offset]
+    longest = torch.stack([rows.square().sum(1).max() for rows in sides]).sum()
+    far = float(longest) > _FAR * sigma**2
+    return _Rows(sides[0], far=far), _Rows(sides[1], far=far)
 
 
 def _estimates_of_subsets(kernel: _Kernel, x: _Rows, in_x: Tensor, y: _Rows, in_y: Tensor) -> Tensor:

@@ -357,20 +357,18 @@ def test_fid_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_the_command_on_folders_is_timed_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fid, "IMAGES", 2)
-    monkeypatch.setattr(fid, "SIDE", 16)
-    forward = fid.InceptionFeatures.forward
+    forward = fid.InceptionNetwork.forward
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        total, extractor = fid._command_times(0)
+        total, network = fid._command_times(2, 16, 0)
     finally:
         torch.set_num_threads(threads)
-    assert 0 < extractor < total
-    assert fid.InceptionFeatures.forward is forward
+    assert 0 < network < total
+    assert fid.InceptionNetwork.forward is forward
     monkeypatch.setattr(fid, "_write_weights", lambda folder, seed: folder / "absent.pth")
     with pytest.raises(FileNotFoundError, match=r"absent\.pth"):
-        fid._command_times(0)
+        fid._command_times(2, 16, 0)
 
 
 def test_kid_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -155,7 +155,7 @@ def test_products_in_float32_stay_within_their_bound(
     x, y = x.to(dtype), y.to(dtype)
     used: list[torch.dtype] = []
     rows = module._Rows
-    monkeypatch.setattr(module, "_Rows", lambda a, b=None: used.append(a.dtype) or rows(a, b))
+    monkeypatch.setattr(module, "_Rows", lambda a, *rest, **named: used.append(a.dtype) or rows(a, *rest, **named))
     value, _ = kernel_distance(x, y, subset_size=None)
     assert used[0] == (torch.float32 if x.device.type == "cpu" else torch.float64)
     # The definition sums the kernel in float64, in another order.
@@ -171,7 +171,7 @@ def test_products_are_in_float64_where_float32_would_not_do(monkeypatch: pytest.
     x, y = randn(300, 4).float(), randn(300, 4, seed=1).float()
     used: list[torch.dtype] = []
     rows = module._Rows
-    monkeypatch.setattr(module, "_Rows", lambda a, b=None: used.append(a.dtype) or rows(a, b))
+    monkeypatch.setattr(module, "_Rows", lambda a, *rest, **named: used.append(a.dtype) or rows(a, *rest, **named))
     large = x.clone()
     large[0, 0] = 2.0**41
     for a, b, options in (
