@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from arena import Arena
+from cuda_sources import GRADIENT_PENALTY
 from lipgan.kernels import config
 from lipgan.kernels.gradient_penalty.launch import _plan
 from tolerance import assert_as_accurate
@@ -31,31 +32,10 @@ DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]  # number
 CUDA_ERROR_INVALID_VALUE = 1
 WEIGHT, TARGET = 3.0, 0.7
 
-SOURCE = r"""
-#include "cuda/gradient_penalty.cu"
-
-extern "C" {
-int64_t workspace_size(int dtype, int64_t outer, int64_t length, int64_t inner) {
-  return lipgan::cuda::gradient_penalty_fwd_workspace(static_cast<lipgan::Dtype>(dtype), outer, length, inner);
-}
-int gradient_penalty_fwd(int dtype, int kind, const void* grads, void* penalty, void* norms, void* cotangent,
-                         int64_t outer, int64_t length, int64_t inner, double weight, double target, void* workspace) {
-  return lipgan::cuda::gradient_penalty_fwd(static_cast<lipgan::Dtype>(dtype), static_cast<lipgan::PenaltyKind>(kind),
-                                            grads, penalty, norms, cotangent, outer, length, inner, weight, target,
-                                            workspace, nullptr);
-}
-int gradient_penalty_interpolate(int dtype, const void* real, const void* fake, const void* mix, void* x_hat,
-                                 int64_t batch, int64_t length) {
-  return lipgan::cuda::gradient_penalty_interpolate(static_cast<lipgan::Dtype>(dtype), real, fake, mix, x_hat, batch,
-                                                    length, nullptr);
-}
-}
-"""
-
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    loaded = host_executor.build(SOURCE, tmp_path_factory.mktemp("gradient_penalty"))
+    loaded = host_executor.build(GRADIENT_PENALTY, tmp_path_factory.mktemp("gradient_penalty"))
     loaded.workspace_size.restype = ctypes.c_int64
     return loaded
 

@@ -26,3 +26,24 @@ int spectral_norm_fwd(int dtype, const SpectralNormFwdLayer* layers, int64_t num
 }
 }
 """
+
+GRADIENT_PENALTY = r"""
+#include "cuda/gradient_penalty.cu"
+
+extern "C" {
+int64_t workspace_size(int dtype, int64_t outer, int64_t length, int64_t inner) {
+  return lipgan::cuda::gradient_penalty_fwd_workspace(static_cast<lipgan::Dtype>(dtype), outer, length, inner);
+}
+int gradient_penalty_fwd(int dtype, int kind, const void* grads, void* penalty, void* norms, void* cotangent,
+                         int64_t outer, int64_t length, int64_t inner, double weight, double target, void* workspace) {
+  return lipgan::cuda::gradient_penalty_fwd(static_cast<lipgan::Dtype>(dtype), static_cast<lipgan::PenaltyKind>(kind),
+                                            grads, penalty, norms, cotangent, outer, length, inner, weight, target,
+                                            workspace, nullptr);
+}
+int gradient_penalty_interpolate(int dtype, const void* real, const void* fake, const void* mix, void* x_hat,
+                                 int64_t batch, int64_t length) {
+  return lipgan::cuda::gradient_penalty_interpolate(static_cast<lipgan::Dtype>(dtype), real, fake, mix, x_hat, batch,
+                                                    length, nullptr);
+}
+}
+"""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from cuda_sources import GRADIENT_PENALTY
 from lipgan.kernels import config
 from ptx import compile as compilers
 from ptx.memory import Finding
@@ -22,34 +23,13 @@ pytestmark = pytest.mark.skipif(compilers.NVCC is None, reason="needs nvcc")
 WEIGHT, TARGET = 10.0 / 3.0, 0.7
 ROWS, LONG_ROWS, COLUMNS = range(3)  # lipgan::cuda::Lying
 
-SOURCE = r"""
-#include "cuda/gradient_penalty.cu"
-
-extern "C" {
-int64_t workspace_size(int dtype, int64_t outer, int64_t length, int64_t inner) {
-  return lipgan::cuda::gradient_penalty_fwd_workspace(static_cast<lipgan::Dtype>(dtype), outer, length, inner);
-}
-int gradient_penalty_fwd(int dtype, int kind, const void* grads, void* penalty, void* norms, void* cotangent,
-                         int64_t outer, int64_t length, int64_t inner, double weight, double target, void* workspace) {
-  return lipgan::cuda::gradient_penalty_fwd(static_cast<lipgan::Dtype>(dtype), static_cast<lipgan::PenaltyKind>(kind),
-                                            grads, penalty, norms, cotangent, outer, length, inner, weight, target,
-                                            workspace, nullptr);
-}
-int gradient_penalty_interpolate(int dtype, const void* real, const void* fake, const void* mix, void* x_hat,
-                                 int64_t batch, int64_t length) {
-  return lipgan::cuda::gradient_penalty_interpolate(static_cast<lipgan::Dtype>(dtype), real, fake, mix, x_hat, batch,
-                                                    length, nullptr);
-}
-}
-"""
-
 _libraries: dict[int, compilers.CudaLibrary] = {}
 
 
 def load(target: str) -> compilers.CudaLibrary:
     architecture = int(target.removeprefix("sm_"))
     if architecture not in _libraries:
-        _libraries[architecture] = compilers.CudaLibrary(SOURCE, architecture)
+        _libraries[architecture] = compilers.CudaLibrary(GRADIENT_PENALTY, architecture)
         _libraries[architecture].library.workspace_size.restype = ctypes.c_int64
     return _libraries[architecture]
 
