@@ -58,11 +58,12 @@ def as_number(name: str, value: Any, *, minimum: float = -math.inf) -> float:
 
 
 def check_positive(name: str, value: object) -> None:
-    """TypeError unless ``value`` is a number, ValueError unless it is above 0."""
+    """TypeError unless ``value`` is a number, ValueError unless it is finite and above 0."""
     if not isinstance(value, Real) or isinstance(value, bool):
         raise TypeError(f"{name} must be a number, got {value!r}")
     if not value > 0:  # type: ignore[operator]
         raise ValueError(f"{name} must be positive, got {value!r}")
+    as_number(name, value)
 
 
 def check_generator(generator: object) -> None:

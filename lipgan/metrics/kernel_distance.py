@@ -104,7 +104,7 @@ def _kernel(name: str, dim: int, degree: int, gamma: float | None, coef: float, 
     """Of ``x [m, d]`` and ``y [n, d]`` the matrix ``[m, n]``, float64."""
     check_choice("kernel", name, _KERNELS)
     check_count("degree", degree)
-    for argument, value in (("gamma", gamma), ("coef", coef), ("sigma", sigma)):
+    for argument, value in (("gamma", gamma), ("coef", coef)):
         if value is not None:
             as_number(argument, value)
     check_positive("sigma", sigma)
@@ -286,7 +286,6 @@ def cmmd(real: Array, fake: Array, *, sigma: float = 10.0, scale: float = 1000.0
         19.8013
     """
     x, y = as_pair("real", real, "fake", fake)
-    as_number("scale", scale)
     check_positive("scale", scale)
     apply = _kernel("rbf", x.shape[1], 1, None, 0.0, sigma)
     first, second = _prepared(x, y, "rbf", sigma, min(len(x), len(y)))

@@ -1,5 +1,6 @@
 """The kernel distance against its definition, whole kernel matrices in NumPy, and closed forms."""
 
+import math
 import sys
 from typing import Any
 
@@ -242,6 +243,7 @@ X = torch.ones(4, 2)
         (X, {"subsets": 0}, ValueError, "subsets must be at least 1, got 0"),
         (X, {"kernel": "linear"}, ValueError, "kernel must be one of polynomial, rbf, got 'linear'"),
         (X, {"sigma": 0.0}, ValueError, "sigma must be positive, got 0.0"),
+        (X, {"sigma": math.inf}, ValueError, "sigma must be finite, got inf"),
         (X, {"generator": 1}, TypeError, "generator must be a torch.Generator or None, got int"),
         (X, {"gamma": float("nan")}, ValueError, "gamma must be finite, got nan"),
         (X * 1e20, {"subset_size": None, "degree": 40}, ValueError, "small enough for their kernel"),

@@ -539,6 +539,7 @@ def bad(**changes: object) -> Callable[[], object]:
         (bad(eps=0.0), ValueError, "eps must be positive, got 0.0"),
         (bad(eps=-1e-3), ValueError, "eps must be positive, got -0.001"),
         (bad(eps=math.nan), ValueError, "eps must be positive, got nan"),
+        (bad(eps=math.inf), ValueError, "eps must be finite, got inf"),
         (bad(n_power_iterations=-1), ValueError, "n_power_iterations must not be negative, got -1"),
         (bad(dim=2), IndexError, r"dim must be in \[-2, 1\] .* got 2"),
         (bad(backend="fast"), ValueError, "backend must be one of reference, native, triton, cuda, got 'fast'"),
