@@ -146,19 +146,24 @@ def recorded() -> Iterator[dict[Launch, None]]:
 
 def _spectral_norm_cases() -> None:
     def forward_and_backward(
-        dtype: torch.dtype, shapes: list[tuple[int, int]], iterations: tuple[int, ...] = (0, 2)
+        dtype: torch.dtype,
+        shapes: list[tuple[int, int]],
+        iterations: tuple[int, ...] = (0, 2),
+        layouts: tuple[tuple[int, int, int], ...] | None = None,
     ) -> None:
         weights = [torch.empty(shape, dtype=dtype) for shape in shapes]
         us = [torch.empty(h, dtype=dtype) for h, _ in shapes]
         vs = [torch.empty(w, dtype=dtype) for _, w in shapes]
         for n in iterations:
-            ys, sigma, uv = spectral_norm.spectral_norm_fwd(weights, us, vs, n, eps=1e-12)
+            ys, sigma, uv = spectral_norm.spectral_norm_fwd(weights, us, vs, n, 1e-12, layouts)
         for grad_sigma in (sigma, None) if dtype == torch.float32 else (sigma,):
-            spectral_norm.spectral_norm_bwd(weights, grad_sigma, ys, sigma, uv)
-        spectral_norm.spectral_norm_double_bwd(weights, weights, ys, sigma, uv)
+            spectral_norm.spectral_norm_bwd(weights, grad_sigma, ys, sigma, uv, layouts)
+        spectral_norm.spectral_norm_double_bwd(weights, weights, ys, sigma, uv, layouts)
 
     for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
         forward_and_backward(dtype, [(1024, 8192)])  # the largest register tile
+        # One kernel for a group of all layouts: channels last, transposed convolutions of either format.
+        forward_and_backward(dtype, [(1024, 8192)] * 3, layouts=((0, 8192, 512), (0, 16, 8192), (0, 1, 8192)))
     forward_and_backward(torch.float32, [(64, 27), (1, 48)])  # the square tile of small layers
     forward_and_backward(torch.float32, [(512, 20000)], iterations=(1,))  # the wide tile of the column sums
 

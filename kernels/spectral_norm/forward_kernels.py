@@ -5,7 +5,7 @@ import triton.language as tl
 
 from ..common import divide, matrix_tile
 from .norms import load_norm, load_sum_in, load_unit, store_scaled_squares
-from .tables import as_pointer, is_aligned, width
+from .tables import as_pointer, is_aligned, reordered, width
 
 # Columns of the forward geometry: sizes, then the offsets of the sections of `scratch`.
 _H = tl.constexpr(0)
@@ -24,7 +24,9 @@ _PARTIAL_UNIT = tl.constexpr(12)  # [blocks]
 _TILE_UNIT = tl.constexpr(13)  # [column tiles]
 _PARTIAL = tl.constexpr(14)  # [blocks, padded_w]
 _UV = tl.constexpr(15)  # the offset of u, and of v behind it, in `uv`
-FWD_FIELDS = tl.constexpr(16)
+_INNER = tl.constexpr(16)
+_CHANNELS = tl.constexpr(17)
+FWD_FIELDS = tl.constexpr(18)
 
 # Columns of the forward addresses.
 _WEIGHT = tl.constexpr(0)
@@ -32,6 +34,33 @@ _U_IN = tl.constexpr(1)
 _V_IN = tl.constexpr(2)
 _Y = tl.constexpr(3)
 FWD_ADDRESSES = tl.constexpr(4)
+
+
+# How a matrix [h, w] lies in memory, as `inner` says: row by row; as [w / inner, h, inner]; as [w, h].
+_ROWS = tl.constexpr(0)
+_SLABS = tl.constexpr(1)
+_COLUMNS = tl.constexpr(2)
+
+
+@triton.jit
+def _tile(weight, row, col, h, w, inner, LIES: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr):
+    """Pointers to the tile at (row, memory column col), and the mask of its elements inside the matrix.
+
+    Neighbouring threads take what is side by side in memory: elements of a row, or of a column where those are h apart.
+    """
+    if LIES == _ROWS:
+        pointers, mask = matrix_tile(weight, row, col, h, w, BLOCK_H, BLOCK_W)
+    else:
+        i, columns = tl.arange(0, BLOCK_H), col + tl.arange(0, BLOCK_W)
+        if LIES == _COLUMNS:
+            pointers = weight + row + (columns * h)[None, :] + i[:, None]
+        else:
+            narrow = tl.cast(inner, tl.int32)
+            slabs = columns.to(tl.int32) // narrow
+            offsets = slabs.to(tl.int64) * (h * inner) + (columns.to(tl.int32) - slabs * narrow)
+            pointers = weight + row * inner + offsets[None, :] + i[:, None] * narrow
+        mask = (row + i < h)[:, None] & (columns < w)[None, :]
+    return pointers, mask
 
 
 @triton.jit
@@ -48,6 +77,10 @@ def _rows_times_v(
     row,
     h,
     w,
+    inner,
+    channels,
+    LIES: tl.constexpr,
+    REORDERS: tl.constexpr,  # v is in its own order, not in that of the memory columns
     SCALE_V: tl.constexpr,
     ACC: tl.constexpr,
     BLOCK_H: tl.constexpr,
@@ -56,10 +89,11 @@ def _rows_times_v(
     """t_i = <W_i, v> of a block of rows, or <W_i, v * v_scale>: v is scaled first, lest <W_i, v> overflow."""
     acc = tl.zeros([BLOCK_H, BLOCK_W], ACC)
     for col in range(0, w, BLOCK_W):
-        pointers, mask = matrix_tile(weight, row, col, h, w, BLOCK_H, BLOCK_W)
+        pointers, mask = _tile(weight, row, col, h, w, inner, LIES, BLOCK_H, BLOCK_W)
         tile = tl.load(pointers, mask=mask, other=0.0).to(ACC)
         cols = col + tl.arange(0, BLOCK_W)
-        x = tl.load(v + cols, mask=cols < w, other=0.0).to(ACC)
+        entries = reordered(cols, channels, w) if REORDERS else cols
+        x = tl.load(v + entries, mask=cols < w, other=0.0).to(ACC)
         if SCALE_V:
             x *= v_scale
         acc = tl.fma(tile, tl.broadcast_to(x[None, :], [BLOCK_H, BLOCK_W]), acc)
@@ -74,6 +108,10 @@ def _rows_in_range(
     row,
     h,
     w,
+    inner,
+    channels,
+    LIES: tl.constexpr,
+    REORDERS: tl.constexpr,
     SCALE_V: tl.constexpr,
     LARGE: tl.constexpr,
     UNIT: tl.constexpr,
@@ -83,10 +121,14 @@ def _rows_in_range(
 ):
     """_rows_times_v times a unit, and the unit: 1, or UNIT where the numbers would come near the end of their range."""
     unit = tl.full([], 1.0, ACC)
-    t = _rows_times_v(weight, v, v_scale, row, h, w, SCALE_V, ACC, BLOCK_H, BLOCK_W)
+    t = _rows_times_v(
+        weight, v, v_scale, row, h, w, inner, channels, LIES, REORDERS, SCALE_V, ACC, BLOCK_H, BLOCK_W
+    )  # fmt: skip
     if _too_large(t, LARGE):
         unit *= UNIT
-        t = _rows_times_v(weight, v, unit * v_scale, row, h, w, True, ACC, BLOCK_H, BLOCK_W)
+        t = _rows_times_v(
+            weight, v, unit * v_scale, row, h, w, inner, channels, LIES, REORDERS, True, ACC, BLOCK_H, BLOCK_W
+        )  # fmt: skip
     return t, unit
 
 
@@ -99,6 +141,8 @@ def _store_column_sums(
     h,
     w,
     padded_w,
+    inner,
+    LIES: tl.constexpr,
     ACC: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_W: tl.constexpr,
@@ -106,7 +150,7 @@ def _store_column_sums(
     """partial_j = sum over the rows of a block of factor_i W_ij; returns the largest of them in each lane."""
     largest = tl.zeros([BLOCK_W], ACC)
     for col in range(0, padded_w, BLOCK_W):
-        pointers, mask = matrix_tile(weight, row, col, h, w, BLOCK_H, BLOCK_W)
+        pointers, mask = _tile(weight, row, col, h, w, inner, LIES, BLOCK_H, BLOCK_W)
         tile = tl.load(pointers, mask=mask, other=0.0).to(ACC)
         # Masked by the padded width: the padding gets zeros, and the reduction needs no narrower mask.
         cols = col + tl.arange(0, BLOCK_W)
@@ -131,6 +175,10 @@ def _iterate_rows(
     h,
     w,
     padded_w,
+    inner,
+    channels,
+    LIES: tl.constexpr,
+    REORDERS: tl.constexpr,
     SCALE_V: tl.constexpr,
     TINY: tl.constexpr,
     LARGE: tl.constexpr,
@@ -140,17 +188,67 @@ def _iterate_rows(
     BLOCK_W: tl.constexpr,
 ):
     """Both matrix-vector products of one block of rows; the second one finds the rows in the cache."""
-    t_block, unit = _rows_in_range(weight, v, v_scale, row, h, w, SCALE_V, LARGE, UNIT, ACC, BLOCK_H, BLOCK_W)
+    t_block, unit = _rows_in_range(
+        weight, v, v_scale, row, h, w, inner, channels, LIES, REORDERS, SCALE_V, LARGE, UNIT, ACC, BLOCK_H, BLOCK_W
+    )  # fmt: skip
     rows = row + tl.arange(0, BLOCK_H)
     tl.store(t + rows, t_block, mask=rows < h)
     tl.store(block_unit, unit)
     ratio = store_scaled_squares(t_block, block_max, block_sum, TINY)
-    largest = _store_column_sums(weight, ratio, partial, row, h, w, padded_w, ACC, BLOCK_H, BLOCK_W)
+    largest = _store_column_sums(weight, ratio, partial, row, h, w, padded_w, inner, LIES, ACC, BLOCK_H, BLOCK_W)
     unit = tl.full([], 1.0, ACC)
     if _too_large(largest, LARGE):
         unit *= UNIT
-        _store_column_sums(weight, ratio * unit, partial, row, h, w, padded_w, ACC, BLOCK_H, BLOCK_W)
+        _store_column_sums(weight, ratio * unit, partial, row, h, w, padded_w, inner, LIES, ACC, BLOCK_H, BLOCK_W)
     tl.store(partial_unit, unit)
+
+
+@triton.jit
+def _iterate_contiguous_rows(
+    weight_address,
+    v_address,
+    s,  # A [w]
+    v_scale,
+    t,
+    block_max,
+    block_sum,
+    block_unit,
+    partial_unit,
+    partial,
+    block,
+    h,
+    w,
+    padded_w,
+    channels,
+    FIRST: tl.constexpr,
+    REORDERS: tl.constexpr,
+    TINY: tl.constexpr,
+    LARGE: tl.constexpr,
+    UNIT: tl.constexpr,
+    DTYPE: tl.constexpr,
+    ACC: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+):
+    aligned = is_aligned(weight_address, w)
+    if FIRST:
+        aligned &= v_address % 16 == 0
+    # Two copies of the code, because the compiler fixes the width of a load: one layer of odd width must not
+    # slow down the rest of its group.
+    if aligned:
+        _iterate_rows(
+            as_pointer(weight_address, DTYPE, True),
+            as_pointer(v_address, DTYPE, True) if FIRST else s,
+            v_scale, t, block_max, block_sum, block_unit, partial_unit, partial, block * BLOCK_H, h, width(w, True),
+            padded_w, w, channels, _ROWS, REORDERS, not FIRST, TINY, LARGE, UNIT, ACC, BLOCK_H, BLOCK_W,
+        )  # fmt: skip
+    else:
+        _iterate_rows(
+            as_pointer(weight_address, DTYPE, False),
+            as_pointer(v_address, DTYPE, False) if FIRST else s,
+            v_scale, t, block_max, block_sum, block_unit, partial_unit, partial, block * BLOCK_H, h, w,
+            padded_w, w, channels, _ROWS, REORDERS, not FIRST, TINY, LARGE, UNIT, ACC, BLOCK_H, BLOCK_W,
+        )  # fmt: skip
 
 
 @triton.jit
@@ -160,6 +258,7 @@ def spectral_norm_iterate_kernel(
     work,  # int32 [blocks of rows, 2]
     scratch,  # A [...]
     FIRST: tl.constexpr,
+    ORDERED: tl.constexpr,  # some matrix does not lie as it is
     EPS: tl.constexpr,
     TINY: tl.constexpr,
     LARGE: tl.constexpr,
@@ -167,6 +266,8 @@ def spectral_norm_iterate_kernel(
     DTYPE: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_W: tl.constexpr,
+    STRIDED_H: tl.constexpr,  # of the tiles of matrices whose rows are not one piece of memory
+    STRIDED_W: tl.constexpr,
     STEP: tl.constexpr,
 ):
     """One power iteration, up to the sum over blocks of rows: one pass over W for both products.
@@ -177,7 +278,7 @@ def spectral_norm_iterate_kernel(
 
     |t| is known only after all blocks b of rows, so each one stores its inner sum relative to its own m_b, of
     the size of W, together with m_b; spectral_norm_reduce_kernel applies c_b. A program takes BLOCK_H rows
-    and walks over them twice, in tiles of BLOCK_W columns. W [h, w] is contiguous.
+    and walks over them twice, in tiles of BLOCK_W memory columns. s and the inner sums are in their order.
 
     Where a block's t_i or inner sums are beyond LARGE, it stores them times UNIT, a power of two, and says so: no
     number leaves its range, whatever finite W.
@@ -207,25 +308,35 @@ def spectral_norm_iterate_kernel(
     partial = scratch + tl.multiple_of(tl.load(geometry + _PARTIAL), 16) + block * padded_w
     if FIRST:
         v_scale = 1.0
-        aligned = is_aligned(weight_address, w) & (v_address % 16 == 0)
     else:
         _, v_scale, _ = load_norm(tile_max, tile_sum, tile_unit, column_tiles, EPS, TINY, STEP)
-        aligned = is_aligned(weight_address, w)
-    # Two copies of the code, because the compiler fixes the width of a load: one layer of odd width must not
-    # slow down the rest of its group.
-    if aligned:
-        _iterate_rows(
-            as_pointer(weight_address, DTYPE, True),
-            as_pointer(v_address, DTYPE, True) if FIRST else s,
-            v_scale, t, block_max, block_sum, block_unit, partial_unit, partial, block * BLOCK_H, h, width(w, True),
-            padded_w, not FIRST, TINY, LARGE, UNIT, ACC, BLOCK_H, BLOCK_W,
-        )  # fmt: skip
+    if ORDERED:
+        inner = tl.load(geometry + _INNER)
+        channels = tl.load(geometry + _CHANNELS)
+        if inner < w:
+            weight = as_pointer(weight_address, DTYPE, False)
+            v = as_pointer(v_address, DTYPE, False) if FIRST else s
+            row = block * STRIDED_H
+            # Their columns are in the order of v.
+            if inner == 1:
+                _iterate_rows(
+                    weight, v, v_scale, t, block_max, block_sum, block_unit, partial_unit, partial, row, h, w,
+                    padded_w, 1, w, _COLUMNS, False, not FIRST, TINY, LARGE, UNIT, ACC, STRIDED_H, STRIDED_W,
+                )  # fmt: skip
+            else:
+                _iterate_rows(
+                    weight, v, v_scale, t, block_max, block_sum, block_unit, partial_unit, partial, row, h, w,
+                    padded_w, inner, w, _SLABS, False, not FIRST, TINY, LARGE, UNIT, ACC, STRIDED_H, STRIDED_W,
+                )  # fmt: skip
+        else:
+            _iterate_contiguous_rows(
+                weight_address, v_address, s, v_scale, t, block_max, block_sum, block_unit, partial_unit, partial,
+                block, h, w, padded_w, channels, FIRST, FIRST, TINY, LARGE, UNIT, DTYPE, ACC, BLOCK_H, BLOCK_W,
+            )  # fmt: skip
     else:
-        _iterate_rows(
-            as_pointer(weight_address, DTYPE, False),
-            as_pointer(v_address, DTYPE, False) if FIRST else s,
-            v_scale, t, block_max, block_sum, block_unit, partial_unit, partial, block * BLOCK_H, h, w,
-            padded_w, not FIRST, TINY, LARGE, UNIT, ACC, BLOCK_H, BLOCK_W,
+        _iterate_contiguous_rows(
+            weight_address, v_address, s, v_scale, t, block_max, block_sum, block_unit, partial_unit, partial,
+            block, h, w, padded_w, w, FIRST, False, TINY, LARGE, UNIT, DTYPE, ACC, BLOCK_H, BLOCK_W,
         )  # fmt: skip
 
 
@@ -281,16 +392,80 @@ def spectral_norm_reduce_kernel(
 
 
 @triton.jit
+def _sigma_of_rows(
+    weight,  # T [h, w]
+    u,  # T [h]
+    v,  # T [w]
+    block_sum,  # A []
+    block_unit,  # A []
+    row,
+    h,
+    w,
+    inner,
+    channels,
+    LIES: tl.constexpr,
+    REORDERS: tl.constexpr,
+    LARGE: tl.constexpr,
+    UNIT: tl.constexpr,
+    ACC: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+):
+    t, unit = _rows_in_range(
+        weight, v, 1.0, row, h, w, inner, channels, LIES, REORDERS, False, LARGE, UNIT, ACC, BLOCK_H, BLOCK_W
+    )  # fmt: skip
+    rows = row + tl.arange(0, BLOCK_H)
+    u_block = tl.load(u + rows, mask=rows < h, other=0.0).to(ACC)
+    # Rows past the end have t = <0, v>, which is NaN for an infinite v.
+    tl.store(block_sum, tl.sum(tl.where(rows < h, u_block * t, 0.0), axis=0))
+    tl.store(block_unit, unit)
+
+
+@triton.jit
+def _sigma_of_contiguous_rows(
+    weight_address,
+    u,  # T [h]
+    v_address,
+    block_sum,  # A []
+    block_unit,  # A []
+    block,
+    h,
+    w,
+    channels,
+    REORDERS: tl.constexpr,
+    LARGE: tl.constexpr,
+    UNIT: tl.constexpr,
+    DTYPE: tl.constexpr,
+    ACC: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+):
+    if is_aligned(weight_address, w) & (v_address % 16 == 0):
+        _sigma_of_rows(
+            as_pointer(weight_address, DTYPE, True), u, as_pointer(v_address, DTYPE, True), block_sum, block_unit,
+            block * BLOCK_H, h, width(w, True), w, channels, _ROWS, REORDERS, LARGE, UNIT, ACC, BLOCK_H, BLOCK_W,
+        )  # fmt: skip
+    else:
+        _sigma_of_rows(
+            as_pointer(weight_address, DTYPE, False), u, as_pointer(v_address, DTYPE, False), block_sum, block_unit,
+            block * BLOCK_H, h, w, w, channels, _ROWS, REORDERS, LARGE, UNIT, ACC, BLOCK_H, BLOCK_W,
+        )  # fmt: skip
+
+
+@triton.jit
 def spectral_norm_sigma_kernel(
     addresses,  # int64 [num_layers, addresses]
     geometry,  # int64 [num_layers, fields]
     work,  # int32 [blocks of rows, 2]
     scratch,  # A [...]
+    ORDERED: tl.constexpr,
     LARGE: tl.constexpr,
     UNIT: tl.constexpr,
     DTYPE: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_W: tl.constexpr,
+    STRIDED_H: tl.constexpr,
+    STRIDED_W: tl.constexpr,
 ):
     """sigma = u^T W v of the u [h] and v [w] given, up to the sum over blocks of rows, which it stores.
 
@@ -307,22 +482,33 @@ def spectral_norm_sigma_kernel(
     w = tl.load(geometry + _W)
     block_sum = scratch + tl.load(geometry + _BLOCK_SUM) + block
     block_unit = scratch + tl.load(geometry + _BLOCK_UNIT) + block
-    row = block * BLOCK_H
-    if is_aligned(weight_address, w) & (v_address % 16 == 0):
-        weight = as_pointer(weight_address, DTYPE, True)
-        v = as_pointer(v_address, DTYPE, True)
-        t, unit = _rows_in_range(
-            weight, v, 1.0, row, h, width(w, True), False, LARGE, UNIT, ACC, BLOCK_H, BLOCK_W
-        )  # fmt: skip
+    if ORDERED:
+        inner = tl.load(geometry + _INNER)
+        channels = tl.load(geometry + _CHANNELS)
+        if inner < w:
+            weight = as_pointer(weight_address, DTYPE, False)
+            v = as_pointer(v_address, DTYPE, False)
+            row = block * STRIDED_H
+            if inner == 1:
+                _sigma_of_rows(
+                    weight, u, v, block_sum, block_unit, row, h, w, 1, w, _COLUMNS, False, LARGE, UNIT, ACC,
+                    STRIDED_H, STRIDED_W,
+                )  # fmt: skip
+            else:
+                _sigma_of_rows(
+                    weight, u, v, block_sum, block_unit, row, h, w, inner, w, _SLABS, False, LARGE, UNIT, ACC,
+                    STRIDED_H, STRIDED_W,
+                )  # fmt: skip
+        else:
+            _sigma_of_contiguous_rows(
+                weight_address, u, v_address, block_sum, block_unit, block, h, w, channels, True, LARGE, UNIT, DTYPE,
+                ACC, BLOCK_H, BLOCK_W,
+            )  # fmt: skip
     else:
-        weight = as_pointer(weight_address, DTYPE, False)
-        v = as_pointer(v_address, DTYPE, False)
-        t, unit = _rows_in_range(weight, v, 1.0, row, h, w, False, LARGE, UNIT, ACC, BLOCK_H, BLOCK_W)
-    rows = row + tl.arange(0, BLOCK_H)
-    u_block = tl.load(u + rows, mask=rows < h, other=0.0).to(ACC)
-    # Rows past the end have t = <0, v>, which is NaN for an infinite v.
-    tl.store(block_sum, tl.sum(tl.where(rows < h, u_block * t, 0.0), axis=0))
-    tl.store(block_unit, unit)
+        _sigma_of_contiguous_rows(
+            weight_address, u, v_address, block_sum, block_unit, block, h, w, w, False, LARGE, UNIT, DTYPE,
+            ACC, BLOCK_H, BLOCK_W,
+        )  # fmt: skip
 
 
 @triton.jit
@@ -345,11 +531,13 @@ def spectral_norm_scale_kernel(
     sigma_ptr,  # A [num_layers]
     uv,  # T [...]: u and v of each layer
     ITERATED: tl.constexpr,
+    ORDERED: tl.constexpr,
     EPS: tl.constexpr,
     TINY: tl.constexpr,
     DTYPE: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_H: tl.constexpr,  # rows of a block of the kernels before
+    STRIDED_H: tl.constexpr,
     STEP: tl.constexpr,
 ):
     """Y = W / sigma and the outputs u, v, sigma.
@@ -357,7 +545,8 @@ def spectral_norm_scale_kernel(
       after iterations:  u = t / max(|t|, EPS), v = s / max(|s|, EPS), sigma = <s, v> = |s|^2 / max(|s|, EPS)
       without any:       u, v as given, sigma = u^T W v
 
-    A program takes BLOCK elements of W as a contiguous array [h * w], and the same indices of u and v.
+    A program takes BLOCK elements of W as a contiguous array [h * w], however the matrix lies, and the same indices of
+    u and v.
 
     Source: Miyato et al. 2018, eq. 20-22.
     """
@@ -389,6 +578,7 @@ def spectral_norm_scale_kernel(
 
     h = tl.load(geometry + _H)
     w = tl.load(geometry + _W)
+    inner = tl.load(geometry + _INNER) if ORDERED else w
     first = chunk * BLOCK
     index = tl.arange(0, BLOCK)
     if (first + BLOCK <= h * w) & (weight_address % 16 == 0) & (y_address % 16 == 0):
@@ -417,7 +607,10 @@ def spectral_norm_scale_kernel(
                 rows = start + tl.arange(0, STEP)
                 inside = rows < tl.minimum(end, h)
                 value = tl.load(t + rows, mask=inside, other=0.0) * u_scale
-                value *= divide(t_unit, tl.load(block_unit + rows // BLOCK_H, mask=inside, other=1.0))
+                of_block = rows // BLOCK_H
+                if ORDERED:
+                    of_block = tl.where(inner < w, rows // STRIDED_H, of_block)
+                value *= divide(t_unit, tl.load(block_unit + of_block, mask=inside, other=1.0))
                 tl.store(uv + rows, value.to(DTYPE), mask=inside)
         else:
             u_in = tl.load(addresses + _U_IN).to(tl.pointer_type(DTYPE))
@@ -426,7 +619,16 @@ def spectral_norm_scale_kernel(
         v = uv + h
         if ITERATED:
             s = scratch + tl.load(geometry + _S)
-            _store_vector(s, v, v_scale, first, tl.minimum(end, w), True, STEP)
+            if ORDERED:
+                # s is in the order of the memory columns.
+                channels = tl.load(geometry + _CHANNELS)
+                for start in range(first, tl.minimum(end, w), STEP):
+                    entries = start + tl.arange(0, STEP)
+                    inside = entries < tl.minimum(end, w)
+                    value = tl.load(s + reordered(entries, w // channels, w), mask=inside, other=0.0) * v_scale
+                    tl.store(v + entries, value.to(DTYPE), mask=inside)
+            else:
+                _store_vector(s, v, v_scale, first, tl.minimum(end, w), True, STEP)
         else:
             v_in = tl.load(addresses + _V_IN).to(tl.pointer_type(DTYPE))
             _store_vector(v_in, v, 1.0, first, tl.minimum(end, w), False, STEP)

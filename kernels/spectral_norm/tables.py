@@ -9,6 +9,7 @@ are and allocators come back to the same places; what stands in a table is its k
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -50,6 +51,36 @@ def width(w, ALIGNED: tl.constexpr):
         return w // 16 * 16
     else:
         return w
+
+
+@triton.jit
+def reordered(columns, channels, w):
+    """int32: the entries of v that belong to memory columns. With w / channels for channels, the way back."""
+    columns, channels = columns.to(tl.int32), channels.to(tl.int32)
+    return columns % channels * (w.to(tl.int32) // channels) + columns // channels
+
+
+@triton.jit
+def load_slab_factors(
+    u,  # T [h]
+    v,  # T [w]
+    row,
+    col,
+    rows,
+    columns,
+    inner,
+    ACC: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+):
+    """The factors of u v^T in a tile of the memory [w / inner, h * inner]: of u [BLOCK_W], of v [BLOCK_H, BLOCK_W]."""
+    slabs = row + tl.arange(0, BLOCK_H)
+    cols = (col + tl.arange(0, BLOCK_W)).to(tl.int32)
+    inner = inner.to(tl.int32)
+    u_tile = tl.load(u + cols // inner, mask=cols < columns, other=0.0).to(ACC)
+    mask = (slabs < rows)[:, None] & (cols < columns)[None, :]
+    entries = (slabs * inner)[:, None] + (cols % inner)[None, :]
+    return u_tile, tl.load(v + entries, mask=mask, other=0.0).to(ACC)
 
 
 @triton.jit
@@ -169,18 +200,27 @@ def address_table(addresses: list[int], like: Tensor) -> Tensor:
     return table
 
 
-def address(tensor: Tensor, dtype: torch.dtype, device: torch.device, itemsize: int, copies: list[Tensor]) -> int:
+def address(
+    tensor: Tensor,
+    dtype: torch.dtype,
+    device: torch.device,
+    itemsize: int,
+    copies: list[Tensor],
+    is_plain: bool = True,
+) -> int:
     """The address of a contiguous tensor of that dtype, on that device.
 
     Args:
         tensor: whose values the memory at the address holds, at multiples of `itemsize`.
+        is_plain: False for one that lies in an order of its own, by its layout, which the caller has found by its
+            strides.
         copies: of a tensor whose memory does not (a negation that is put off, zeros without memory, an odd offset) a
             copy goes here, and its address is returned. It has to live until the launch.
 
     Raises:
         ValueError: for another tensor.
     """
-    if tensor.dtype is not dtype or tensor.device != device or not tensor.is_contiguous():
+    if tensor.dtype is not dtype or tensor.device != device or (is_plain and not tensor.is_contiguous()):
         raise ValueError(
             f"expected contiguous {dtype} on {device}, got strides {tensor.stride()}, {tensor.dtype} on {tensor.device}"
         )
@@ -191,9 +231,9 @@ def address(tensor: Tensor, dtype: torch.dtype, device: torch.device, itemsize: 
     return where
 
 
-def check_width(shapes: Sequence[config.Shape], tile: config.Tile) -> None:
+def check_width(shapes: Sequence[config.Shape], block_h: int) -> None:
     widest = max(w for _, w in shapes)
-    if widest * tile.block_h >= 1 << 31:
+    if widest * block_h >= 1 << 31:
         raise ValueError(f"a matrix with {widest} columns is too wide: offsets within a tile are 32-bit")
 
 
@@ -206,8 +246,42 @@ def work_table(counts: Sequence[int], device: torch.device) -> Tensor:
     return torch.stack([layers, places], dim=1).to(torch.int32).to(device)
 
 
-def matrix_shapes(shapes: Sequence[torch.Size]) -> list[config.Shape]:
-    """(h, w) of the matrix of each weight [h, ...]."""
+# The dimension that the rows of a weight's matrix are, and how it lies: `inner` and `channels` of
+# lipgan/ops/spectral_norm/layout.py. Of a group it is None where all are contiguous and their rows are dimension 0.
+Layout = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A matrix [h, w] that lies in memory as [w / inner, h, inner], with memory columns in the order of `channels`."""
+
+    h: int
+    w: int
+    inner: int
+    channels: int
+
+    @property
+    def is_strided(self) -> bool:
+        """Whether a row is not one piece of memory."""
+        return self.inner < self.w
+
+    @property
+    def in_memory(self) -> config.Shape:
+        """The rows and columns of the memory: of the matrix, or, of a strided one, [w / inner, h * inner]."""
+        return (self.w // self.inner, self.h * self.inner) if self.is_strided else (self.h, self.w)
+
+
+def matrices_of(shapes: Sequence[torch.Size], layouts: Sequence[Layout] | None) -> list[Matrix]:
     if any(len(shape) < 2 for shape in shapes):
         raise ValueError(f"expected weights of two or more dimensions, got shapes {[tuple(s) for s in shapes]}")
-    return [(shape[0], math.prod(shape[1:])) for shape in shapes]
+    matrices = []
+    for layer, shape in enumerate(shapes):
+        dim, *order = (0,) if layouts is None else layouts[layer]
+        w = math.prod(shape[:dim]) * math.prod(shape[dim + 1 :])
+        matrices.append(Matrix(shape[dim], w, *(order or (w, w))))
+    return matrices
+
+
+def are_ordered(matrices: Sequence[Matrix]) -> bool:
+    """Whether any of them does not lie as it is."""
+    return any(matrix.inner < matrix.w or matrix.channels < matrix.w for matrix in matrices)

@@ -341,7 +341,7 @@ def test_arguments_that_do_not_fit() -> None:
     with pytest.raises(ValueError, match="sigma"):
         kernels.spectral_norm_bwd(ys, sigma.double(), ys, sigma, us, vs)
     with pytest.raises(ValueError, match="too wide"):
-        forward_kernels._forward_plan((torch.Size([4, 1 << 30]),), torch.float32, torch.device("cpu"), EPS)
+        forward_kernels._forward_plan((torch.Size([4, 1 << 30]),), None, torch.float32, torch.device("cpu"), EPS)
 
 
 @pytest.mark.parametrize("itemsize", [2, 4, 8])

@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton.runtime.interpreter import InterpretedFunction
 
+from lipgan.ops.spectral_norm import backends
+
 pytestmark = pytest.mark.interpreter
 
 SHAPES = [(5, 7), (4, 3, 2, 2), (1, 9)]
@@ -92,6 +94,51 @@ def test_a_steady_call_allocates_its_outputs_and_copies_nothing(
         "_spectral_norm_grad_weight_kernel",
     ]
     assert fills <= -(-4 * len(shapes) // tables.FILLED) + -(-3 * len(shapes) // tables.FILLED)
+
+
+def laid(shape: tuple[int, ...], order: tuple[int, ...]) -> Tensor:
+    """A weight whose dimensions lie in that order."""
+    return torch.randn([shape[d] for d in order]).permute([order.index(d) for d in range(len(shape))])
+
+
+@pytest.mark.parametrize(
+    ("shape", "order", "dim"),
+    [
+        ((4, 3, 2, 2), (0, 2, 3, 1), 0),
+        ((4, 3, 2, 2), (0, 1, 2, 3), 1),
+        ((4, 3, 2, 2), (0, 2, 3, 1), 1),
+        ((4, 3, 2, 2, 2), (0, 2, 3, 4, 1), 0),
+        ((4, 3), (1, 0), 0),
+    ],
+    ids=["channels last", "transposed convolution", "that channels last", "channels last 3d", "transposed matrix"],
+)
+def test_no_weight_is_copied_however_it_lies(
+    launched: list[str], shape: tuple[int, ...], order: tuple[int, ...], dim: int
+) -> None:
+    weights, dims = [laid(shape, order), laid(shape, order)], [dim, dim]
+    us = [torch.randn(shape[dim])] * 2
+    vs = [torch.randn(weights[0].numel() // shape[dim])] * 2
+
+    def call() -> list[list[Tensor]]:
+        ys, sigma, uv = backends.fwd(weights, us, vs, 1, EPS, dims, "triton")
+        grads = backends.bwd(weights, None, ys, sigma, uv, dims, "triton")
+        return [ys, grads, *backends.double_bwd(weights, weights, ys, sigma, uv, dims, "triton")[:2]]
+
+    call()  # makes the plans
+    with Operations() as steady:
+        results = call()
+    assert {name.partition(".")[0] for name in steady.names} == {"empty", "empty_like", "unbind"}
+    for group in results:
+        assert [tensor.stride() for tensor in group] == [weight.stride() for weight in weights]
+    other = [
+        weight.contiguous() if order != (0, 1, 2, 3) else weight.movedim(0, 1).contiguous().movedim(1, 0)
+        for weight in weights
+    ]
+    with Operations() as copying:
+        backends.bwd(
+            other, None, results[0], torch.ones(2), torch.ones(2 * (us[0].numel() + vs[0].numel())), dims, "triton"
+        )
+    assert [name for name in copying.names if "copy" in name] == ["copy_.default"] * 2, "gradients that lie otherwise"
 
 
 def test_addresses_that_come_back_find_their_table(launched: list[str]) -> None:

@@ -3,7 +3,7 @@
 import math
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -170,6 +170,86 @@ def check_backward(backend: str, dtype: torch.dtype, shape: tuple[int, ...], dim
     scale = float(grad_y.double().norm() / sigma.abs())
     mine, peer = gradient(ours, wide=False), gradient(theirs, wide=False)
     assert_as_accurate(mine, peer, truth, roundings=floor(weight, dim, sigma), scale=scale)
+
+
+# Shape, the order of the dimensions in memory, dim: weights whose memory is not that of their matrix. Two tiles of
+# columns and three blocks of rows; channels last; transposed convolutions; one that is copied; a plain one.
+LAYOUTS: list[tuple[tuple[int, ...], tuple[int, ...], int]] = [
+    ((9, 10, 103), (0, 2, 1), 0),
+    ((8, 16, 3, 2), (0, 2, 3, 1), 0),
+    ((70, 17, 8), (0, 1, 2), 1),
+    ((10, 17, 7, 8), (0, 2, 3, 1), 1),
+    ((16, 3), (1, 0), 0),
+    ((4, 3, 2, 5), (0, 2, 1, 3), 0),
+    ((1, 3, 2), (0, 2, 1), 0),
+    ((5, 7), (0, 1), 0),
+]
+
+
+def laid(tensor: Tensor, order: tuple[int, ...]) -> Tensor:
+    """The same values, with the dimensions in that order in memory."""
+    return tensor.permute(order).contiguous().permute([order.index(d) for d in range(len(order))])
+
+
+def laid_group(dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[int]]:
+    """Weights of all the layouts, u, v and dims."""
+    layers = [draw(shape, dim, dtype, seed) for seed, (shape, _, dim) in enumerate(LAYOUTS)]
+    weights, us, vs = (list(column) for column in zip(*layers, strict=True))
+    weights = [laid(weight, order) for weight, (_, order, _) in zip(weights, LAYOUTS, strict=True)]
+    return weights, us, vs, [dim for *_, dim in LAYOUTS]
+
+
+def strides(tensors: Sequence[Tensor]) -> list[tuple[int, ...]]:
+    return [tensor.stride() for tensor in tensors]
+
+
+@pytest.mark.usefixtures("poisoned_outputs")
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("iterations", [0, 2])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_forward_of_weights_that_lie_otherwise(backend: str, dtype: torch.dtype, iterations: int) -> None:
+    weights, us, vs, dims = laid_group(dtype)
+    ys, sigma, new_us, new_vs = spectral_norm_group(weights, us, vs, iterations, dims=dims, backend=backend)
+    assert strides(ys) == strides(weights)
+    for layer in zip(zip(ys, sigma, new_us, new_vs, strict=True), weights, us, vs, dims, strict=True):
+        ours, weight, u, v, dim = layer
+        compare(ours, weight, u, v, iterations, dim)
+
+
+@pytest.mark.usefixtures("poisoned_outputs")
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_derivatives_of_weights_that_lie_otherwise(backend: str, dtype: torch.dtype) -> None:
+    shapes, dims = [shape for shape, *_ in LAYOUTS], [dim for *_, dim in LAYOUTS]
+    *arrays, sigma, us, vs = double_inputs(shapes, dims, dtype)
+    grads, grad_ys, ys = ([laid(x, order) for x, (_, order, _) in zip(xs, LAYOUTS, strict=True)] for xs in arrays)
+    # Gradients that lie otherwise than Y.
+    grads[0], grad_ys[2] = grads[0].contiguous(), laid(grad_ys[2], (1, 0, 2))
+    uv = backends.join_vectors(us, vs)
+    results = backends.double_bwd(grads, grad_ys, ys, sigma, uv, dims, backend)
+    assert_double_accurate(results, (grads, grad_ys, ys, sigma, us, vs), dims)
+    grad_sigma = torch.randn_like(sigma)
+    found = backends.bwd(grad_ys, grad_sigma, ys, sigma, uv, dims, backend)
+    assert strides(found) == strides(ys)
+    peer = backends.bwd(grad_ys, grad_sigma, ys, sigma, uv, dims, "reference")
+    wide = [[x.double() for x in xs] for xs in (grad_ys, ys)]
+    truth = backends.bwd(wide[0], grad_sigma.double(), wide[1], sigma.double(), uv.double(), dims, "reference")
+    for mine, theirs, exact, dy, y in zip(found, peer, truth, *wide, strict=True):
+        # <dY, Y> is a sum of terms that cancel, in the accumulation dtype.
+        narrow = torch.finfo(sigma.dtype).eps / torch.finfo(dtype).eps
+        scale = float(exact.abs().max()) + narrow * float((dy * y).abs().sum()) * 4
+        assert_as_accurate(mine, theirs, exact, roundings=8.0, scale=scale)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradients_have_the_memory_format_of_the_weight(backend: str) -> None:
+    weight, u, v = draw((6, 5, 3, 3), 0, torch.float32)
+    leaf = weight.to(memory_format=torch.channels_last).requires_grad_()
+    y = spectral_norm(leaf, u, v, backend=backend)[0]
+    y.square().sum().backward()
+    for tensor in (y, leaf.grad):
+        assert tensor.is_contiguous(memory_format=torch.channels_last)
+        assert not tensor.is_contiguous()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -498,10 +578,12 @@ def test_function_transforms() -> None:
 
 
 @pytest.mark.parametrize("backend", [None, "reference"])
-def test_opcheck(backend: str | None) -> None:
+@pytest.mark.parametrize("order", [(0, 1, 2), (0, 2, 1), (1, 0, 2)])
+def test_opcheck(backend: str | None, order: tuple[int, ...]) -> None:
     shapes = [((5, 7), 0), ((3, 4, 2), 1)]
     layers = [draw(shape, dim, torch.float32) for shape, dim in shapes]
     weights, us, vs = (list(column) for column in zip(*layers, strict=True))
+    weights[1] = laid(weights[1], order)
     dims = [dim for _, dim in shapes]
     ys, sigma, us, vs = spectral_norm_group(weights, us, vs, 1, dims=dims)
     uv = torch.cat([us[0], vs[0], us[1], vs[1]])

@@ -121,7 +121,7 @@ def spectral_norm(
         backend: "reference", "native", "triton" or "cuda"; None for the best available.
 
     Returns:
-        ``(y, sigma, u, v)``, all fresh: ``y`` shaped as ``weight`` and contiguous; ``sigma`` 0-dim, float32 or
+        ``(y, sigma, u, v)``, all fresh: ``y`` shaped as ``weight``, in its memory format; ``sigma`` 0-dim, float32 or
         (for float64) float64; the new u and v. A zero matrix gives zeros, with finite gradients.
 
     Raises:

@@ -1,7 +1,7 @@
 """The ops ``lipgan::spectral_norm_fwd`` and ``_bwd`` as each backend serves them, and their fake implementations.
 
 They are functional: they return fresh tensors and change none. They take a group of weights, and a single weight is a
-group of one.
+group of one. Y and dW have the memory format of the weight, the strides that ``torch.empty_like`` gives.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor
 from lipgan._dtypes import accumulation_dtype
 from lipgan.ops import _backend
 from lipgan.ops._address import DTYPE_NUMBERS, address, addresses, materialized
+from lipgan.ops.spectral_norm.layout import memory_order
 from lipgan.reference import spectral_norm as reference
 
 # (ys, sigma, uv): uv holds u and v of the first weight, u and v of the second, ... in one tensor of one dimension.
@@ -53,6 +54,14 @@ def join_vectors(us: Sequence[Tensor], vs: Sequence[Tensor]) -> Tensor:
     return torch.cat([vector for pair in zip(us, vs, strict=True) for vector in pair])
 
 
+def _as_formatted(results: Sequence[Tensor], like: Sequence[Tensor]) -> list[Tensor]:
+    """Contiguous results in the memory format of ``like``."""
+    return [
+        result if tensor.is_contiguous() else torch.empty_like(tensor).copy_(result)
+        for result, tensor in zip(results, like, strict=True)
+    ]
+
+
 # ---- reference: PyTorch, everywhere ----
 
 
@@ -65,7 +74,7 @@ def _reference_fwd(
     dims: Sequence[int],
 ) -> Forward:
     ys, sigma, us, vs = reference.spectral_norm_fwd(weights, us, vs, n_power_iterations, eps, dims)
-    return ys, sigma, join_vectors(us, vs)
+    return _as_formatted(ys, weights), sigma, join_vectors(us, vs)
 
 
 def _reference_bwd(
@@ -77,7 +86,7 @@ def _reference_bwd(
     dims: Sequence[int],
 ) -> list[Tensor]:
     us, vs = split_vectors(uv, ys, dims)
-    return reference.spectral_norm_bwd(grad_ys, grad_sigma, ys, sigma, us, vs, dims)
+    return _as_formatted(reference.spectral_norm_bwd(grad_ys, grad_sigma, ys, sigma, us, vs, dims), ys)
 
 
 def _reference_double_bwd(
@@ -105,7 +114,7 @@ def _native_fwd(
 ) -> Forward:
     module = _backend.serving_native()
     ys, sigma, uv = module.spectral_norm_fwd(weights, us, vs, n_power_iterations, eps, dims, torch.get_num_threads())
-    return ys, sigma, uv
+    return _as_formatted(ys, weights), sigma, uv
 
 
 def _native_bwd(
@@ -118,7 +127,7 @@ def _native_bwd(
 ) -> list[Tensor]:
     module = _backend.serving_native()
     grads: list[Tensor] = module.spectral_norm_bwd(grad_ys, grad_sigma, ys, sigma, uv, dims, torch.get_num_threads())
-    return grads
+    return _as_formatted(grads, ys)
 
 
 def _native_double_bwd(
@@ -147,13 +156,19 @@ def _vectors(vectors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _weights(matrices: Sequence[Tensor], like: Sequence[Tensor], dims: Sequence[int]) -> list[Tensor]:
-    return [
-        reference.from_matrix(matrix, tensor, dim).contiguous()
-        for matrix, tensor, dim in zip(matrices, like, dims, strict=True)
-    ]
+    return _as_formatted(
+        [
+            reference.from_matrix(matrix, tensor, dim).contiguous()
+            for matrix, tensor, dim in zip(matrices, like, dims, strict=True)
+        ],
+        like,
+    )
 
 
-# ---- triton: GPU tensors, or CPU tensors in Triton's interpreter; [h, ...], a matrix [h, w] in memory ----
+# ---- triton: GPU tensors, or CPU tensors in Triton's interpreter; as they lie, where layout.py can say how ----
+
+# (dim, inner, channels) of each weight; None where each is contiguous and its rows are dimension 0.
+_Layouts = tuple[tuple[int, int, int], ...] | None
 
 
 @functools.cache
@@ -174,6 +189,45 @@ def _lying_as_matrices(tensors: Sequence[Tensor], dims: Sequence[int]) -> Sequen
     return [reference.to_matrix(tensor, dim).contiguous() for tensor, dim in zip(tensors, dims, strict=True)]
 
 
+def _layouts(tensors: Sequence[Tensor], dims: Sequence[int]) -> tuple[Sequence[Tensor], _Layouts]:
+    """``tensors`` and how they lie; in place of one that no layout describes a copy that is contiguous."""
+    if not any(dims):
+        for tensor in tensors:
+            if not tensor.is_contiguous():
+                break
+        else:
+            return tensors, None
+    lying, layouts = list(tensors), []
+    for layer, dim in enumerate(dims):
+        order = memory_order(lying[layer], dim)
+        if order is None:
+            lying[layer] = lying[layer].contiguous()
+            order = memory_order(lying[layer], dim)
+            assert order is not None
+        layouts.append((dim, *order))
+    return lying, tuple(layouts)
+
+
+def _laid_alike(tensors: Sequence[Tensor], lying: Sequence[Tensor], layouts: _Layouts) -> list[Tensor]:
+    """Gradients of Y, or by dW, where they lie as their Y does, else copies that do."""
+    if layouts is None:
+        return [tensor.contiguous() for tensor in tensors]
+    return [
+        tensor if memory_order(tensor, dim) == tuple(order) else torch.empty_like(y).copy_(tensor)
+        for tensor, y, (dim, *order) in zip(tensors, lying, layouts, strict=True)
+    ]
+
+
+def _as_lying(results: list[Tensor], tensors: Sequence[Tensor], lying: Sequence[Tensor]) -> list[Tensor]:
+    """Results that lie as ``lying``, in the memory format of ``tensors``."""
+    if lying is tensors:
+        return results
+    return [
+        result if copy is tensor else torch.empty_like(tensor).copy_(result)
+        for result, tensor, copy in zip(results, tensors, lying, strict=True)
+    ]
+
+
 def _triton_fwd(
     weights: Sequence[Tensor],
     us: Sequence[Tensor],
@@ -182,11 +236,11 @@ def _triton_fwd(
     eps: float,
     dims: Sequence[int],
 ) -> Forward:
-    lying = _lying_as_matrices(weights, dims)
+    lying, layouts = _layouts(weights, dims)
     ys, sigma, uv = _kernels().spectral_norm_fwd(
-        lying, [u.contiguous() for u in us], [v.contiguous() for v in vs], n_power_iterations, eps
+        lying, [u.contiguous() for u in us], [v.contiguous() for v in vs], n_power_iterations, eps, layouts
     )
-    return ys if lying is weights else _weights(ys, weights, dims), sigma, uv
+    return _as_lying(ys, weights, lying), sigma, uv
 
 
 def _lying_as(
@@ -209,10 +263,10 @@ def _triton_bwd(
     uv: Tensor,
     dims: Sequence[int],
 ) -> list[Tensor]:
-    lying = _lying_as_matrices(ys, dims)
-    grads = _lying_as(grad_ys, ys, lying, dims)
-    results: list[Tensor] = _kernels().spectral_norm_bwd(grads, grad_sigma, lying, sigma, uv.contiguous())
-    return results if lying is ys else _weights(results, ys, dims)
+    lying, layouts = _layouts(ys, dims)
+    grads = _laid_alike(grad_ys, lying, layouts)
+    results: list[Tensor] = _kernels().spectral_norm_bwd(grads, grad_sigma, lying, sigma, uv.contiguous(), layouts)
+    return _as_lying(results, ys, lying)
 
 
 def _triton_double_bwd(
@@ -223,13 +277,16 @@ def _triton_double_bwd(
     uv: Tensor,
     dims: Sequence[int],
 ) -> DoubleBackward:
-    lying = _lying_as_matrices(ys, dims)
-    to_grad_ys, to_ys, to_sigma, to_grad_sigma = _kernels().spectral_norm_double_bwd(
-        _lying_as(grads, ys, lying, dims), _lying_as(grad_ys, ys, lying, dims), lying, sigma, uv.contiguous()
+    lying, layouts = _layouts(ys, dims)
+    results: DoubleBackward = _kernels().spectral_norm_double_bwd(
+        _laid_alike(grads, lying, layouts),
+        _laid_alike(grad_ys, lying, layouts),
+        lying,
+        sigma,
+        uv.contiguous(),
+        layouts,
     )
-    if lying is not ys:
-        to_grad_ys, to_ys = _weights(to_grad_ys, ys, dims), _weights(to_ys, ys, dims)
-    return to_grad_ys, to_ys, to_sigma, to_grad_sigma
+    return results
 
 
 # ---- cuda: the group as one cooperative launch ----
@@ -417,7 +474,7 @@ def _fwd_fake(
 ) -> Forward:
     sigma = weights[0].new_empty(len(weights), dtype=accumulation_dtype(weights[0].dtype))
     uv = us[0].new_empty(sum(_vector_sizes(weights, dims)))
-    return [weight.new_empty(weight.shape) for weight in weights], sigma, uv
+    return [torch.empty_like(weight) for weight in weights], sigma, uv
 
 
 @torch.library.register_fake("lipgan::spectral_norm_bwd", lib=_library)  # type: ignore[untyped-decorator]
@@ -430,4 +487,4 @@ def _bwd_fake(
     dims: list[int],
     backend: str | None,
 ) -> list[Tensor]:
-    return [y.new_empty(y.shape) for y in ys]
+    return [torch.empty_like(y) for y in ys]
