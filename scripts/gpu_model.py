@@ -320,7 +320,7 @@ class _CudaModule:
 
     def spectral_norm_bwd(self, dtype: int, layers: list[tuple[int, ...]], *_: int) -> None:
         size = next(t.itemsize for t, number in DTYPE_NUMBERS.items() if number == dtype)
-        numbers, vectors = sum(h * w for *_, h, w in layers), sum(h + w for *_, h, w in layers)
+        numbers, vectors = sum(h * w for *_, h, w, _, _ in layers), sum(h + w for *_, h, w, _, _ in layers)
         # Twice dY, once Y; the partial products are left out, 8 bytes for each 4096 numbers at least.
         self.work.add(
             "spectral_norm_bwd_kernel", (3 * numbers + vectors) * size, numbers * size, 5 * numbers

@@ -17,16 +17,45 @@ namespace {
 constexpr int64_t kHeader = 16;  // bytes of the workspace that the whole group shares
 
 // The work items of one layer. A row block has at least kTileRows rows, and no fewer than stand side by side in one
-// tile: kTileRows * kThreads * V / w at most, with V <= 8 and kRowBlock >= kTileRows * kThreads * 8.
-void divide(const SpectralNormFwdLayer& layer, Row* row) {
-  const int64_t w = std::max<int64_t>(layer.inner, 1);
+// tile: kTileRows * kThreads * V / w at most, with V <= 8 and kRowBlock >= kTileRows * kThreads * 8. Where rows lie side by
+// side it has no fewer of them than 32 bytes hold, which are read together.
+void divide(const SpectralNormFwdLayer& layer, int64_t size, Row* row) {
   static_assert(kRowBlock >= kTileRows * kThreads * 8, "a row block holds a tile");
   row->layer = layer;
-  row->log2_block_rows = log2_floor(std::max<int64_t>(kRowBlock / w, kTileRows));
+  row->w = static_cast<int>(layer.outer * layer.inner);
+  row->order = layer.outer <= 1 ? Order::rows : layer.inner > 1 ? Order::slabs : Order::columns;
+  row->gathered = layer.channels != row->w && layer.channels != 1;
+  const int64_t least_rows = std::max<int64_t>(kTileRows, row->order == Order::columns ? 32 / size : 0);
+  row->log2_block_rows = log2_floor(std::max<int64_t>(kRowBlock / std::max(row->w, 1), least_rows));
   const int64_t block_rows = int64_t{1} << row->log2_block_rows;
   row->row_blocks = (layer.h + block_rows - 1) / block_rows;
-  row->column_blocks = (layer.inner + kColumns - 1) / kColumns;
-  row->chunks = std::max<int64_t>((layer.h * layer.inner + kChunk - 1) / kChunk, 1);  // one for sigma at least
+  row->column_blocks = (row->w + kColumns - 1) / kColumns;
+  row->chunks = std::max<int64_t>((layer.h * row->w + kChunk - 1) / kChunk, 1);  // one for sigma at least
+}
+
+// How many threads stand along a row, and whether they read 16 bytes each.
+void arrange(Row* row, int64_t vector) {
+  const SpectralNormFwdLayer& layer = row->layer;
+  const bool columns = row->order == Order::columns;
+  row->vector_flat = aligned(layer.weight) && aligned(layer.y);
+  row->vector_rows = aligned(layer.weight) && (columns ? layer.h : layer.inner) % vector == 0 &&
+                     (columns || row->gathered || aligned(layer.v_in));
+  const int64_t pack = row->vector_rows ? vector : 1;
+  if (columns) {
+    const int64_t rows = std::min<int64_t>(layer.h, int64_t{1} << row->log2_block_rows);
+    row->log2_column_threads = kLog2Threads - log2_ceil(std::clamp<int64_t>((rows + pack - 1) / pack, 1, kWarp));
+  } else {
+    row->log2_column_threads = std::min(log2_ceil(std::max<int64_t>(row->w / pack, 1)), kLog2Threads);
+  }
+}
+
+// A layer as the kernels take it: columns counted in 32 bits, and channels that divide them.
+template <typename Layer>
+bool valid(const Layer& layer) {
+  if (layer.outer < 0 || layer.h < 0 || layer.inner < 0) return false;
+  if (layer.outer > kMaxExtent || layer.h > kMaxExtent || layer.inner > kMaxExtent) return false;
+  const int64_t w = layer.outer * layer.inner;
+  return w <= kMaxExtent && (w == 0 || (layer.channels > 0 && w % layer.channels == 0));
 }
 
 // Gives the layer its arrays from `offset` bytes into the workspace on, and returns where they end.
@@ -37,12 +66,19 @@ int64_t place(Row* row, char* workspace, int64_t offset) {
     return array;
   };
   row->t = take(row->layer.h);
-  row->s = take(row->layer.inner);
-  row->partials = take(row->row_blocks * row->layer.inner);
+  row->s = take(row->w);
+  row->partials = take(row->row_blocks * row->w);
   row->t_sums = static_cast<double*>(take(row->row_blocks));
   row->s_sums = static_cast<double*>(take(row->column_blocks));
   row->mended = static_cast<double*>(take(2));
   return offset;
+}
+
+template <typename T>
+cudaError_t fill(RowsByValue* batch, int count, Row* table, cudaStream_t stream) {
+  void* arguments[] = {batch, &table};
+  const auto kernel = fill_table_kernel<T>;
+  return cudaLaunchKernel(kernel, dim3(static_cast<unsigned>(count)), dim3(kThreads), arguments, 0, stream);
 }
 
 template <typename T>
@@ -62,20 +98,34 @@ cudaError_t launch(const Row* table, int num_layers, int64_t row_blocks, int64_t
 }
 
 // The chunks of one layer of the backward, but for their place among those of the others.
-void divide(const SpectralNormBwdLayer& layer, int64_t vector, BackwardRow* row) {
+void divide(const SpectralNormBwdLayer& layer, BackwardRow* row) {
+  row->h = static_cast<int>(layer.h);
+  row->w = static_cast<int>(layer.outer * layer.inner);
+  const int64_t count = layer.h * row->w;
+  const int log2_chunk = log2_ceil(std::max<int64_t>((count + kChunksWanted - 1) / kChunksWanted, 1));
+  row->log2_chunk = static_cast<signed char>(std::min(std::max(log2_chunk, kLog2SmallestChunk), kLog2LargestChunk));
+  row->chunks = static_cast<int>((count + (int64_t{1} << row->log2_chunk) - 1) >> row->log2_chunk);
+}
+
+// Bytes of workspace for v in the order of the columns, for every dtype.
+int64_t gathered_bytes(const SpectralNormBwdLayer& layer) {
+  const int64_t w = layer.outer * layer.inner;
+  return layer.channels == w || layer.channels == 1 ? 0 : (w * static_cast<int64_t>(sizeof(double)) + 15) / 16 * 16;
+}
+
+// What the kernel is told beside that.
+void arrange(const SpectralNormBwdLayer& layer, int64_t vector, char* gathered, BackwardRow* row) {
   row->grad_y = layer.grad_y;
   row->y = layer.y;
   row->u = layer.u;
   row->v = layer.v;
+  row->gathered = gathered_bytes(layer) > 0 ? gathered : nullptr;
   row->grad_weight = layer.grad_weight;
-  row->count = layer.h * layer.inner;
-  row->w = static_cast<int>(std::max<int64_t>(layer.inner, 1));
-  const int log2_chunk = log2_ceil(std::max<int64_t>((row->count + kChunksWanted - 1) / kChunksWanted, 1));
-  row->log2_chunk = static_cast<signed char>(std::min(std::max(log2_chunk, kLog2SmallestChunk), kLog2LargestChunk));
-  row->chunks = static_cast<int>((row->count + (int64_t{1} << row->log2_chunk) - 1) >> row->log2_chunk);
+  row->inner = static_cast<int>(layer.inner);
+  row->channels = static_cast<int>(layer.channels);
   row->vector = aligned(layer.grad_y) && aligned(layer.y) && aligned(layer.grad_weight);
   row->whole = row->vector && layer.inner % vector == 0;
-  row->vector_v = aligned(layer.v);
+  row->vector_v = row->gathered != nullptr || aligned(layer.v);
 }
 
 template <typename T>
@@ -98,7 +148,7 @@ int64_t spectral_norm_fwd_workspace(const SpectralNormFwdLayer* layers, int64_t 
   int64_t bytes = kHeader;
   for (int64_t l = 0; l < num_layers; ++l) {
     Row row;
-    divide(layers[l], &row);
+    divide(layers[l], 8, &row);  // no dtype has more blocks of rows
     bytes = place(&row, nullptr, bytes);
   }
   return bytes;
@@ -112,23 +162,18 @@ int spectral_norm_fwd(Dtype dtype, const SpectralNormFwdLayer* layers, int64_t n
   if (!aligned(workspace) || !aligned(table)) return cudaErrorInvalidValue;
   if (dtype < Dtype::float32 || dtype > Dtype::bfloat16) return cudaErrorInvalidValue;
 
-  const int64_t vector = 16 / element_size(dtype);
+  const int64_t size = element_size(dtype);
   int64_t offset = kHeader, row_blocks = 0, column_blocks = 0, chunks = 0;
   RowsByValue batch;
   for (int64_t begin = 0; begin < num_layers; begin += RowsByValue::capacity) {
-    int count = static_cast<int>(std::min<int64_t>(num_layers - begin, RowsByValue::capacity));
+    const int count = static_cast<int>(std::min<int64_t>(num_layers - begin, RowsByValue::capacity));
     for (int i = 0; i < count; ++i) {
-      const SpectralNormFwdLayer& layer = layers[begin + i];
-      if (layer.outer != 1 || layer.h < 0 || layer.inner < 0) return cudaErrorInvalidValue;
-      if (layer.h > kMaxExtent || layer.inner > kMaxExtent) return cudaErrorInvalidValue;
+      if (!valid(layers[begin + i])) return cudaErrorInvalidValue;
       Row& row = batch.rows[i];
-      divide(layer, &row);
+      divide(layers[begin + i], size, &row);
+      arrange(&row, 16 / size);
       offset = place(&row, static_cast<char*>(workspace), offset);
       row.near_end = static_cast<int*>(workspace);
-      row.vector_rows = layer.inner % vector == 0 && aligned(layer.weight) && aligned(layer.v_in);
-      row.vector_flat = aligned(layer.weight) && aligned(layer.y);
-      const int64_t packs = row.vector_rows ? layer.inner / vector : layer.inner;
-      row.log2_column_threads = std::min(log2_ceil(std::max<int64_t>(packs, 1)), kLog2Threads);
       row.first_row_block = row_blocks;
       row.first_column_block = column_blocks;
       row.first_chunk = chunks;
@@ -137,8 +182,13 @@ int spectral_norm_fwd(Dtype dtype, const SpectralNormFwdLayer* layers, int64_t n
       chunks += row.chunks;
     }
     Row* destination = static_cast<Row*>(table) + begin;
-    void* arguments[] = {&batch, &count, &destination};
-    const cudaError_t error = cudaLaunchKernel(fill_table_kernel, dim3(1), dim3(kWarp), arguments, 0, stream);
+    cudaError_t error = cudaErrorInvalidValue;
+    switch (dtype) {
+      case Dtype::float32: error = fill<float>(&batch, count, destination, stream); break;
+      case Dtype::float64: error = fill<double>(&batch, count, destination, stream); break;
+      case Dtype::float16: error = fill<__half>(&batch, count, destination, stream); break;
+      case Dtype::bfloat16: error = fill<__nv_bfloat16>(&batch, count, destination, stream); break;
+    }
     if (error != cudaSuccess) return error;
   }
 
@@ -160,13 +210,13 @@ int spectral_norm_fwd(Dtype dtype, const SpectralNormFwdLayer* layers, int64_t n
 }
 
 int64_t spectral_norm_bwd_workspace(const SpectralNormBwdLayer* layers, int64_t num_layers) {
-  int64_t chunks = 0;
+  int64_t bytes = 0;
   for (int64_t l = 0; l < num_layers; ++l) {
     BackwardRow row;
-    divide(layers[l], 1, &row);
-    chunks += row.chunks;
+    divide(layers[l], &row);
+    bytes += row.chunks * static_cast<int64_t>(sizeof(double)) + gathered_bytes(layers[l]);
   }
-  return chunks * static_cast<int64_t>(sizeof(double));
+  return bytes;
 }
 
 int spectral_norm_bwd(Dtype dtype, const SpectralNormBwdLayer* layers, int64_t num_layers, const void* sigma,
@@ -176,23 +226,29 @@ int spectral_norm_bwd(Dtype dtype, const SpectralNormBwdLayer* layers, int64_t n
   if (dtype < Dtype::float32 || dtype > Dtype::bfloat16) return cudaErrorInvalidValue;
 
   const int64_t size = element_size(dtype), wide = std::max<int64_t>(size, 4);  // of T and of A
-  double* dots = static_cast<double*>(workspace);
+  // The vectors v that need another order, then the sums of the chunks.
+  char* gathered = static_cast<char*>(workspace);
+  char* dots = gathered;
+  for (int64_t l = 0; l < num_layers; ++l) {
+    if (!valid(layers[l])) return cudaErrorInvalidValue;
+    dots += gathered_bytes(layers[l]);
+  }
   for (int64_t begin = 0; begin < num_layers; begin += BackwardRows::capacity) {
     BackwardRows group;
     group.num_layers = static_cast<int>(std::min<int64_t>(num_layers - begin, BackwardRows::capacity));
+    group.dots = reinterpret_cast<double*>(dots);
     int64_t chunks = 0;
     for (int i = 0; i < group.num_layers; ++i) {
       const SpectralNormBwdLayer& layer = layers[begin + i];
-      if (layer.outer != 1 || layer.h < 0 || layer.inner < 0) return cudaErrorInvalidValue;
-      if (layer.h > kMaxExtent || layer.inner > kMaxExtent) return cudaErrorInvalidValue;
-      if (layer.h * layer.inner > int64_t{1} << 40) return cudaErrorInvalidValue;  // the number of chunks is an int
+      if (layer.h * layer.outer * layer.inner > int64_t{1} << 40) return cudaErrorInvalidValue;  // the number of chunks is an int
       BackwardRow& row = group.rows[i];
-      divide(layer, 16 / size, &row);
+      divide(layer, &row);
+      arrange(layer, 16 / size, gathered, &row);
+      gathered += gathered_bytes(layer);
       row.first_chunk = static_cast<int>(chunks);
-      row.dots = dots;
-      dots += row.chunks;
       chunks += row.chunks;
     }
+    dots += chunks * static_cast<int64_t>(sizeof(double));
     if (chunks == 0) continue;  // of layers without elements
     if (chunks > INT32_MAX) return cudaErrorInvalidValue;
     group.chunks = static_cast<int>(chunks);

@@ -1,4 +1,4 @@
-// Grouped backward of spectral_norm on CUDA: one cooperative launch for all layers, outer == 1.
+// Grouped backward of spectral_norm on CUDA: one cooperative launch for all layers.
 //
 //   dots    <dY, Y> over each chunk of a layer       reads dY and Y
 //   write   dW = r dY - (r <dY, Y> - dsigma) u v^T   reads dY again, r = 1 / sigma
@@ -6,6 +6,9 @@
 // with a grid-wide barrier in between. A chunk is a part of the arrays of one layer, dealt to the blocks in turn. The
 // second step goes through a block's chunks backwards: what was read last is what the caches still hold, so that of a
 // group that fits the L2 cache each array comes from memory once.
+//
+// dY, Y and dW are one flat array each, in whatever order of memory they share. Only the product u v^T needs to know row and
+// column of an element. A v that is not in the order of the columns is put into that order by the first step.
 //
 // Chunks and the order of every sum depend on the shape of a layer, its dtype and alignment alone, so that the result is
 // the same bits on any number of blocks and in any group.
@@ -23,14 +26,13 @@ constexpr int kLog2LargestChunk = 15;
 constexpr int64_t kChunksWanted = 256;  // of a layer, for about two blocks on each multiprocessor
 
 struct BackwardRow {
-  const void* grad_y;  // T [h, w]
-  const void* y;       // T [h, w]
+  const void* grad_y;  // T [outer, h, inner]
+  const void* y;       // T [outer, h, inner]
   const void* u;       // T [h]
   const void* v;       // T [w]
-  void* grad_weight;   // T [h, w]
-  double* dots;        // [chunks]
-  int64_t count;       // h w
-  int w;
+  void* gathered;      // T [w], v in the order of the columns; null where v is
+  void* grad_weight;   // T [outer, h, inner]
+  int h, w, inner, channels;
   int first_chunk, chunks;
   signed char log2_chunk;
   bool vector;    // 16-byte accesses of dY, Y and dW
@@ -42,6 +44,7 @@ struct BackwardRow {
 struct BackwardRows {
   static constexpr int capacity = 48;
   BackwardRow rows[capacity];
+  double* dots;  // [chunks]
   int num_layers;
   int chunks;  // of all layers
 };
@@ -76,18 +79,23 @@ __device__ double chunk_dot(const BackwardRow& row, int64_t begin, int64_t end) 
   return block_sum(sum);
 }
 
-// dW = r dY - (along u_i) v_j for the packs of a thread in [begin, end).
-template <int V, bool whole, typename T, typename A>
+// dW = r dY - (along u_i) v_j for the packs of a thread in [begin, end). Slabs: outer > 1.
+template <int V, bool whole, bool slabs, typename T, typename A>
 __device__ __forceinline__ void write_packs(const BackwardRow& row, int64_t begin, int64_t end, A r, A along) {
-  const T *grad_y = global<const T>(row.grad_y), *u = global<const T>(row.u), *v = global<const T>(row.v);
+  const T *grad_y = global<const T>(row.grad_y), *u = global<const T>(row.u);
+  const T* v = global<const T>(row.gathered ? row.gathered : row.v);
   T* grad_weight = global<T>(row.grad_weight);
-  const int w = row.w;
+  const int w = slabs ? row.inner : row.w, h = row.h;  // of a slab
   const bool vector_v = whole && row.vector_v;
   int64_t at = begin + static_cast<int64_t>(threadIdx.x) * V;
   if (at >= end) return;
-  // Where an element lies: one division, and from then on the step of it. Rows are below 2^30, as columns are.
-  int i = static_cast<int>(at / w), j = static_cast<int>(at - static_cast<int64_t>(i) * w);
-  const int rows_of_step = kThreads * V / w, columns_of_step = kThreads * V - rows_of_step * w;
+  // Where an element lies: one division, and from then on the step of it. Rows are below 2^30, as columns are. Slabs are
+  // counted by the columns before them.
+  const int64_t row_at = at / w;
+  int slab = slabs ? static_cast<int>(row_at / h) * w : 0;
+  int i = static_cast<int>(slabs ? row_at % h : row_at), j = static_cast<int>(at - row_at * w);
+  const int rows = kThreads * V / w, columns_of_step = kThreads * V - rows * w;
+  const int rows_of_step = slabs ? rows % h : rows, slab_of_step = slabs ? rows / h * w : 0;
 #pragma unroll 2
   for (; at < end; at += kThreads * V) {
     Pack<T, V> x = load<V>(grad_y + at);
@@ -95,28 +103,58 @@ __device__ __forceinline__ void write_packs(const BackwardRow& row, int64_t begi
       const A coefficient = along * static_cast<A>(u[i]);
       Pack<T, V> direction;
       if (vector_v) {
-        direction = load<V>(v + j);
+        direction = load<V>(v + slab + j);
       } else {
 #pragma unroll
-        for (int k = 0; k < V; ++k) direction.at[k] = v[j + k];
+        for (int k = 0; k < V; ++k) direction.at[k] = v[slab + j + k];
       }
 #pragma unroll
       for (int k = 0; k < V; ++k) {
         x.at[k] = static_cast<T>(static_cast<A>(x.at[k]) * r - coefficient * static_cast<A>(direction.at[k]));
       }
     } else {
-      int row_of_k = i, column_of_k = j;
+      int row_of_k = i, column_of_k = j, slab_of_k = slab;
 #pragma unroll
       for (int k = 0; k < V; ++k) {
         const A coefficient = along * static_cast<A>(u[row_of_k]);
-        x.at[k] = static_cast<T>(static_cast<A>(x.at[k]) * r - coefficient * static_cast<A>(v[column_of_k]));
-        if (++column_of_k == w && k + 1 < V) column_of_k = 0, ++row_of_k;
+        x.at[k] = static_cast<T>(static_cast<A>(x.at[k]) * r -
+                                 coefficient * static_cast<A>(v[slab_of_k + column_of_k]));
+        if (++column_of_k == w && k + 1 < V) {
+          column_of_k = 0, ++row_of_k;
+          if (slabs && row_of_k == h) row_of_k = 0, slab_of_k += w;
+        }
       }
     }
     store<V>(grad_weight + at, x);
     i += rows_of_step;
     j += columns_of_step;
+    slab += slab_of_step;
     if (j >= w) j -= w, ++i;
+    if (slabs && i >= h) i -= h, slab += w;
+  }
+}
+
+// The same for a chunk.
+template <bool slabs, typename T, typename A>
+__device__ __forceinline__ void write_chunk(const BackwardRow& row, int64_t begin, int64_t end, A r, A along) {
+  constexpr int V = 16 / sizeof(T);
+  const int64_t vector_end = row.vector ? end / V * V : begin;
+  if (row.whole) {
+    write_packs<V, true, slabs, T>(row, begin, vector_end, r, along);
+  } else {
+    write_packs<V, false, slabs, T>(row, begin, vector_end, r, along);
+  }
+  write_packs<1, true, slabs, T>(row, vector_end, end, r, along);
+}
+
+// This chunk's share of v in the order of the columns.
+template <typename T>
+__device__ __forceinline__ void gather(const BackwardRow& row, int chunk) {
+  const T* v = global<const T>(row.v);
+  T* gathered = global<T>(row.gathered);
+  const int64_t first = static_cast<int64_t>(chunk) * kThreads + threadIdx.x;
+  for (int64_t m = first; m < row.w; m += static_cast<int64_t>(row.chunks) * kThreads) {
+    gathered[m] = v[index_in_v(static_cast<int>(m), row.w, row.channels)];
   }
 }
 
@@ -127,7 +165,6 @@ __global__ void __launch_bounds__(kThreads, 2)
                              const typename Numeric<T>::A* grad_sigma  // [num_layers], or null for zeros
     ) {
   using A = typename Numeric<T>::A;
-  constexpr int V = 16 / sizeof(T);
   const auto layer_of = [&](int chunk) {
     int low = 0, high = group.num_layers - 1;
     while (low < high) {
@@ -144,14 +181,15 @@ __global__ void __launch_bounds__(kThreads, 2)
     return static_cast<int64_t>(chunk - row.first_chunk) << row.log2_chunk;
   };
   const auto end_of = [](const BackwardRow& row, int64_t begin) {
-    return min(row.count, begin + (int64_t{1} << row.log2_chunk));
+    return min(static_cast<int64_t>(row.h) * row.w, begin + (int64_t{1} << row.log2_chunk));
   };
 
   for (int chunk = static_cast<int>(blockIdx.x); chunk < group.chunks; chunk += static_cast<int>(gridDim.x)) {
     const BackwardRow& row = group.rows[layer_of(chunk)];
     const int64_t begin = begin_of(row, chunk);
     const double dot = chunk_dot<T>(row, begin, end_of(row, begin));
-    if (threadIdx.x == 0) global<double>(row.dots)[chunk - row.first_chunk] = dot;
+    if (threadIdx.x == 0) global<double>(group.dots)[chunk] = dot;
+    if (row.gathered) gather<T>(row, chunk - row.first_chunk);
   }
   cooperative_groups::this_grid().sync();
 
@@ -163,16 +201,14 @@ __global__ void __launch_bounds__(kThreads, 2)
     const A value = sigma[layer];
     // 1 for a zero matrix, as in the forward. Not value >= ..., which would take a NaN for 0.
     const A r = fabs(value) < A(Numeric<T>::smallest_normal) ? A(1) : A(1) / value;
-    const double dot = block_sum(row.dots, row.chunks);
+    const double dot = block_sum(group.dots + row.first_chunk, row.chunks);
     const A along = A(dot * static_cast<double>(r) - (grad_sigma ? static_cast<double>(grad_sigma[layer]) : 0.0));
     const int64_t begin = begin_of(row, chunk), end = end_of(row, begin);
-    const int64_t vector_end = row.vector ? end / V * V : begin;
-    if (row.whole) {
-      write_packs<V, true, T>(row, begin, vector_end, r, along);
+    if (row.inner == row.w) {
+      write_chunk<false, T>(row, begin, end, r, along);
     } else {
-      write_packs<V, false, T>(row, begin, vector_end, r, along);
+      write_chunk<true, T>(row, begin, end, r, along);
     }
-    write_packs<1, true, T>(row, vector_end, end, r, along);
   }
 }
 

@@ -17,12 +17,22 @@ namespace py = pybind11;
 
 namespace {
 
-// weight, u_in, v_in, y, u, v, h, w
-using Rows = std::vector<std::array<int64_t, 8>>;
+// weight, u_in, v_in, y, u, v, h, w, inner, channels
+using Rows = std::vector<std::array<int64_t, 10>>;
 
 template <typename T = void>
 T* pointer(int64_t address) {
   return reinterpret_cast<T*>(static_cast<uintptr_t>(address));
+}
+
+// The outer of a layer [outer, h, inner] of w columns, of which v takes `channels` together.
+int64_t outer_of(int64_t w, int64_t inner, int64_t channels) {
+  const auto divides = [w](int64_t part) { return part == w || (part > 0 && w % part == 0); };
+  if (!divides(inner) || !divides(channels)) {
+    throw std::invalid_argument("inner and channels must divide w of a layer, got inner=" + std::to_string(inner) +
+                                " and channels=" + std::to_string(channels) + " of w=" + std::to_string(w));
+  }
+  return inner == w ? 1 : w / inner;
 }
 
 std::vector<lipgan::SpectralNormFwdLayer> spectral_norm_fwd_layers(const Rows& rows) {
@@ -30,20 +40,20 @@ std::vector<lipgan::SpectralNormFwdLayer> spectral_norm_fwd_layers(const Rows& r
   layers.reserve(rows.size());
   for (const auto& row : rows) {
     layers.push_back({pointer(row[0]), pointer(row[1]), pointer(row[2]), pointer(row[3]), pointer(row[4]),
-                      pointer(row[5]), 1, row[6], row[7]});
+                      pointer(row[5]), outer_of(row[7], row[8], row[9]), row[6], row[8], row[9]});
   }
   return layers;
 }
 
-// grad_y, y, u, v, grad_weight, h, w
-using BackwardRows = std::vector<std::array<int64_t, 7>>;
+// grad_y, y, u, v, grad_weight, h, w, inner, channels
+using BackwardRows = std::vector<std::array<int64_t, 9>>;
 
 std::vector<lipgan::SpectralNormBwdLayer> spectral_norm_bwd_layers(const BackwardRows& rows) {
   std::vector<lipgan::SpectralNormBwdLayer> layers;
   layers.reserve(rows.size());
   for (const auto& row : rows) {
-    layers.push_back({pointer(row[0]), pointer(row[1]), pointer(row[2]), pointer(row[3]), pointer(row[4]), 1, row[5],
-                      row[6]});
+    layers.push_back({pointer(row[0]), pointer(row[1]), pointer(row[2]), pointer(row[3]), pointer(row[4]),
+                      outer_of(row[6], row[7], row[8]), row[5], row[7], row[8]});
   }
   return layers;
 }
@@ -125,16 +135,18 @@ PYBIND11_MODULE(_cuda, m) {
 
   m.def("spectral_norm_fwd", &spectral_norm_fwd, no_gil, py::arg("dtype"), py::arg("layers"), py::arg("sigma"),
         py::arg("n_power_iterations"), py::arg("eps"), py::arg("workspace"), py::arg("device_table"), py::arg("stream"),
-        "layers: rows of (weight, u_in, v_in, y, u, v, h, w). Asynchronous on `stream`.");
+        "layers: rows of (weight, u_in, v_in, y, u, v, h, w, inner, channels), the last two as in\n"
+        "lipgan.ops.spectral_norm.layout. Asynchronous on `stream`.");
   m.def("spectral_norm_fwd_workspace", &spectral_norm_fwd_workspace, no_gil, py::arg("layers"),
         "Bytes of `workspace` for these layers, whatever their dtype; 16-byte aligned.");
   m.def("spectral_norm_fwd_table_size", &lipgan::cuda::spectral_norm_fwd_table_size, py::arg("num_layers"),
         "Bytes of `device_table` for this many layers; 16-byte aligned.");
   m.def("spectral_norm_bwd", &spectral_norm_bwd, no_gil, py::arg("dtype"), py::arg("layers"), py::arg("sigma"),
         py::arg("grad_sigma"), py::arg("workspace"), py::arg("stream"),
-        "layers: rows of (grad_y, y, u, v, grad_weight, h, w). grad_sigma: 0 for none. Asynchronous on `stream`.");
+        "layers: rows of (grad_y, y, u, v, grad_weight, h, w, inner, channels), the last two as in\n"
+        "lipgan.ops.spectral_norm.layout. grad_sigma: 0 for none. Asynchronous on `stream`.");
   m.def("spectral_norm_bwd_workspace", &spectral_norm_bwd_workspace, no_gil, py::arg("layers"),
-        "Bytes of `workspace` for these layers, of which only h and w count; 16-byte aligned.");
+        "Bytes of `workspace` for these layers, of which no address counts; 16-byte aligned.");
   m.def("gradient_penalty_interpolate", &gradient_penalty_interpolate, no_gil, py::arg("dtype"), py::arg("real"),
         py::arg("fake"), py::arg("mix"), py::arg("x_hat"), py::arg("batch"), py::arg("length"), py::arg("stream"),
         "Asynchronous on `stream`.");

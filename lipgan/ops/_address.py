@@ -25,12 +25,15 @@ def materialized(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def address(tensor: Tensor, dtype: torch.dtype, numel: int, device: str) -> int:
-    """The address of a contiguous tensor of ``numel`` elements of ``dtype`` on a device of the type ``device``."""
+def address(tensor: Tensor, dtype: torch.dtype, numel: int, device: str, is_plain: bool = True) -> int:
+    """The address of a contiguous tensor of ``numel`` elements of ``dtype`` on a device of the type ``device``.
+
+    ``is_plain`` is False for one that is dense in an order of its own, which the caller has found by its strides.
+    """
     if (
         tensor.dtype != dtype
         or tensor.numel() != numel
-        or not tensor.is_contiguous()
+        or (is_plain and not tensor.is_contiguous())
         or tensor.device.type != device
         or tensor.is_neg()
         or tensor.data_ptr() % tensor.element_size()
@@ -43,7 +46,12 @@ def address(tensor: Tensor, dtype: torch.dtype, numel: int, device: str) -> int:
 
 
 def addresses(
-    tensors: Sequence[Tensor], dtype: torch.dtype, numels: Sequence[int], device: torch.device, copies: list[Tensor]
+    tensors: Sequence[Tensor],
+    dtype: torch.dtype,
+    numels: Sequence[int],
+    device: torch.device,
+    copies: list[Tensor],
+    is_plain: bool = True,
 ) -> list[int]:
     """:func:`address` of several tensors, each materialized: copies go to ``copies``, to live until the launch."""
     found, itemsize, kind = [], dtype.itemsize, device.type
@@ -51,14 +59,14 @@ def addresses(
         where = tensor.data_ptr()
         if where % itemsize or where == 0 or tensor.is_neg():
             copies.append(tensor.clone())
-            where = address(copies[-1], dtype, numel, kind)
+            where = address(copies[-1], dtype, numel, kind, is_plain)
         elif (
             tensor.dtype is not dtype
             or tensor.numel() != numel
             or tensor.device != device
-            or not tensor.is_contiguous()
+            or (is_plain and not tensor.is_contiguous())
         ):
-            address(tensor, dtype, numel, kind)  # says what is wrong
+            address(tensor, dtype, numel, kind, is_plain)  # says what is wrong
             raise RuntimeError(f"expected a tensor on {device}, got one on {tensor.device}")
         found.append(where)
     return found

@@ -15,6 +15,7 @@ import pytest
 import torch
 from arena import Arena
 from cuda_sources import SPECTRAL_NORM
+from matrix_memory import in_memory, out_of_memory
 from tolerance import assert_as_accurate
 
 from lipgan.ops import _backend
@@ -39,6 +40,14 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     return loaded
 
 
+Order = tuple[int, int]  # inner, channels
+
+
+def orders_of(layers: Sequence[tuple[torch.Tensor, ...]], orders: Sequence[Order] | None) -> Sequence[Order]:
+    """Those given, or those of matrices that lie as they are."""
+    return [(layer[0].shape[1],) * 2 for layer in layers] if orders is None else orders
+
+
 def run(
     library: ctypes.CDLL,
     layers: Sequence[Layer],
@@ -48,15 +57,21 @@ def run(
     multiprocessors: int = 3,
     order: int = 2,
     misaligned: bool = False,
+    orders: Sequence[Order] | None = None,
 ) -> list[Result]:
-    """The grouped forward on the host executor."""
+    """The grouped forward on the host executor, of weights that lie in these orders."""
     dtype = layers[0][0].dtype
     arena = Arena()
-    inputs = [[arena.copy(t, misaligned) for t in layer] for layer in layers]
-    outputs = [[arena.empty(t.shape, dtype, misaligned) for t in layer] for layer in layers]
+    orders = orders_of(layers, orders)
+    lying = [(in_memory(layer[0], *pair), *layer[1:]) for layer, pair in zip(layers, orders, strict=True)]
+    inputs = [[arena.copy(t, misaligned) for t in layer] for layer in lying]
+    outputs = [[arena.empty(t.shape, dtype, misaligned) for t in layer] for layer in lying]
     sigma = arena.empty([len(layers)], torch.float64 if dtype == torch.float64 else torch.float32)
     rows = np.array(
-        [[t.data_ptr() for t in (*ins, *outs)] + [1, *ins[0].shape] for ins, outs in zip(inputs, outputs, strict=True)],
+        [
+            [*(t.data_ptr() for t in (*ins, *outs)), *ins[0].shape, channels]
+            for ins, outs, (_, channels) in zip(inputs, outputs, orders, strict=True)
+        ],
         dtype=np.int64,
     )
     table = ctypes.c_void_p(rows.ctypes.data)
@@ -70,11 +85,14 @@ def run(
     )  # fmt: skip
     assert error == 0, library.host_executor_message().decode()
     arena.assert_guards_untouched()
-    for ins, layer in zip(inputs, layers, strict=True):
+    for ins, layer in zip(inputs, lying, strict=True):
         for mine, given in zip(ins, layer, strict=True):
             torch.testing.assert_close(mine, given, rtol=0, atol=0, equal_nan=True)
     # Copies: the arena's memory goes away with it.
-    return [(*(t.clone() for t in outs), s.clone()) for outs, s in zip(outputs, sigma, strict=True)]
+    return [
+        (out_of_memory(y, channels), u.clone(), v.clone(), s.clone())
+        for (y, u, v), s, (_, channels) in zip(outputs, sigma, orders, strict=True)
+    ]
 
 
 def truth(layer: Layer, n: int, eps: float = EPS) -> Result:
@@ -150,6 +168,37 @@ def test_group(library: ctypes.CDLL, dtype: torch.dtype, n: int) -> None:
             assert v.equal(v_in)
 
 
+# Weights that do not lie as their matrices: (h, w), then inner and channels. Packs of 16 bytes of each dtype and not; a
+# row, a pixel, a channel; several blocks of rows, tiles of one, and columns that no tile holds.
+ORDERS = [
+    # Channels last, rows of dimension 0.
+    ((37, 45), (45, 5)), ((64, 144), (144, 16)), ((3, 1152), (1152, 128)), ((300, 12), (12, 3)), ((2, 50), (50, 1)),
+    # Contiguous, rows of dimension 1.
+    ((16, 36), (9, 36)), ((24, 64), (16, 64)), ((300, 50), (25, 50)), ((7, 98), (49, 98)), ((19, 2064), (16, 2064)),
+    ((1, 6), (3, 6)),
+    # Channels last, rows of dimension 1: rows side by side.
+    ((3, 1030), (1, 1030)), ((128, 48), (1, 48)), ((40, 1032), (1, 1032)), ((13, 7), (1, 7)), ((300, 16), (1, 16)),
+    ((301, 3), (1, 3)), ((1, 5), (1, 5)),
+    # Both at once, which no layer has.
+    ((6, 24), (8, 4)), ((16, 24), (1, 6)),
+]  # fmt: skip
+
+
+@needs_gxx
+@pytest.mark.parametrize("misaligned", [False, True])
+@pytest.mark.parametrize("dtype", [pytest.param(d, marks=[pytest.mark.slow] * (d in DTYPES[1:3])) for d in DTYPES])
+def test_orders_of_memory(library: ctypes.CDLL, dtype: torch.dtype, misaligned: bool) -> None:
+    """A group of all of them, beside weights that lie as their matrices."""
+    shapes, orders = map(list, zip(*ORDERS, ((64, 27), (27, 27)), ((5, 64), (64, 64)), strict=True))
+    layers = [random_layer(h, w, dtype) for h, w in shapes]
+    for n in (2,) if misaligned else (0, 2):
+        results = run(library, layers, n, orders=orders, misaligned=misaligned)
+        assert_accurate(results, layers, n)
+    backward, sigma, grad_sigma = backward_inputs(shapes, dtype)
+    gradients = run_backward(library, backward, sigma, grad_sigma, orders=orders, misaligned=misaligned)
+    assert_gradients_accurate(gradients, backward, sigma, grad_sigma)
+
+
 @needs_gxx
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_misaligned(library: ctypes.CDLL, dtype: torch.dtype) -> None:
@@ -160,10 +209,11 @@ def test_misaligned(library: ctypes.CDLL, dtype: torch.dtype) -> None:
 @needs_gxx
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_same_bits_on_every_grid_and_in_every_order(library: ctypes.CDLL, dtype: torch.dtype) -> None:
-    layers = [random_layer(h, w, dtype) for h, w in [(300, 128), (5, 2100), (70, 40), (1, 9)]]
-    first = run(library, layers, 2, multiprocessors=1, order=0)
+    layers = [random_layer(h, w, dtype) for h, w in [(300, 128), (5, 2100), (70, 40), (1, 9), (70, 40), (70, 1040)]]
+    orders = [(128, 128), (2100, 2100), (40, 40), (9, 9), (5, 40), (1, 1040)]
+    first = run(library, layers, 2, multiprocessors=1, order=0, orders=orders)
     for multiprocessors, order in [(1, 1), (2, 0), (5, 1), (16, 7)]:
-        again = run(library, layers, 2, multiprocessors=multiprocessors, order=order)
+        again = run(library, layers, 2, multiprocessors=multiprocessors, order=order, orders=orders)
         for mine, theirs in zip(again, first, strict=True):
             assert all(a.equal(b) for a, b in zip(mine, theirs, strict=True))
 
@@ -196,6 +246,20 @@ def test_scale_of_the_matrix(library: ctypes.CDLL, dtype: torch.dtype, scale: fl
             ordinary = ((layer[0].double() * power).to(dtype), layer[1], layer[2])
             y, u, v, sigma = result
             assert_accurate([(y * power * (1 / power), u, v, (sigma.double() * power).to(sigma.dtype))], [ordinary], n)
+
+
+@needs_gxx
+@pytest.mark.parametrize("scale", [1e-30, 1e25])
+@pytest.mark.parametrize("n", [0, 2])
+def test_orders_of_memory_near_the_ends_of_the_range(library: ctypes.CDLL, n: int, scale: float) -> None:
+    """Columns of W are read again where a sum has left the range; the whole iteration is, times a power of two."""
+    orders = [(72, 8), (5, 30), (1, 40), (31, 31)]
+    layers = [random_layer(h, w, torch.float32, scale) for h, w in [(40, 72), (33, 30), (24, 40), (9, 31)]]
+    power = 2.0 ** -round(np.log2(scale))
+    ordinary = [((weight.double() * power).float(), u, v) for weight, u, v in layers]
+    results = run(library, layers, n, eps=1e-36, orders=orders)
+    scaled = [(y, u, v, (sigma.double() * power).float()) for y, u, v, sigma in results]
+    assert_accurate(scaled, ordinary, n)
 
 
 @needs_gxx
@@ -314,14 +378,22 @@ def run_backward(
     multiprocessors: int = 3,
     order: int = 2,
     misaligned: bool = False,
+    orders: Sequence[Order] | None = None,
 ) -> list[torch.Tensor]:
-    """The grouped backward on the host executor."""
+    """The grouped backward on the host executor, of weights that lie in these orders."""
     dtype = layers[0][0].dtype
     arena = Arena()
-    inputs = [[arena.copy(t, misaligned) for t in layer] for layer in layers]
-    outputs = [arena.empty(layer[0].shape, dtype, misaligned) for layer in layers]
+    orders = orders_of(layers, orders)
+    lying = [
+        (*(in_memory(t, *pair) for t in layer[:2]), *layer[2:]) for layer, pair in zip(layers, orders, strict=True)
+    ]
+    inputs = [[arena.copy(t, misaligned) for t in layer] for layer in lying]
+    outputs = [arena.empty(layer[0].shape, dtype, misaligned) for layer in lying]
     rows = np.array(
-        [[*(t.data_ptr() for t in (*ins, out)), 1, *out.shape] for ins, out in zip(inputs, outputs, strict=True)],
+        [
+            [*(t.data_ptr() for t in (*ins, out)), *out.shape, channels]
+            for ins, out, (_, channels) in zip(inputs, outputs, orders, strict=True)
+        ],
         dtype=np.int64,
     )
     scalars = [None if t is None else arena.copy(t) for t in (sigma, grad_sigma)]
@@ -334,7 +406,7 @@ def run_backward(
     )  # fmt: skip
     assert error == 0, library.host_executor_message().decode()
     arena.assert_guards_untouched()
-    return [out.clone() for out in outputs]
+    return [out_of_memory(out, channels) for out, (_, channels) in zip(outputs, orders, strict=True)]
 
 
 def backward_inputs(
@@ -409,12 +481,15 @@ def test_backward_of_vectors_that_lie_anywhere(library: ctypes.CDLL) -> None:
 
 @needs_gxx
 def test_backward_gives_the_same_bits_on_every_grid_and_in_every_group(library: ctypes.CDLL) -> None:
-    layers, sigma, grad_sigma = backward_inputs([(300, 40), (5, 2100), (1, 9)], torch.float32)
-    first = run_backward(library, layers, sigma, grad_sigma, multiprocessors=1, order=0)
+    layers, sigma, grad_sigma = backward_inputs([(300, 40), (5, 2100), (1, 9), (300, 40)], torch.float32)
+    options = {"orders": [(40, 40), (2100, 100), (9, 9), (8, 40)]}
+    first = run_backward(library, layers, sigma, grad_sigma, multiprocessors=1, order=0, **options)
     for multiprocessors, order in [(1, 1), (2, 0), (16, 7)]:
-        again = run_backward(library, layers, sigma, grad_sigma, multiprocessors=multiprocessors, order=order)
+        again = run_backward(
+            library, layers, sigma, grad_sigma, multiprocessors=multiprocessors, order=order, **options
+        )
         assert all(map(torch.equal, again, first))
-    (alone,) = run_backward(library, layers[1:2], sigma[1:2], grad_sigma[1:2])
+    (alone,) = run_backward(library, layers[1:2], sigma[1:2], grad_sigma[1:2], orders=options["orders"][1:2])
     assert torch.equal(alone, first[1])
 
 
@@ -437,17 +512,38 @@ def test_backward_where_sigma_counts_as_zero(library: ctypes.CDLL, dtype: torch.
 
 
 class Executed:
-    """lipgan._cuda, as far as a backward needs it, of the host executor."""
+    """lipgan._cuda, as far as spectral_norm needs it, of the host executor."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self.library = library
+        self.addresses: set[int] = set()  # of all arrays of layers
 
     def _rows(self, layers: Sequence[tuple[int, ...]]) -> tuple[ctypes.c_void_p, ctypes.c_int64]:
-        self.rows = np.array([[*row[:5], 1, *row[5:]] for row in layers], np.int64)
+        rows = []
+        for *arrays, h, w, inner, channels in layers:
+            self.addresses.update(arrays)
+            rows.append([*arrays, w // inner, h, inner, channels])
+        self.rows = np.array(rows, np.int64)
         return ctypes.c_void_p(self.rows.ctypes.data), ctypes.c_int64(len(layers))
+
+    def spectral_norm_fwd_workspace(self, layers: Sequence[tuple[int, ...]]) -> int:
+        return self.library.workspace_size(*self._rows(layers))
+
+    def spectral_norm_fwd_table_size(self, num_layers: int) -> int:
+        return self.library.table_size(ctypes.c_int64(num_layers))
 
     def spectral_norm_bwd_workspace(self, layers: Sequence[tuple[int, ...]]) -> int:
         return self.library.bwd_workspace_size(*self._rows(layers))
+
+    def spectral_norm_fwd(
+        self, dtype: int, layers: Sequence[tuple[int, ...]], sigma: int, n: int, eps: float, *addresses: int
+    ) -> None:
+        *arrays, stream = addresses
+        assert stream == 7
+        host_executor.configure(self.library, multiprocessors=2, seed=2)
+        settings = ctypes.c_void_p(sigma), ctypes.c_int64(n), ctypes.c_double(eps)
+        error = self.library.spectral_norm_fwd(dtype, *self._rows(layers), *settings, *map(ctypes.c_void_p, arrays))
+        assert error == 0
 
     def spectral_norm_bwd(self, dtype: int, layers: Sequence[tuple[int, ...]], *addresses: int) -> None:
         *arrays, stream = addresses
@@ -456,29 +552,87 @@ class Executed:
         assert self.library.spectral_norm_bwd(dtype, *self._rows(layers), *map(ctypes.c_void_p, arrays)) == 0
 
 
-@needs_gxx
-@pytest.mark.parametrize("dims", [(0, 0, 0), (0, 1, 0), (1, 0, 2)])
-@pytest.mark.parametrize("with_sigma", [False, True])
-def test_backward_of_the_op(
-    library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch, dims: tuple[int, ...], with_sigma: bool
-) -> None:
-    """Shapes, dimensions and layouts that the kernel does not know of, by the backend's function."""
-    monkeypatch.setattr(_backend, "cuda", lambda: Executed(library))
+@pytest.fixture
+def executed(library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> Executed:
+    """In place of lipgan._cuda."""
+    module = Executed(library)
+    monkeypatch.setattr(_backend, "cuda", lambda: module)
     backends._bwd_sizes.cache_clear()
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=7))
-    ys = [torch.randn(5, 7), torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last), torch.randn(6, 4, 3)]
-    # Not contiguous; a negation that is put off; neither.
-    grads = [torch.randn(7, 5).T, torch.randn(4, 3, 2, 2, dtype=torch.complex64).conj().imag, torch.randn(6, 4, 3)]
+    return module
+
+
+def weights_of_layers() -> tuple[list[torch.Tensor], list[int]]:
+    """Weights as layers hold them, and the dimensions of their rows."""
+    channels_last, channels_last_3d = torch.channels_last, torch.channels_last_3d
+    return [
+        torch.randn(5, 7),
+        torch.randn(4, 3, 2, 2),
+        torch.randn(4, 3, 2, 2),
+        torch.randn(4, 3, 2, 2).to(memory_format=channels_last),
+        torch.randn(4, 3, 2, 2).to(memory_format=channels_last),
+        torch.randn(8, 12, 3, 3).to(memory_format=channels_last),
+        torch.randn(4, 3, 2, 2, 2).to(memory_format=channels_last_3d),
+        torch.randn(6, 4, 3),
+        torch.randn(7, 5).T,
+    ], [0, 0, 1, 0, 1, 0, 1, 2, 0]  # fmt: skip
+
+
+@needs_gxx
+@pytest.mark.parametrize("n", [0, 2])
+def test_forward_of_the_op(executed: Executed, n: int) -> None:
+    """Shapes, dimensions and orders of memory, by the backend's function: read and written where they lie."""
+    weights, dims = weights_of_layers()
+    vectors = [
+        torch.nn.functional.normalize(torch.randn(size), dim=0) for size in backends._vector_sizes(weights, dims)
+    ]
+    arguments = weights, vectors[::2], vectors[1::2], n, EPS, dims
+    ys, sigma, uv = backends._cuda_fwd(*arguments)
+    exact_ys, exact_sigma, us, vs = reference.spectral_norm_fwd(*arguments)
+    torch.testing.assert_close(sigma, exact_sigma, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(uv, backends.join_vectors(us, vs), rtol=1e-4, atol=1e-5)
+    for weight, mine, exact in zip(weights, ys, exact_ys, strict=True):
+        torch.testing.assert_close(mine, exact, rtol=1e-4, atol=1e-4)
+        assert mine.stride() == weight.stride()
+        assert {weight.data_ptr(), mine.data_ptr()} <= executed.addresses
+
+
+@needs_gxx
+@pytest.mark.parametrize("with_sigma", [False, True])
+def test_backward_of_the_op(executed: Executed, with_sigma: bool) -> None:
+    ys, dims = weights_of_layers()
+    grads = [torch.empty_like(y).normal_() for y in ys]
     vectors = [torch.randn(size) for size in backends._vector_sizes(ys, dims)]
-    sigma, grad_sigma = torch.rand(3) + 0.5, torch.randn(3) if with_sigma else None
+    sigma, grad_sigma = torch.rand(len(ys)) + 0.5, torch.randn(len(ys)) if with_sigma else None
     arguments = grads, grad_sigma, ys, sigma
     results = backends._cuda_bwd(*arguments, torch.cat(vectors), dims)
-    for mine, exact in zip(
-        results, reference.spectral_norm_bwd(*arguments, vectors[::2], vectors[1::2], dims), strict=True
-    ):
-        torch.testing.assert_close(mine, exact, rtol=1e-5, atol=1e-5)
-        assert mine.is_contiguous()
+    exact = reference.spectral_norm_bwd(*arguments, vectors[::2], vectors[1::2], dims)
+    for y, grad, mine, theirs in zip(ys, grads, results, exact, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
+        assert mine.stride() == y.stride()
+        assert {y.data_ptr(), grad.data_ptr(), mine.data_ptr()} <= executed.addresses
+
+
+@needs_gxx
+@pytest.mark.parametrize("dims", [(0, 0, 0, 0), (0, 1, 0, 0), (1, 0, 2, 1)])
+def test_what_does_not_lie_alike_is_copied(executed: Executed, dims: tuple[int, ...]) -> None:
+    # Y of which every second number is somebody else's; gradients in another order than Y, negations that are put off.
+    ys = [torch.randn(5, 14)[:, ::2], torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last),
+          torch.randn(6, 4, 3), torch.randn(4, 3, 2, 2)]  # fmt: skip
+    grads = [torch.randn(7, 5).T, torch.randn(4, 3, 2, 2, dtype=torch.complex64).conj().imag,
+             torch.randn(3, 4, 6).permute(2, 1, 0),
+             torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last)]  # fmt: skip
+    vectors = [torch.randn(size) for size in backends._vector_sizes(ys, dims)]
+    arguments = grads, None, ys, torch.rand(4) + 0.5
+    results = backends._cuda_bwd(*arguments, torch.cat(vectors), dims)
+    exact = reference.spectral_norm_bwd(*arguments, vectors[::2], vectors[1::2], dims)
+    for y, mine, theirs in zip(ys, results, exact, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
+        assert mine.stride() == torch.empty_like(y).stride()
+    forward = ys, vectors[::2], vectors[1::2], 1, EPS, dims
+    for mine, theirs in zip(backends._cuda_fwd(*forward)[0], reference.spectral_norm_fwd(*forward)[0], strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
 
 
 def test_which_backward_a_gpu_is_asked_for_first() -> None:
@@ -494,14 +648,22 @@ def test_which_backward_a_gpu_is_asked_for_first() -> None:
     assert _backend.resolve("matrix_sqrt", None, "cpu", "cuda") == _backend.resolve("matrix_sqrt", None, "cpu")
 
 
+# outer, h, inner and channels of a layer, and what no layer has.
+VALID = (1, 4, 4, 4)
+INVALID = {
+    "outer": (-1, 4, 4, 4),
+    "h": (1, -1, 4, 4),
+    "inner": (1, 4, 2**31, 4),
+    "w": (2**16, 4, 2**16, 2**16),
+    "channels": (1, 4, 4, 3),
+    "no channels": (1, 4, 4, 0),
+}
+
+
 @needs_gxx
-@pytest.mark.parametrize("field", ["outer", "h", "w", "workspace", "dtype"])
+@pytest.mark.parametrize("field", [*INVALID, "workspace", "dtype"])
 def test_invalid_arguments_of_the_backward(library: ctypes.CDLL, field: str) -> None:
-    row = np.array([[0, 0, 0, 0, 0, 1, 4, 4]], dtype=np.int64)
-    changed = {"outer": (5, 2), "h": (6, -1), "w": (7, 2**31)}
-    if field in changed:
-        at, value = changed[field]
-        row[0, at] = value
+    row = np.array([[0, 0, 0, 0, 0, *INVALID.get(field, VALID)]], dtype=np.int64)
     error = library.spectral_norm_bwd(
         4 if field == "dtype" else 0, ctypes.c_void_p(row.ctypes.data), ctypes.c_int64(1), None, None,
         ctypes.c_void_p(8 if field == "workspace" else 0),
@@ -510,17 +672,11 @@ def test_invalid_arguments_of_the_backward(library: ctypes.CDLL, field: str) -> 
 
 
 @needs_gxx
-@pytest.mark.parametrize("field", ["outer", "h", "w", "n_power_iterations", "workspace", "dtype"])
+@pytest.mark.parametrize("field", [*INVALID, "n_power_iterations", "workspace", "dtype"])
 def test_invalid_arguments(library: ctypes.CDLL, field: str) -> None:
-    row = np.array([[0, 0, 0, 0, 0, 0, 1, 4, 4]], dtype=np.int64)
+    row = np.array([[0, 0, 0, 0, 0, 0, *INVALID.get(field, VALID)]], dtype=np.int64)
     dtype, n, workspace = 0, 1, 0
-    if field == "outer":
-        row[0, 6] = 2
-    elif field == "h":
-        row[0, 7] = -1
-    elif field == "w":
-        row[0, 8] = 2**31
-    elif field == "n_power_iterations":
+    if field == "n_power_iterations":
         n = -1
     elif field == "workspace":
         workspace = 8
@@ -539,15 +695,33 @@ def test_invalid_arguments(library: ctypes.CDLL, field: str) -> None:
 @pytest.mark.backend("cuda module")
 def test_module_sizes() -> None:
     module = importlib.import_module("lipgan._cuda")
-    layers = [[0, 0, 0, 0, 0, 0, 64, 576], [0, 0, 0, 0, 0, 0, 1, 8192]]
+    layers = [[0, 0, 0, 0, 0, 0, 64, 576, 576, 576], [0, 0, 0, 0, 0, 0, 1, 8192, 16, 8192]]
     # t, s and one partial row per block of rows at least.
     assert module.spectral_norm_fwd_workspace(layers) >= 8 * (64 + 2 * 576 + 1 + 2 * 8192)
     assert module.spectral_norm_fwd_workspace(layers) % 16 == 0
     assert module.spectral_norm_fwd_table_size(3) == 3 * module.spectral_norm_fwd_table_size(1) > 0
     # A number for each chunk, of 4096 elements at least and 32768 at most.
-    backward = [[0, 0, 0, 0, 0, 64, 65], [0, 0, 0, 0, 0, 1024, 9216], [0, 0, 0, 0, 0, 0, 7]]
+    backward = [[0, 0, 0, 0, 0, 64, 65, 65, 65], [0, 0, 0, 0, 0, 1024, 9216, 9, 9216], [0, 0, 0, 0, 0, 0, 7, 7, 7]]
     assert module.spectral_norm_bwd_workspace(backward) == 8 * (2 + 288)
+    # And v in the order of the columns.
+    assert module.spectral_norm_bwd_workspace([[0, 0, 0, 0, 0, 64, 65, 65, 5]]) == 8 * (2 + 66)
     assert module.runtime_version() >= 12000
+
+
+@pytest.mark.backend("cuda module")
+@pytest.mark.parametrize(("w", "inner", "channels"), [(12, 5, 12), (12, 0, 12), (12, 12, 5), (12, 12, -3)])
+def test_orders_that_describe_no_memory_are_refused(w: int, inner: int, channels: int) -> None:
+    module = importlib.import_module("lipgan._cuda")
+    message = f"^inner and channels must divide w of a layer, got inner={inner} and channels={channels} of w={w}$"
+    forward, backward = ([*[0] * addresses, 4, w, inner, channels] for addresses in (6, 5))
+    with pytest.raises(ValueError, match=message):
+        module.spectral_norm_fwd_workspace([forward])
+    with pytest.raises(ValueError, match=message):
+        module.spectral_norm_fwd(0, [forward], 0, 1, 1e-12, 0, 0, 0)
+    with pytest.raises(ValueError, match=message):
+        module.spectral_norm_bwd_workspace([backward])
+    with pytest.raises(ValueError, match=message):
+        module.spectral_norm_bwd(0, [backward], 0, 0, 0, 0)
 
 
 WITHOUT_A_DEVICE = """
@@ -556,9 +730,9 @@ import lipgan._cuda as module
 
 assert module.device_count() == 0
 with pytest.raises(RuntimeError, match=r"CUDA error: .*driver|CUDA error: no CUDA-capable device"):
-    module.spectral_norm_fwd(0, [[0, 0, 0, 0, 0, 0, 4, 4]], 0, 1, 1e-12, 0, 0, 0)
+    module.spectral_norm_fwd(0, [[0, 0, 0, 0, 0, 0, 4, 4, 4, 4]], 0, 1, 1e-12, 0, 0, 0)
 with pytest.raises(RuntimeError, match=r"CUDA error: .*driver|CUDA error: no CUDA-capable device"):
-    module.spectral_norm_bwd(0, [[0, 0, 0, 0, 0, 4, 4]], 0, 0, 0, 0)
+    module.spectral_norm_bwd(0, [[0, 0, 0, 0, 0, 4, 4, 4, 4]], 0, 0, 0, 0)
 module.spectral_norm_bwd(0, [], 0, 0, 0, 0)
 module.spectral_norm_fwd(0, [], 0, 1, 1e-12, 0, 0, 0)
 """

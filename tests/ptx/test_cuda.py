@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from cuda_sources import SPECTRAL_NORM
+from matrix_memory import in_memory, out_of_memory
 from ptx import compile as compilers
 from ptx import kit
 from ptx.memory import Finding
@@ -202,30 +203,43 @@ def load(architecture: int, source: str = SPECTRAL_NORM, edit=lambda ptx: ptx) -
     return loaded
 
 
+# h and w of a weight that lies as its matrix; behind them the inner and channels of one that does not.
+Shape = tuple[int, ...]
+
+
+def completed(shapes: list[Shape]) -> list[tuple[int, int, int, int]]:
+    return [(*shape, *(shape[1:] * 2)[: 4 - len(shape)]) for shape in shapes]
+
+
 def run(
-    library: compilers.CudaLibrary, shapes: list[tuple[int, int]], dtype: torch.dtype, n: int, *, blocks: int = 2,
+    library: compilers.CudaLibrary, shapes: list[Shape], dtype: torch.dtype, n: int, *, blocks: int = 2,
     misaligned: bool = False, scale: float = 1.0, **options,
 ) -> None:  # fmt: skip
     """Launch on random matrices, the first of them times `scale`, and compare with the reference."""
     torch.manual_seed(1)
     session = compilers.Session("sm_90")
-    inputs = []
-    for h, w in shapes:
+    inputs, lying, orders = [], [], completed(shapes)
+    for h, w, *order in orders:
         unit = [torch.nn.functional.normalize(torch.randn(k, dtype=torch.float64), dim=0) for k in (h, w)]
         size = scale if not inputs else 1.0
         inputs.append([x.to(dtype) for x in (torch.randn(h, w, dtype=torch.float64) * size, *unit)])
-    given = [[session.copy(x, misaligned) for x in layer] for layer in inputs]
+        lying.append([in_memory(inputs[-1][0], *order), *inputs[-1][1:]])
+    given = [[session.copy(x, misaligned) for x in layer] for layer in lying]
 
     def empty(shape, kind: torch.dtype) -> Tensor:
         tensor = session.allocate(torch.empty(shape, dtype=kind))
         session.register(tensor, written=False)
         return tensor
 
-    outputs = [[empty(x.shape, dtype) for x in layer] for layer in inputs]
+    outputs = [[empty(x.shape, dtype) for x in layer] for layer in lying]
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     sigma = empty([len(shapes)], wide)
     rows = np.array(
-        [[t.data_ptr() for t in (*a, *b)] + [1, *a[0].shape] for a, b in zip(given, outputs, strict=True)], np.int64
+        [
+            [*(t.data_ptr() for t in (*a, *b)), *a[0].shape, channels]
+            for a, b, (*_, channels) in zip(given, outputs, orders, strict=True)
+        ],
+        np.int64,
     )
     table, count = ctypes.c_void_p(rows.ctypes.data), ctypes.c_int64(len(shapes))
     # Arrays of doubles or floats; rows of pointers, 64-bit and 32-bit numbers and flags.
@@ -248,15 +262,26 @@ def run(
         cancels = 1.0 if n else float(inputs[i][0].double().norm() / truth[1][i].abs())
         floor = 1.0 + (cancels * 2.0**-8 if dtype.itemsize == 2 else 16.0 * max(n, 1) * cancels)
         for mine, theirs, exact in (
-            (sigma[i], peer[1][i], truth[1][i]), (y, peer[0][i], truth[0][i]), (u, peer[2][i], truth[2][i]),
+            (sigma[i], peer[1][i], truth[1][i]),
+            (out_of_memory(y, orders[i][-1]), peer[0][i], truth[0][i]), (u, peer[2][i], truth[2][i]),
             (v, peer[3][i], truth[3][i]),
         ):  # fmt: skip
             assert_as_accurate(mine, theirs.to(mine.dtype), exact, roundings=floor)
 
 
+# Channels last, rows of dimension 0; contiguous, rows of dimension 1; both: with and without whole packs.
+ORDERS: list[Shape] = [
+    (9, 45, 45, 5),
+    (8, 48, 48, 16),
+    (7, 36, 9, 36),
+    (24, 32, 16, 32),
+    (13, 70, 1, 70),
+    (24, 40, 1, 40),
+]
+
 # Several blocks of rows, columns and chunks, next to one block, ragged; then single ones of these.
 GROUPS = selected(
-    [[(37, 1100), (1, 9), (64, 27)]],
+    [[(37, 1100), (1, 9), (64, 27)], ORDERS],
     [[(5, 16)], [(7, 13), (24, 64)], [(1, 1), (1, 257), (61, 1), (7, 13)], [(600, 128)], [(19, 1032), (3, 4104)],
      [(2, 5003), (131, 260)]],
 )  # fmt: skip
@@ -264,14 +289,14 @@ GROUPS = selected(
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shapes", GROUPS, ids=str)
-def test_spectral_norm(library: compilers.CudaLibrary, shapes: list[tuple[int, int]], dtype: torch.dtype) -> None:
+def test_spectral_norm(library: compilers.CudaLibrary, shapes: list[Shape], dtype: torch.dtype) -> None:
     for n in (0, 2):
         run(library, shapes, dtype, n)
 
 
 @pytest.mark.parametrize("dtype", selected([torch.float32, torch.bfloat16], DTYPES))
 def test_spectral_norm_without_alignment(library: compilers.CudaLibrary, dtype: torch.dtype) -> None:
-    run(library, [(9, 48)], dtype, 1, blocks=3, misaligned=True)
+    run(library, [(9, 48), (8, 48, 16, 48), (16, 24, 1, 24)], dtype, 1, blocks=3, misaligned=True)
 
 
 @pytest.mark.parametrize(
@@ -285,6 +310,7 @@ def test_spectral_norm_near_the_end_of_the_range(
 ) -> None:
     """One block does a layer again, times a power of two; the other layers stay as they are."""
     run(library, [(37, 20), (5, 16), (7, 13)], dtype, n, blocks=3, scale=scale)
+    run(library, [(16, 20, 4, 5), (5, 16)], dtype, n, blocks=3, scale=scale)
 
 
 def test_several_blocks_that_say_so_at_once(library: compilers.CudaLibrary) -> None:
@@ -305,10 +331,14 @@ def test_plain_stores_of_blocks_that_say_so_are_found(architecture: int) -> None
 
 
 # (shapes, iterations, blocks, scale of the first weight): launches that together reach every barrier, and where it is
-# needed: several tiles a block, columns with no rows side by side, no iterations, several mended layers of a block.
+# needed: several tiles a block, columns with no rows side by side, no iterations, several mended layers of a block; the
+# same of weights that do not lie as their matrices.
 LAUNCHES = selected(
-    [([(37, 1100), (1, 9), (64, 27)], 2, 2, 1.0)],
+    [([(37, 1100), (1, 9), (64, 27)], 2, 2, 1.0), (ORDERS, 2, 2, 1.0)],
     [
+        ([(300, 27, 9, 27), (40, 1104, 16, 1104), (9, 1030, 5, 1030), (300, 32, 16, 32)], 2, 2, 1.0),
+        ([(300, 30, 1, 30), (301, 30, 1, 30), (9, 300, 1, 300)], 2, 2, 1.0),
+        ([(40, 1104, 16, 1104), (9, 1030, 5, 1030), (300, 30, 1, 30), (301, 30, 1, 30)], 0, 2, 1.0),
         ([(200, 27), (300, 32), (9, 1031)], 1, 2, 1.0),
         ([(37, 40), (9, 1031)], 0, 2, 1.0),
         ([(60, 1100), (5, 16), (7, 13), (3, 5), (2, 4)], 2, 2, 1e30),
@@ -371,7 +401,7 @@ def test_barriers_taken_out() -> None:
 
 
 def run_backward(
-    library: compilers.CudaLibrary, shapes: list[tuple[int, int]], dtype: torch.dtype, *, blocks: int = 2,
+    library: compilers.CudaLibrary, shapes: list[Shape], dtype: torch.dtype, *, blocks: int = 2,
     misaligned: bool = False, counters: dict | None = None,
 ) -> list[Tensor]:  # fmt: skip
     """The grouped backward of random matrices, compared with its formula."""
@@ -382,29 +412,41 @@ def run_backward(
     def random(*shape: int) -> Tensor:
         return torch.randn(shape, dtype=torch.float64).to(dtype)
 
-    layers = [(random(h, w), random(h, w), random(h) / h**0.5, random(w) / w**0.5) for h, w in shapes]
+    orders = completed(shapes)
+    layers = [(random(h, w), random(h, w), random(h) / h**0.5, random(w) / w**0.5) for h, w, _, _ in orders]
+    lying = [
+        [*(in_memory(x, *order) for x in layer[:2]), *layer[2:]]
+        for layer, (_, _, *order) in zip(layers, orders, strict=True)
+    ]
     sigma, grad_sigma = torch.rand(len(shapes), dtype=wide) + 0.5, torch.randn(len(shapes), dtype=wide)
-    given = [[session.copy(x, misaligned) for x in layer] for layer in layers]
+    given = [[session.copy(x, misaligned) for x in layer] for layer in lying]
 
     def empty(shape, kind: torch.dtype) -> Tensor:
         tensor = session.allocate(torch.empty(shape, dtype=kind))
         session.register(tensor, written=False)
         return tensor
 
-    results = [empty(shape, dtype) for shape in shapes]
+    results = [empty(layer[0].shape, dtype) for layer in lying]
     rows = np.array(
-        [[*(t.data_ptr() for t in (*a, b)), 1, *b.shape] for a, b in zip(given, results, strict=True)], np.int64
+        [
+            [*(t.data_ptr() for t in (*a, b)), *b.shape, channels]
+            for a, b, (*_, channels) in zip(given, results, orders, strict=True)
+        ],
+        np.int64,
     )
     table, count = ctypes.c_void_p(rows.ctypes.data), ctypes.c_int64(len(shapes))
-    workspace = empty([library.library.bwd_workspace_size(table, count) // 8], torch.float64)
+    # Vectors of the dtype, and doubles.
+    workspace = empty([library.library.bwd_workspace_size(table, count) // dtype.itemsize], dtype)
     scalars = [session.copy(x) for x in (sigma, grad_sigma)]
     error = library.call(
         "spectral_norm_bwd", DTYPES.index(dtype), table, count, *(ctypes.c_void_p(x.data_ptr()) for x in scalars),
         ctypes.c_void_p(workspace.data_ptr()), memory=session.memory, multiprocessors=blocks, counters=counters,
     )  # fmt: skip
     assert error == 0
-    for i, (result, layer) in enumerate(zip(results, layers, strict=True)):
+    for result in results:
         session.assert_written(result)
+    results = [out_of_memory(result, channels) for result, (*_, channels) in zip(results, orders, strict=True)]
+    for i, (result, layer) in enumerate(zip(results, layers, strict=True)):
         (exact,), (peer,) = (
             reference.spectral_norm_bwd(
                 [layer[0].to(kind)], grad_sigma[i : i + 1].to(kind), [layer[1].to(kind)], sigma[i : i + 1].to(kind),
@@ -427,6 +469,9 @@ def test_spectral_norm_backward(library: compilers.CudaLibrary, dtype: torch.dty
     results = run_backward(library, BACKWARD_GROUP, dtype)
     assert all(map(torch.equal, run_backward(library, BACKWARD_GROUP, dtype, blocks=5), results))
     run_backward(library, BACKWARD_GROUP[1:], dtype, misaligned=True)
+    results = run_backward(library, ORDERS, dtype)
+    assert all(map(torch.equal, run_backward(library, ORDERS, dtype, blocks=5), results))
+    run_backward(library, ORDERS, dtype, misaligned=True)
 
 
 def test_spectral_norm_backward_is_one_launch_of_wide_accesses(library: compilers.CudaLibrary) -> None:
@@ -437,6 +482,31 @@ def test_spectral_norm_backward_is_one_launch_of_wide_accesses(library: compiler
     # dY twice and Y by loads of 16 bytes; v likewise, and u, once for each of these of dW. The sums of chunks.
     assert count.load_widths[16] == 3 * (3 + 1) * h * w * 4
     assert count.written_bytes == 3 * (h * w * 4 + 4 * 8)
+
+
+def test_weights_are_read_where_they_lie_by_as_many_sectors(library: compilers.CudaLibrary) -> None:
+    """Of one weight, by each order of its memory, against one that lies as its matrix; 16 bytes a load where it can be."""
+    h, w = 32, 576
+    size = h * w * 4
+    read = {}
+    for order in [(w, w), (w, 64), (9, w), (16, w), (1, w)]:
+        forward: dict = {}
+        backward: dict = {}
+        run(library, [(h, w, *order)], torch.float32, 1, counters=forward)
+        run_backward(library, [(h, w, *order)], torch.float32, counters=backward)
+        (once,) = (c for name, c in forward.items() if "fwd_kernel" in name)
+        (back,) = backward.values()
+        read[order] = once.load_sectors * 32 / size, back.load_sectors * 32 / size
+        # W for the products, again for the sums of columns, and for the scaling; runs of 9 numbers are read one by one.
+        assert once.load_widths[16] >= (1 if order[0] == 9 else 3) * size
+        assert back.load_widths[16] >= 3 * size
+        assert once.written_bytes <= 1.3 * size
+    plain = read.pop((w, w))
+    runs_of_9 = read.pop((9, w))
+    assert all(once <= 1.05 * plain[0] and back <= 1.1 * plain[1] for once, back in read.values()), (plain, read)
+    # Each run of 36 bytes touches two sectors or three, which the next row of the same thread needs as well.
+    assert runs_of_9[0] <= 1.6 * plain[0]
+    assert runs_of_9[1] <= 1.1 * plain[1]
 
 
 def test_barriers_of_the_backward_taken_out() -> None:
@@ -450,7 +520,7 @@ def test_barriers_of_the_backward_taken_out() -> None:
     for place in places:
         library.ptx = clean[: place.start()] + clean[place.end() :]
         with pytest.raises(AssertionError):  # a finding is one as well
-            run_backward(library, BACKWARD_GROUP, torch.float32)
+            run_backward(library, [*BACKWARD_GROUP, (9, 45, 45, 5)], torch.float32)
     # Neither may blocks go on before all have come.
     library.ptx, count = re.subn(r"atom\.add\.release\.gpu", "atom.add.relaxed.gpu", clean)
     assert count

@@ -2,7 +2,9 @@
 //
 // A weight W is a matrix [h, w] held as a contiguous array [outer, h, inner] with w = outer * inner: outer is 1 for
 // Linear and Conv weights (dim 0), and the leading extent for weights normalized along another dimension
-// (ConvTranspose: dim 1). One iteration, in the order of torch.nn.utils.parametrizations.spectral_norm:
+// (ConvTranspose: dim 1). Row i's element of column m is at i inner + (m / inner) h inner + m % inner, and v's is v[m];
+// the CUDA forms also take weights whose columns lie otherwise than v, channels last: v[(m % channels) (w / channels) +
+// m / channels]. One iteration, in the order of torch.nn.utils.parametrizations.spectral_norm:
 //
 //   t = W v        u = t / max(|t|, eps)
 //   s = W^T u      v = s / max(|s|, eps)      sigma = u^T W v = <s, v>
@@ -30,6 +32,7 @@ struct SpectralNormFwdLayer {
   void* u;             // T [h]
   void* v;             // T [w]
   int64_t outer, h, inner;
+  int64_t channels = 0;  // for the CUDA form alone: w where v is in the order of the columns
 };
 
 struct SpectralNormBwdLayer {
@@ -39,6 +42,7 @@ struct SpectralNormBwdLayer {
   const void* v;       // T [w]
   void* grad_weight;   // T [outer, h, inner]
   int64_t outer, h, inner;
+  int64_t channels = 0;  // as above
 };
 
 struct SpectralNormDoubleBwdLayer {
@@ -73,7 +77,7 @@ void spectral_norm_double_bwd(Dtype dtype, const SpectralNormDoubleBwdLayer* lay
 
 namespace cuda {
 
-// For outer == 1 only. `layers` is on the host and may be freed after the call; the arrays that it names, sigma,
+// `channels` divides w. `layers` is on the host and may be freed after the call; the arrays that it names, sigma,
 // workspace and table are on the current device, the last two aligned to 16 bytes.
 
 // Bytes of workspace and of table that spectral_norm_fwd needs for these shapes (host computations, for every dtype).

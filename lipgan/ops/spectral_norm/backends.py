@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lipgan._dtypes import accumulation_dtype
 from lipgan.ops import _backend
-from lipgan.ops._address import DTYPE_NUMBERS, address, addresses, materialized
+from lipgan.ops._address import DTYPE_NUMBERS, address, addresses
 from lipgan.ops.spectral_norm.layout import memory_order
 from lipgan.reference import spectral_norm as reference
 
@@ -145,26 +145,6 @@ def _native_double_bwd(
     return result
 
 
-def _matrices(tensors: Sequence[Tensor], dims: Sequence[int]) -> list[Tensor]:
-    return [
-        materialized(reference.to_matrix(tensor, dim).contiguous()) for tensor, dim in zip(tensors, dims, strict=True)
-    ]
-
-
-def _vectors(vectors: Sequence[Tensor]) -> list[Tensor]:
-    return [materialized(vector.contiguous()) for vector in vectors]
-
-
-def _weights(matrices: Sequence[Tensor], like: Sequence[Tensor], dims: Sequence[int]) -> list[Tensor]:
-    return _as_formatted(
-        [
-            reference.from_matrix(matrix, tensor, dim).contiguous()
-            for matrix, tensor, dim in zip(matrices, like, dims, strict=True)
-        ],
-        like,
-    )
-
-
 # ---- triton: GPU tensors, or CPU tensors in Triton's interpreter; as they lie, where layout.py can say how ----
 
 # (dim, inner, channels) of each weight; None where each is contiguous and its rows are dimension 0.
@@ -176,17 +156,6 @@ def _kernels() -> Any:
     from lipgan.kernels import spectral_norm  # Triton takes a second to import, and only its backend needs it
 
     return spectral_norm
-
-
-def _lying_as_matrices(tensors: Sequence[Tensor], dims: Sequence[int]) -> Sequence[Tensor]:
-    """``tensors`` itself where the memory of each is that of its matrix already; otherwise their matrices."""
-    if not any(dims):
-        for tensor in tensors:
-            if not tensor.is_contiguous():
-                break
-        else:
-            return tensors
-    return [reference.to_matrix(tensor, dim).contiguous() for tensor, dim in zip(tensors, dims, strict=True)]
 
 
 def _layouts(tensors: Sequence[Tensor], dims: Sequence[int]) -> tuple[Sequence[Tensor], _Layouts]:
@@ -243,18 +212,6 @@ def _triton_fwd(
     return _as_lying(ys, weights, lying), sigma, uv
 
 
-def _lying_as(
-    tensors: Sequence[Tensor], ys: Sequence[Tensor], lying: Sequence[Tensor], dims: Sequence[int]
-) -> Sequence[Tensor]:
-    """Gradients of Y, or by dW, in the shapes that ``lying`` has of Y: as :func:`_lying_as_matrices` has them."""
-    found = _lying_as_matrices(tensors, dims)
-    if lying is ys and found is not tensors:
-        return [tensor.contiguous() for tensor in tensors]
-    if lying is not ys and found is tensors:
-        return [reference.to_matrix(tensor, dim) for tensor, dim in zip(tensors, dims, strict=True)]
-    return found
-
-
 def _triton_bwd(
     grad_ys: Sequence[Tensor],
     grad_sigma: Tensor | None,
@@ -289,7 +246,20 @@ def _triton_double_bwd(
     return results
 
 
-# ---- cuda: the group as one cooperative launch ----
+# ---- cuda: the group as one cooperative launch, each weight as it lies ----
+
+
+def _layers(
+    shapes: Sequence[torch.Size], dims: Sequence[int], layouts: _Layouts
+) -> tuple[list[tuple[int, int, int, int]], list[int]]:
+    """h, w, inner and channels of weights, and their numbers of elements."""
+    layers, numels = [], [shape.numel() for shape in shapes]
+    for layer, (shape, dim) in enumerate(zip(shapes, dims, strict=True)):
+        h = shape[dim]
+        w = numels[layer] // h
+        _, inner, channels = (dim, w, w) if layouts is None else layouts[layer]
+        layers.append((h, w, inner, channels))
+    return layers, numels
 
 
 def _cuda_fwd(
@@ -303,45 +273,48 @@ def _cuda_fwd(
     module = _backend.cuda()
     assert module is not None
     device, dtype = weights[0].device, weights[0].dtype
-    matrices = _matrices(weights, dims)
-    us, vs = _vectors(us), _vectors(vs)
-    ys = [torch.empty_like(matrix) for matrix in matrices]
-    uv = torch.empty(sum(_vector_sizes(weights, dims)), dtype=dtype, device=device)
-    new_us, new_vs = split_vectors(uv, weights, dims)
+    lying, layouts = _layouts(weights, dims)
+    layers, numels = _layers([weight.shape for weight in weights], dims, layouts)
+    copies: list[Tensor] = []
+    us, vs = [u.contiguous() for u in us], [v.contiguous() for v in vs]
+    weight_addresses = addresses(lying, dtype, numels, device, copies, is_plain=layouts is None)
+    u_addresses = addresses(us, dtype, [h for h, _, _, _ in layers], device, copies)
+    v_addresses = addresses(vs, dtype, [w for _, w, _, _ in layers], device, copies)
+    ys = [torch.empty_like(weight) for weight in lying]
+    uv = torch.empty(sum([h + w for h, w, _, _ in layers]), dtype=dtype, device=device)
     sigma = torch.empty(len(weights), dtype=accumulation_dtype(dtype), device=device)
-    layers = []
-    for matrix, u, v, y, new_u, new_v in zip(matrices, us, vs, ys, new_us, new_vs, strict=True):
-        h, w = matrix.shape
-        row = ((matrix, h * w), (u, h), (v, w), (y, h * w), (new_u, h), (new_v, w))
-        layers.append((*(address(tensor, dtype, numel, device.type) for tensor, numel in row), h, w))
-    workspace_size = module.spectral_norm_fwd_workspace(layers)
-    table_size = module.spectral_norm_fwd_table_size(len(layers))
+    rows, new_u, itemsize = [], uv.data_ptr(), dtype.itemsize
+    for weight, u, v, y, layer in zip(weight_addresses, u_addresses, v_addresses, ys, layers, strict=True):
+        new_v = new_u + layer[0] * itemsize
+        rows.append((weight, u, v, y.data_ptr(), new_u, new_v, *layer))
+        new_u = new_v + layer[1] * itemsize
+    workspace_size = module.spectral_norm_fwd_workspace(rows)
+    table_size = module.spectral_norm_fwd_table_size(len(rows))
     workspace = torch.empty(workspace_size, dtype=torch.uint8, device=device)
     table = torch.empty(table_size, dtype=torch.uint8, device=device)
     with torch.cuda.device(device):
         module.spectral_norm_fwd(
             DTYPE_NUMBERS[dtype],
-            layers,
-            address(sigma, sigma.dtype, len(layers), device.type),
+            rows,
+            address(sigma, sigma.dtype, len(rows), device.type),
             n_power_iterations,
             eps,
             address(workspace, torch.uint8, workspace_size, device.type),
             address(table, torch.uint8, table_size, device.type),
             torch.cuda.current_stream(device).cuda_stream,
         )
-    return _weights(ys, weights, dims), sigma, uv
+    return _as_lying(ys, weights, lying), sigma, uv
 
 
 @functools.lru_cache(maxsize=256)
-def _bwd_sizes(shapes: tuple[torch.Size, ...], dims: tuple[int, ...]) -> tuple[list[int], list[int], list[int], int]:
-    """h, w and h w of the matrices of weights, and the bytes of workspace for them."""
+def _bwd_sizes(
+    shapes: tuple[torch.Size, ...], dims: tuple[int, ...], layouts: _Layouts
+) -> tuple[list[tuple[int, int, int, int]], list[int], int]:
+    """:func:`_layers` of weights, and the bytes of workspace for them."""
     module = _backend.cuda()
     assert module is not None
-    hs = [shape[dim] for shape, dim in zip(shapes, dims, strict=True)]
-    numels = [shape.numel() for shape in shapes]
-    ws = [numel // h for h, numel in zip(hs, numels, strict=True)]
-    rows = [(0, 0, 0, 0, 0, h, w) for h, w in zip(hs, ws, strict=True)]
-    return hs, ws, numels, module.spectral_norm_bwd_workspace(rows)
+    layers, numels = _layers(shapes, dims, layouts)
+    return layers, numels, module.spectral_norm_bwd_workspace([(0, 0, 0, 0, 0, *layer) for layer in layers])
 
 
 def _cuda_bwd(
@@ -355,34 +328,34 @@ def _cuda_bwd(
     module = _backend.cuda()
     assert module is not None
     device, dtype, count = ys[0].device, ys[0].dtype, len(ys)
-    lying = _lying_as_matrices(ys, dims)
-    grads = _lying_as(grad_ys, ys, lying, dims)
+    lying, layouts = _layouts(ys, dims)
+    grads = _laid_alike(grad_ys, lying, layouts)
     uv, sigma = uv.contiguous(), sigma.contiguous()
     scalars = accumulation_dtype(dtype)
     copies: list[Tensor] = []
-    hs, ws, numels, size = _bwd_sizes(tuple([y.shape for y in ys]), tuple(dims))
-    (u,) = addresses((uv,), dtype, (sum(hs) + sum(ws),), device, copies)
+    layers, numels, size = _bwd_sizes(tuple([y.shape for y in ys]), tuple(dims), layouts)
+    (u,) = addresses((uv,), dtype, (sum([h + w for h, w, _, _ in layers]),), device, copies)
     values = (sigma,) if grad_sigma is None else (sigma, grad_sigma.contiguous())
     sigma_address, *grad_sigma_address = addresses(values, scalars, (count,) * len(values), device, copies)
-    grad_addresses = addresses(grads, dtype, numels, device, copies)
-    y_addresses = addresses(lying, dtype, numels, device, copies)
+    grad_addresses = addresses(grads, dtype, numels, device, copies, is_plain=layouts is None)
+    y_addresses = addresses(lying, dtype, numels, device, copies, is_plain=layouts is None)
     results = [torch.empty_like(y) for y in lying]
-    layers, itemsize = [], dtype.itemsize
-    for grad, y, result, h, w in zip(grad_addresses, y_addresses, results, hs, ws, strict=True):
-        v = u + h * itemsize
-        layers.append((grad, y, u, v, result.data_ptr(), h, w))
-        u = v + w * itemsize
+    rows, itemsize = [], dtype.itemsize
+    for grad, y, result, layer in zip(grad_addresses, y_addresses, results, layers, strict=True):
+        v = u + layer[0] * itemsize
+        rows.append((grad, y, u, v, result.data_ptr(), *layer))
+        u = v + layer[1] * itemsize
     workspace = torch.empty(size, dtype=torch.uint8, device=device)
     with torch.cuda.device(device):
         module.spectral_norm_bwd(
             DTYPE_NUMBERS[dtype],
-            layers,
+            rows,
             sigma_address,
             *(grad_sigma_address or (0,)),
             address(workspace, torch.uint8, size, device.type),
             torch.cuda.current_stream(device).cuda_stream,
         )
-    return results if lying is ys else _weights(results, ys, dims)
+    return _as_lying(results, ys, lying)
 
 
 _FORWARD: dict[str, Callable[..., Forward]] = {
