@@ -125,10 +125,12 @@ class Recorder(Mode):  # type: ignore[no-untyped-call]
                 if func is not aten.lift_fresh.default or type(item) is not Tensor:
                     self.refusal = f"{func} reads a tensor that is neither an input nor a result"
                     return None
-                if item.ndim > 0:  # `torch.tensor` reads the numbers in a list unseen, those of tensors, too
-                    self.refusal = "a tensor is made of a list, in which numbers of tensors may be"
+                given = self.watch.unseen.given
+                # One number that PyTorch itself makes a tensor of is looked at by no call.
+                if given is False or (given is None and item.ndim > 0):
+                    self.refusal = "a tensor is made of what may hold numbers of tensors, which are read unseen"
                     return None
-                # A tensor made of one of Python's numbers.
+                # A tensor made of Python's numbers.
                 slot = self._new(item)
                 self._constants[slot] = item.detach().clone()
             return slot

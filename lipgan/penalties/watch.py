@@ -7,9 +7,8 @@ import sys
 import types
 from typing import Any
 
-from torch import Tensor
-
 from lipgan.penalties.reader import Reader
+from lipgan.penalties.unseen import Unseen
 
 # Packages whose functions are called by code that was read, and do what is known of them.
 _KNOWN = {"torch", "lipgan", *sys.stdlib_module_names}
@@ -25,15 +24,18 @@ class Watch:
         reader: that has read the critic.
 
     Attributes:
+        unseen: what reads numbers of tensors unseen.
         refusal: why what ran may do otherwise at another call, None if it may not.
     """
 
     def __init__(self, reader: Reader) -> None:
         self._codes, self._refused = reader.codes, reader.refused
+        self.unseen = Unseen()
         self.refusal: str | None = None
         self._watching = self._collecting = False
 
     def __enter__(self) -> None:
+        self.unseen.__enter__()  # type: ignore[no-untyped-call]
         self._watching = sys.gettrace() is None
         if self._watching:
             self._collecting = gc.isenabled()
@@ -47,6 +49,8 @@ class Watch:
             sys.settrace(None)
             if self._collecting:
                 gc.enable()
+        self.unseen.__exit__(*error)  # type: ignore[no-untyped-call]
+        self.refusal = self.refusal or self.unseen.refusal
 
     def _called(self, frame: types.FrameType, event: str, argument: Any) -> Any:
         code = frame.f_code
@@ -59,7 +63,7 @@ class Watch:
             return None
         module = str(frame.f_globals.get("__name__", ""))
         known = module.partition(".")[0] in _KNOWN or module.startswith("namedtuple_")
-        if code is Tensor.__array__.__code__ or not known:
+        if not known:
             self.refusal = self.refusal or f"{module}.{code.co_name} runs, which has not been read"
         return None
 
