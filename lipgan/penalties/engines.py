@@ -199,10 +199,20 @@ def _by_tape(task: _Task, case: plans.Case | None) -> plans.Outcome:
         plan = plans.plan(recorder, outcome, compiled)
         if plan is not None and plans.tried(plan, recorder, before, outcome, task.call, leaf, reordered=bool(compiled)):
             case.keep(recorder, plan)
+            _recognize_later(task, case, recorder)
     if case is not None and compiled and (reason := case.refusal(recorder)) is not None:
         tape.undo.restore()
         raise _uncompilable(reason)
     return outcome
+
+
+def _recognize_later(task: _Task, case: plans.Case, recorder: Recorder) -> None:
+    """Where a plan was kept, look for a closed form, of a critic that might have left something behind."""
+    if recorder.refusal is not None or not _takes_closed_forms(task.form, task.execution):
+        return
+    found = recognize(task.call, task.x, harmless=True)
+    if found is not None and task.loss is None:
+        case.forget()  # which would come before the closed form
 
 
 def _uncompilable(reason: str) -> UnsupportedCriticError:

@@ -45,7 +45,7 @@ HIDING = {
     *("item", "tolist", "numpy", "data", "data_ptr", "storage", "untyped_storage", "apply_", "map_", "map2_", "set_"),
     *("grad", "grad_fn", "_version", "_base", "register_hook", "requires_grad_", "retain_grad", "backward", "is_leaf"),
     *("__dict__", "__class__", "__array__", "__setattr__", "share_memory_", "_make_subclass", "as_subclass"),
-    *("storage_offset", "is_set_to", "__dlpack__", "__cuda_array_interface__"),
+    *("storage_offset", "is_set_to", "__dlpack__", "__cuda_array_interface__", "__delattr__"),
     *("__code__", "__closure__", "__globals__", "__defaults__", "__kwdefaults__", "__wrapped__", "__func__"),
 }
 

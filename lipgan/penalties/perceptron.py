@@ -2,7 +2,7 @@
 
 Small matrices leave PyTorch's operations waiting for Python. A critic that runs a chain of linear layers, common
 activations and dropout, and nothing else, is recognized from a recording of its operations, however
-its modules are nested; from then on it is read instead of being run.
+its modules are nested, and also as a function of them; from then on it is read instead of being run.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from lipgan.ops import mlp_gradient_penalty as op
 from lipgan.penalties.critic_call import CriticCall
 from lipgan.penalties.plan import Recorder
 from lipgan.penalties.plans import Case, Outcome, case
+from lipgan.penalties.reach import owner
 from lipgan.penalties.steps import Slot
 from lipgan.penalties.undo import Undo
 
@@ -202,11 +203,13 @@ class Perceptron:
         return parameters, kept
 
 
-def recognize(call: CriticCall, x: Tensor) -> Perceptron | None:
+def recognize(call: CriticCall, x: Tensor, *, harmless: bool = False) -> Perceptron | None:
     """A critic as a perceptron, or None for any other critic or where the op does not pay.
 
     Args:
         x: ``[B, ...]``, the points at which the penalty is taken.
+        harmless: whether the critic is known to leave nothing behind at such points, and was not found before: a plan
+            of it has been kept.
     """
     if not _may_be_called(call, x):
         return None
@@ -215,9 +218,9 @@ def recognize(call: CriticCall, x: Tensor) -> Perceptron | None:
         return None
     found = asked.find()
     if found is None:
-        if not (asked.is_due(at_once=True) and _may_be(call.critic)):
+        if not ((harmless or asked.is_due(at_once=True)) and _may_be(call.critic)):
             return None
-        chain = _recorded(asked, call, x)
+        chain = _recorded(asked, call, x, harmless)
         found = None if chain is None else asked.find()
         if found is None:
             return None
@@ -235,13 +238,16 @@ def may_be_perceptron(call: CriticCall, x: Tensor) -> bool:
 
 def _may_be_called(call: CriticCall, x: Tensor) -> bool:
     plain = not call.args and call.output is None and call.parts is None
-    return x.device.type in ("cpu", "cuda") and plain and isinstance(call.critic, nn.Module)
+    return x.device.type in ("cpu", "cuda") and plain
 
 
 def _may_be(critic: Any) -> bool:
-    """Whether a critic has only what a perceptron has."""
+    """Whether a critic, or of the modules that a function uses the first, has only what a perceptron has."""
+    first = owner(critic)
+    if first is None:
+        return False
     # By the dictionaries of the modules: `parameters` of them takes as long as the penalty of a small perceptron.
-    modules: list[nn.Module | None] = [critic]
+    modules: list[nn.Module | None] = [first]
     seen = set()
     while modules:
         module = modules.pop()
@@ -258,10 +264,10 @@ def _may_be(critic: Any) -> bool:
     return True
 
 
-def _recorded(asked: Case, call: CriticCall, x: Tensor) -> _Chain | None:
+def _recorded(asked: Case, call: CriticCall, x: Tensor, harmless: bool) -> _Chain | None:
     """The layers of a critic, from a forward pass whose random draws are undone; they are remembered."""
     leaf = x.detach().requires_grad_()
-    recorder = asked.begin(leaf, at_once=True, rehearsal=True)
+    recorder = asked.begin(leaf, always=harmless, at_once=True, rehearsal=True, harmless=harmless)
     if recorder is None:
         return None
     undo = Undo(leaf)

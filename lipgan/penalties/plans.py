@@ -194,7 +194,13 @@ class Case:
         return misses & (misses - 1) == 0 and misses >= 2 - at_once
 
     def begin(
-        self, leaf: Tensor, *, always: bool = False, at_once: bool = False, rehearsal: bool = False
+        self,
+        leaf: Tensor,
+        *,
+        always: bool = False,
+        at_once: bool = False,
+        rehearsal: bool = False,
+        harmless: bool = False,
     ) -> Recorder | None:
         """What is to record the operations on ``leaf``, the samples; None where it is not worth while, or in vain.
 
@@ -202,6 +208,7 @@ class Case:
             always: whether or not it is worth while.
             at_once: when nothing was found for the first time, not the second.
             rehearsal: whether the critic runs for the recording alone, and must change nothing.
+            harmless: whether it has been seen to change nothing.
         """
         if not always and not self.is_due(at_once=at_once):
             return None
@@ -213,7 +220,7 @@ class Case:
         except NotRepeatable as error:
             self._reason = str(error)
             return None
-        if rehearsal and self._conditions.doubt is not None:
+        if rehearsal and not harmless and self._conditions.doubt is not None:
             self._reason = self._conditions.doubt
             return None
         held = self._conditions.holds(self._critic)
@@ -240,6 +247,10 @@ class Case:
             kept = _known[self._owner].kept.setdefault(self._key, [])
             kept.insert(0, (conditions, found))
             del kept[_KEPT:]
+
+    def forget(self) -> None:
+        """Forget what was kept last."""
+        del _known[self._owner].kept[self._key][0]
 
     def refusal(self, recorder: Recorder | None) -> str | None:
         """Why nothing was kept, by what `begin` returned; None if something was."""

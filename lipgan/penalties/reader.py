@@ -160,7 +160,6 @@ class Reader:
             raise NotRepeatable(f"{what} is a {cls.__name__}")
 
     def _meet_object(self, value: Any) -> None:
-        self.mutable = f"{type(value).__name__} may be changed"
         self._read_operators(type(value))
         self._holders.append(value)
 
