@@ -11,8 +11,8 @@ from lipgan.penalties.precomputed import PrecomputedGradients
 @torch.compiler.disable(  # type: ignore[no-untyped-call, untyped-decorator]
     reason="lipgan.gradient_penalty runs outside of the compiled graph here; it is an operation of the graph if torch "
     "is 2.13 or newer, the critic is a module and no DistributedDataParallel, the samples are tensors, the "
-    "arguments of the critic constants and tensors that require no gradient, the loss of lipgan.critic_loss is a name, "
-    "output is no function and no generator is given; or compile without fullgraph=True"
+    "arguments of the critic constants and tensors that require no gradient, output is no function and no generator is "
+    "given but one of few that are used again; or compile without fullgraph=True"
 )
 def call(function: Callable[..., Any], *args: Any) -> Any:
     """``function(*args)`` outside of the compiled graph."""

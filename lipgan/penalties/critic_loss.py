@@ -77,7 +77,9 @@ def critic_loss(
     Args:
         critic, real, fake, norm, engine, compile, generator, critic_args, output: as for
             :func:`lipgan.gradient_penalty`, which also tells of DistributedDataParallel, autocast and
-            ``torch.compile``: within a compiled function a ``loss`` that is a name can be an operation of the graph.
+            ``torch.compile``: within a compiled function a ``loss`` that is a name is a part of the same operation.
+            One that is a function is traced like the code around it, and the passes that give scores and penalty are
+            taken once more in the backward, with what the loss owes to each score; on a GPU the host waits there once.
         loss: a name of :data:`lipgan.losses`, for what its critic minimizes, or a function of the scores of real and of
             fake samples, as the critic returned them, that returns a 0-dim tensor.
         kind: of penalty, one of those of :func:`lipgan.gradient_penalty`; None for none.
@@ -100,10 +102,24 @@ def critic_loss(
     if torch.compiler.is_compiling():
         from lipgan.penalties import traced
 
-        fits = traced.fits(critic, (real, fake), critic_args, (weight, target), output, generator)
-        if isinstance(loss, str) and fits:
-            settings = (loss, kind, norm, engine, compile, output)
-            return CriticLoss(*traced.call(_in_graph, settings, 5, critic, real, fake, critic_args, weight, target))
+        if traced.fits(critic, (real, fake), critic_args, (weight, target), output, generator):
+            asked = (critic, real, fake, critic_args, weight, target, generator)
+            if isinstance(loss, str):
+                settings = (loss, kind, norm, engine, compile, output)
+                return CriticLoss(*traced.call(traced.WithGradients, _in_graph, settings, 5, *asked))
+            from lipgan.penalties.traced_scores import OfScores
+
+            # The caller's own code, which dynamo traces as it does the rest.
+            penalty, *scores = traced.call(
+                OfScores, _in_graph_for_function, (kind, norm, engine, compile, output), 3, *asked
+            )
+            value = _checked(loss(*scores))
+            if kind is None:
+                penalty = torch.zeros_like(value.detach())
+            real_scores, fake_scores = scores
+            return CriticLoss(
+                value + penalty, value.detach(), penalty.detach(), real_scores.detach(), fake_scores.detach()
+            )
     of_scores = losses.get(loss).critic_loss if isinstance(loss, str) else loss
     arguments = (critic, real, fake, kind, weight, target, norm, engine, compile, critic_args, output)
     result: CriticLoss = uncompiled(_critic_loss, arguments, of_scores, generator)
@@ -159,16 +175,60 @@ def _in_graph(
     of_scores = losses.get(loss).critic_loss
 
     def run(
-        critic: Critic, real: Tensor, fake: Tensor, args: tuple[Any, ...], weight: float, target: float
+        critic: Critic,
+        real: Tensor,
+        fake: Tensor,
+        args: tuple[Any, ...],
+        weight: float,
+        target: float,
+        generator: torch.Generator | None,
     ) -> CriticLoss:
         arguments = (critic, real, fake, kind, weight, target, norm, engine, compile, args, output)
-        result: CriticLoss = uncompiled(_critic_loss, arguments, of_scores, None)
+        result: CriticLoss = uncompiled(_critic_loss, arguments, of_scores, generator)
         return result
+
+    return run, _score(output)
+
+
+def _in_graph_for_function(
+    kind: str | None, norm: str, engine: str, compile: bool | str, output: Output
+) -> tuple[Callable[..., CriticLoss], Callable[..., Tensor]]:
+    """What runs the operations of a graph that has the loss in it, see `lipgan.penalties.traced_scores`."""
+
+    def run(
+        critic: Critic,
+        real: Tensor,
+        fake: Tensor,
+        args: tuple[Any, ...],
+        weight: float,
+        target: float,
+        generator: torch.Generator | None,
+        of_scores: LossOfScores,
+        penalized: bool,
+    ) -> CriticLoss:
+        of_kind = kind if penalized else None
+        arguments = (critic, real, fake, of_kind, weight, target, norm, engine, compile, args, output)
+        result: CriticLoss = uncompiled(_critic_loss, arguments, of_scores, generator)
+        return result
+
+    return run, _score(output)
+
+
+def _score(output: Output) -> Callable[..., Tensor]:
+    """What tells the scores, see `lipgan.penalties.traced`."""
 
     def score(critic: Critic, x: Tensor, args: tuple[Any, ...]) -> Tensor:
         return CriticCall(critic, args, output).scores(x)
 
-    return run, score
+    return score
+
+
+def _checked(value: Any) -> Tensor:
+    """What a loss returned, with its errors."""
+    if not isinstance(value, Tensor) or not value.is_floating_point() or value.ndim != 0:
+        got = f"shape {tuple(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else f"{value!r}"
+        raise ValueError(f"loss must return a 0-dim floating-point tensor, got {got}")
+    return value
 
 
 class _Judged:
@@ -188,11 +248,7 @@ class _Judged:
     def loss(self, real_scores: Tensor, fake_scores: Tensor) -> Tensor:
         """The loss, as autograd knows it; the scores are noted."""
         self.scores = real_scores.detach(), fake_scores.detach()
-        value = self._of_scores(real_scores, fake_scores)
-        if not isinstance(value, Tensor) or not value.is_floating_point() or value.ndim != 0:
-            got = f"shape {tuple(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else f"{value!r}"
-            raise ValueError(f"loss must return a 0-dim floating-point tensor, got {got}")
-        return value
+        return _checked(self._of_scores(real_scores, fake_scores))
 
     def real_penalized(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
         """The loss and the penalty at real samples."""

@@ -76,7 +76,8 @@ def gradient_penalty(
 
     ``torch.compile``: within a compiled function a call is one operation of the graph, with ``fullgraph=True`` too,
     where the critic is a module (not DistributedDataParallel), the samples are tensors, ``critic_args`` constants and
-    tensors that require no gradient, and there is neither a ``generator`` nor an ``output`` that is a function.
+    tensors that require no gradient, and ``output`` is no function. The graph is made for one ``generator``, whose
+    states may be any: keep it for all steps, as another one is traced anew, and from the fifth on breaks the graph.
     Otherwise it is one graph break, its backward runs uncompiled, and ``fullgraph=True`` is an error. Inside, the
     critic runs as in an eager call: critics that are compiled themselves run uncompiled, and until this returns other
     threads do not compile either. To compile what happens inside is what ``compile=True`` is for.
@@ -153,7 +154,9 @@ def gradient_penalty(
 
         if traced.fits(critic, (real, fake), critic_args, (weight, target), output, generator):
             settings = (kind, norm, engine, compile, output)
-            return traced.call(_in_graph, settings, 1, critic, real, fake, critic_args, weight, target)[0]
+            return traced.call(
+                traced.WithGradients, _in_graph, settings, 1, critic, real, fake, critic_args, weight, target, generator
+            )[0]
     arguments = (critic, real, fake, kind, weight, target, norm, engine, compile, critic_args, output)
     penalty: Tensor = uncompiled(_gradient_penalty, arguments, generator)
     return penalty
@@ -181,10 +184,16 @@ def _in_graph(
     """What runs an operation of a graph, see `lipgan.penalties.traced`."""
 
     def run(
-        critic: Critic, real: Tensor, fake: Tensor | None, args: tuple[Any, ...], weight: float, target: float
+        critic: Critic,
+        real: Tensor,
+        fake: Tensor | None,
+        args: tuple[Any, ...],
+        weight: float,
+        target: float,
+        generator: torch.Generator | None,
     ) -> tuple[Tensor]:
         arguments = (critic, real, fake, kind, weight, target, norm, engine, compile, args, output)
-        return (uncompiled(_gradient_penalty, arguments, None),)
+        return (uncompiled(_gradient_penalty, arguments, generator),)
 
     return run, None
 

@@ -4,8 +4,10 @@ The critic is not traced: the operation runs it as `lipgan.gradient_penalty` doe
 out the gradients of its parameters with the value, which the backward in the graph scales. To the graph the operation
 is a function without side effects: it is given the buffers of the critic and returns what they become.
 
-What is no tensor (the critic itself, names) enters the graph as a number, the key of a table. It is made
-while the function is traced, and dynamo's guards on the critic see to it that another critic is traced anew.
+What is no tensor (the critic itself, a generator, names) enters the graph as a number, the key of a table. It is made
+while the function is traced, and dynamo's guards on the critic and the generator see to it that others are traced anew.
+
+A loss that is a function is traced as the caller's own code, see `lipgan.penalties.traced_scores`.
 
 Imported only while something is compiled: torch.compile's machinery loads for seconds.
 """
@@ -16,6 +18,7 @@ import itertools
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,9 +33,9 @@ from lipgan.penalties.precomputed import scaled
 #: 2.11 does not, and 2.12 has not been tried.
 SERVES = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 13)
 
-# What runs a task outside of the graph: (critic, real, fake, critic_args, weight, target) -> values, the first of which
-# has gradients.
-Run = Callable[[nn.Module, Tensor, Tensor | None, tuple[Any, ...], float, float], tuple[Tensor, ...]]
+# What runs a task outside of the graph: (critic, real, fake, critic_args, weight, target, generator, ...) -> values, of
+# which the first has gradients; what follows the generator, `lipgan.penalties.traced_scores` tells.
+Run = Callable[..., tuple[Tensor, ...]]
 # (critic, samples, critic_args) -> scores
 Score = Callable[[nn.Module, Tensor, tuple[Any, ...]], Tensor]
 # Both of settings that are no tensors; the second for a loss, to tell the shapes of scores, else None.
@@ -49,6 +52,7 @@ class _Operation:
         args: the critic's other arguments, `_TENSOR` in the place of tensors and `_NUMBER` in that of floats.
         trained: which of the critic's parameters require a gradient.
         autocast: (whether it is on, in which dtype), for the device of the samples.
+        generator: of the random numbers, None for that of the process.
     """
 
     critic: weakref.ref[nn.Module]
@@ -57,6 +61,7 @@ class _Operation:
     args: tuple[Any, ...]
     trained: tuple[bool, ...]
     autocast: tuple[bool, torch.dtype]
+    generator: torch.Generator | None
 
     def arguments(self, tensors: Sequence[Tensor], numbers: Sequence[float]) -> tuple[Any, ...]:
         """The critic's other arguments."""
@@ -86,8 +91,7 @@ def fits(
         return False
     if not isinstance(critic, nn.Module) or isinstance(critic, DistributedDataParallel) or callable(output):
         return False
-    # A program may make one for each step, and would be traced anew for each.
-    if generator is not None:
+    if generator is not None and not (isinstance(generator, torch.Generator) and _few_generators(critic)):
         return False
     if not isinstance(critic_args, (tuple, list)):
         return False
@@ -107,6 +111,7 @@ def fits(
 
 
 def call(
+    function: Any,
     make: Make,
     settings: tuple[Any, ...],
     n_values: int,
@@ -116,21 +121,24 @@ def call(
     critic_args: Sequence[Any],
     weight: float,
     target: float,
+    generator: Any,
 ) -> tuple[Tensor, ...]:
-    """The values, of which the first has gradients; dynamo traces this.
+    """The values, of which the first ones may have gradients; dynamo traces this.
 
     Args:
+        function: `WithGradients`, or what takes its arguments.
         make: of the settings, what runs the task.
         settings: of the task.
         n_values: how many values there are.
-        critic, real, fake, critic_args, weight, target: as for `lipgan.gradient_penalty`; they fit.
+        critic, real, fake, critic_args, weight, target, generator: as for `lipgan.gradient_penalty`; they fit.
     """
     kind = real.device.type
     autocast = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
     constants = tuple([None if isinstance(item, (Tensor, float)) else item for item in critic_args])
     places = tuple([isinstance(item, Tensor) + 2 * isinstance(item, float) for item in critic_args])
-    # `id` is what makes dynamo guard on this very critic.
-    task = _key(make, critic, id(critic), constants, places, autocast, *settings)
+    # `id` is what makes dynamo guard on this very critic, and on this generator.
+    identity = id(critic), None if generator is None else id(generator)
+    task = _key(make, critic, generator, identity, constants, places, autocast, *settings)
     parameters = list(critic.parameters())
     buffers = list(critic.buffers())
     tensors = [item for item in critic_args if isinstance(item, Tensor)]
@@ -138,7 +146,7 @@ def call(
     settings = task, float(weight), float(target), torch.is_grad_enabled(), len(tensors), len(buffers)
     if fake is not None:
         fake = fake.detach()
-    results = _Traced.apply(*settings, numbers, real.detach(), fake, *tensors, *buffers, *parameters)  # type: ignore[no-untyped-call]
+    results = function.apply(*settings, numbers, real.detach(), fake, *tensors, *buffers, *parameters)
     values, changed = results[:n_values], results[n_values:]
     if len(buffers) != 0:
         # The operations themselves change some buffers without autograd's notice, which may have saved them.
@@ -152,7 +160,8 @@ def call(
 def _key(
     make: Make,
     critic: nn.Module,
-    identity: int,
+    generator: torch.Generator | None,
+    identity: tuple[int, int | None],
     constants: tuple[Any, ...],
     places: tuple[int, ...],
     autocast: tuple[bool, torch.dtype],
@@ -163,12 +172,23 @@ def _key(
     args = tuple((item, _TENSOR, _NUMBER)[place] for item, place in zip(constants, places, strict=True))
     run, score = make(*settings)
     trained = tuple(p.requires_grad for p in critic.parameters())
-    _operations[key] = _Operation(weakref.ref(critic), run, score, args, trained, autocast)
+    _operations[key] = _Operation(weakref.ref(critic), run, score, args, trained, autocast, generator)
     weakref.finalize(critic, _operations.pop, key, None)
     return key
 
 
-class _Traced(torch.autograd.Function):
+# A program that makes a generator for each step would be traced anew for each: from then on it breaks the graph.
+_MOST_GENERATORS = 4
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _few_generators(critic: Any) -> bool:
+    """Whether a critic has had few generators so far; dynamo calls this while it traces, without a guard."""
+    known = {id(task.generator) for task in _operations.values() if task.critic() is critic}
+    return len(known - {id(None)}) < _MOST_GENERATORS
+
+
+class WithGradients(torch.autograd.Function):
     """The operation, with the gradients of its first result."""
 
     @staticmethod
@@ -208,6 +228,84 @@ class _Traced(torch.autograd.Function):
 # ---- outside of the graph ----
 
 
+def operation(key: int) -> tuple[_Operation, nn.Module]:
+    """What was noted under a number, and its critic."""
+    task = _operations.get(key)
+    critic = None if task is None else task.critic()
+    if task is None or critic is None:
+        raise RuntimeError("the critic of this compiled function does not exist any more")
+    return task, critic
+
+
+class AsTraced:
+    """Within it the critic of an operation, and all around it, are as where the function was traced.
+
+    Args:
+        key: of the operation.
+        parameters, buffers: of the critic; the buffers are to hold what these do.
+        kind: of the device of the samples.
+        differentiable: whether gradients are wanted.
+
+    Attributes:
+        task, critic: the operation, and its critic.
+        leaves: the parameters that require a gradient.
+
+    Raises:
+        RuntimeError: the critic has other parameters, or is gone.
+    """
+
+    def __init__(
+        self, key: int, parameters: list[Tensor], buffers: list[Tensor], kind: str, *, differentiable: bool
+    ) -> None:
+        self.task, self.critic = operation(key)
+        self._held, own = [*self.critic.parameters()], [*self.critic.buffers()]
+        same = len(self._held) == len(parameters) and len(own) == len(buffers)
+        if not same or not all(map(_is_one, self._held, parameters)):
+            raise RuntimeError("the critic's parameters are others than those of this compiled function")
+        self.leaves = [p for p, trained in zip(self._held, self.task.trained, strict=True) if trained]
+        enabled, dtype = self.task.autocast
+        self._content = _Content(own, buffers)
+        self._contexts = (
+            _outermost(),
+            self._content,
+            torch.set_grad_enabled(differentiable),
+            torch.autocast(kind, dtype=dtype, enabled=enabled),
+        )
+
+    def __enter__(self) -> AsTraced:
+        with ExitStack() as stack:
+            for context in self._contexts:
+                stack.enter_context(context)
+            self._left = stack.pop_all()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._left.__exit__(*error)
+
+    def buffers(self) -> list[Tensor]:
+        """A copy of what the buffers hold now."""
+        return self._content.now()
+
+    def by_parameter(self, grads: Sequence[Tensor | None]) -> list[Tensor]:
+        """A gradient for each parameter, of no elements for those that require none.
+
+        Args:
+            grads: those of `leaves`, None for zeros.
+        """
+        left = iter(grads)
+        return [
+            _like(p, next(left)) if trained else p.new_empty(0)
+            for p, trained in zip(self._held, self.task.trained, strict=True)
+        ]
+
+
+def _is_one(held: Tensor, given: Tensor) -> bool:
+    """Whether what a graph gives is a parameter of the critic, or the copy in another layout that Inductor may make."""
+    if held.data_ptr() == given.data_ptr():
+        return True
+    return held.shape == given.shape and torch.allclose(held.detach(), given, rtol=0.0, atol=0.0, equal_nan=True)
+
+
 def _eager(
     real: Tensor,
     fake: Tensor | None,
@@ -221,30 +319,14 @@ def _eager(
     differentiable: bool,
 ) -> list[Tensor]:
     """Values, a gradient for each parameter (of no elements for those that require none), and the buffers."""
-    task = _operations.get(key)
-    critic = None if task is None else task.critic()
-    if task is None or critic is None:
-        raise RuntimeError("the critic of this compiled function does not exist any more")
-    held, own = [*critic.parameters()], [*critic.buffers()]
-    same = len(held) == len(parameters) and len(own) == len(buffers)
-    if not same or any(a.data_ptr() != b.data_ptr() for a, b in zip(held, parameters, strict=True)):
-        raise RuntimeError("the critic's parameters are others than those of this compiled function")
-    enabled, dtype = task.autocast
-    with (
-        _outermost(),
-        _Content(own, buffers) as content,
-        torch.set_grad_enabled(differentiable),
-        torch.autocast(real.device.type, dtype=dtype, enabled=enabled),
-    ):
-        values = task.run(critic, real, fake, task.arguments(args, numbers), weight, target)
-        leaves = [p for p, trained in zip(held, task.trained, strict=True) if trained]
-        found: list[Tensor | None] = [None] * len(leaves)
+    with AsTraced(key, parameters, buffers, real.device.type, differentiable=differentiable) as traced:
+        task, leaves = traced.task, traced.leaves
+        values = task.run(traced.critic, real, fake, task.arguments(args, numbers), weight, target, task.generator)
+        found: Sequence[Tensor | None] = [None] * len(leaves)
         if values[0].requires_grad and leaves:
-            found[:] = torch.autograd.grad(values[0], leaves, allow_unused=True)
-        changed = content.now()
-    left = iter(found)
-    grads = [_like(p, next(left)) if trained else p.new_empty(0) for p, trained in zip(held, task.trained, strict=True)]
-    return _distinct([*(value.detach() for value in values), *grads, *changed])
+            found = torch.autograd.grad(values[0], leaves, allow_unused=True)
+        changed = traced.buffers()
+    return distinct([*(value.detach() for value in values), *traced.by_parameter(found), *changed])
 
 
 def _like(parameter: Tensor, grad: Tensor | None) -> Tensor:
@@ -257,7 +339,7 @@ def _like(parameter: Tensor, grad: Tensor | None) -> Tensor:
     )
 
 
-def _distinct(tensors: list[Tensor]) -> list[Tensor]:
+def distinct(tensors: list[Tensor]) -> list[Tensor]:
     """Tensors of which none shares memory with another: the graph may use it for something else."""
     seen: set[int] = set()
     result = []
@@ -333,26 +415,42 @@ def _fake(
     target: float,
     differentiable: bool,
 ) -> list[Tensor]:
-    task = _operations[key]
+    task, critic = operation(key)
     dtype = real.dtype if fake is None else torch.promote_types(real.dtype, fake.dtype)
     value = real.new_empty((), dtype=accumulation_dtype(dtype))
     values = [value]
     if task.score is not None:
-        critic = task.critic()
-        assert critic is not None
         assert fake is not None
-        arguments = task.arguments(args, numbers)
-        held = {name: tensor for (name, _), tensor in zip(critic.named_parameters(), parameters, strict=True)}
-        held |= {name: tensor.clone() for (name, _), tensor in zip(critic.named_buffers(), buffers, strict=True)}
-        with torch.no_grad(), torch.nn.utils.stateless._reparametrize_module(critic, held):
-            scores = [task.score(critic, x.to(dtype), arguments) for x in (real, fake)]
+        scores = fake_scores(task, critic, [real.to(dtype), fake.to(dtype)], args, parameters, buffers, numbers)
         loss = scores[0].new_empty(())
-        values = [torch.empty_like(value + loss), loss, value, *map(torch.empty_like, scores)]
-    grads = [
+        values = [torch.empty_like(value + loss), loss, value, *scores]
+    return [*values, *fake_grads(task, parameters), *(torch.empty_like(buffer) for buffer in buffers)]
+
+
+def fake_scores(
+    task: _Operation,
+    critic: nn.Module,
+    samples: Sequence[Tensor],
+    args: list[Tensor],
+    parameters: list[Tensor],
+    buffers: list[Tensor],
+    numbers: list[float],
+) -> list[Tensor]:
+    """Tensors like the scores of samples."""
+    assert task.score is not None
+    arguments = task.arguments(args, numbers)
+    held = {name: tensor for (name, _), tensor in zip(critic.named_parameters(), parameters, strict=True)}
+    held |= {name: tensor.clone() for (name, _), tensor in zip(critic.named_buffers(), buffers, strict=True)}
+    with torch.no_grad(), torch.nn.utils.stateless._reparametrize_module(critic, held):
+        return [torch.empty_like(task.score(critic, x, arguments)) for x in samples]
+
+
+def fake_grads(task: _Operation, parameters: list[Tensor]) -> list[Tensor]:
+    """Tensors like the gradients of the parameters."""
+    return [
         torch.empty_like(p, requires_grad=False) if trained else p.new_empty(0)
         for p, trained in zip(parameters, task.trained, strict=True)
     ]
-    return [*values, *grads, *(torch.empty_like(buffer) for buffer in buffers)]
 
 
 _library.impl("critic_penalty", _eager, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]

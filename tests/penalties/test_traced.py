@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import gc
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -87,8 +88,9 @@ def test_a_step_is_one_graph(make: Callable[[], nn.Module], backend: str, dynamo
 
 
 @pytest.mark.slow
-def test_a_step_by_inductor() -> None:
-    critic = curved()
+@pytest.mark.parametrize("make", [curved, plain])  # of the second Inductor copies a weight to another layout
+def test_a_step_by_inductor(make: Callable[[], nn.Module]) -> None:
+    critic = make()
     # Its own random numbers would not be those of an eager step.
     compiled = torch.compile(penalized, fullgraph=True, options={"fallback_random": True})
     for seed in range(3):
@@ -122,6 +124,93 @@ def test_a_loss_by_name_is_one_graph(make: Callable[[], nn.Module], kind: str | 
     compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
     for seed in range(2):
         agree(critic, loss, compiled, REAL, FAKE, seed=seed)
+
+
+def by_function(critic: nn.Module, real: Tensor, fake: Tensor, **options: Any) -> Tensor:
+    def loss(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
+        return nn.functional.softplus(fake_scores - real_scores.mean()).mean() + real_scores.square().mean()
+
+    step = lipgan.critic_loss(critic, real, fake, loss, **options)
+    assert not step.real_scores.requires_grad
+    return step.total + 0 * (step.loss + step.penalty + step.real_scores.sum() + step.fake_scores.sum())
+
+
+@pytest.mark.parametrize(
+    ("make", "kind", "backend"),
+    [
+        *((curved, None, "aot_eager"), (curved, "r1", "eager"), (curved, "r1", "aot_eager")),
+        *((plain, "r1+r2", "aot_eager"), (curved, "wgan-gp", "aot_eager"), (plain, "r2", "aot_eager")),
+    ],
+)
+def test_a_loss_that_is_a_function_is_in_the_graph(
+    make: Callable[[], nn.Module], kind: str | None, backend: str, dynamo: Any
+) -> None:
+    critic = make()
+    compiled = torch.compile(functools.partial(by_function, kind=kind), backend=backend, fullgraph=True)
+    for seed in range(3):
+        agree(critic, functools.partial(by_function, kind=kind), compiled, REAL, FAKE, seed=seed)
+    assert dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+def test_a_loss_that_learns_and_is_scaled() -> None:
+    """What a loss depends on beside the scores gets its gradients, and a scaled loss has scaled ones."""
+
+    class Learned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.critic, self.scale = plain(), nn.Parameter(torch.tensor(0.7, dtype=torch.float64))
+
+    def loss(both: Learned, real: Tensor, fake: Tensor, factor: float) -> Tensor:
+        weights = torch.linspace(1.0, 2.0, len(real), dtype=torch.float64)
+        step = lipgan.critic_loss(
+            both.critic, real, fake, lambda a, b: (both.scale * weights[:, None] * (b - a)).exp().mean(), kind="r1"
+        )
+        return factor * step.total
+
+    both = Learned()
+    compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
+    for factor in (1.0, 2.0**16, 0.0):
+        agree(both, loss, compiled, REAL, FAKE, factor)
+    assert both.scale.grad is not None
+    with torch.no_grad():
+        assert torch.equal(compiled(both, REAL, FAKE, 1.0), loss(both, REAL, FAKE, 1.0))
+
+
+@pytest.mark.parametrize("step", [penalized, functools.partial(by_function, kind="wgan-gp")])
+def test_a_generator_that_is_kept(step: Loss, dynamo: Any) -> None:
+    critic, generator = curved(), torch.Generator()
+    states = []
+
+    def loss(critic: nn.Module, real: Tensor, fake: Tensor, generator: torch.Generator) -> Tensor:
+        return step(critic, real, fake, generator=generator)
+
+    compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
+    for seed in range(3):
+        for run in (compiled, loss):
+            generator.manual_seed(seed)
+            kept = copy.deepcopy(critic.state_dict())
+            states.append([*outcome(critic, run, seed, REAL, FAKE, generator), generator.get_state()])
+            if run is compiled:
+                critic.load_state_dict(kept)
+        torch.testing.assert_close(states[-2], states[-1], rtol=1e-11, atol=1e-13)
+    assert dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+def test_generators_that_come_one_after_the_other(dynamo: Any) -> None:
+    """They are traced anew a few times, and then break the graph."""
+    critic = plain()
+    compiled = torch.compile(penalized, backend="eager")
+    for seed in range(8):
+        ours, theirs = (
+            run(critic, REAL, FAKE, generator=torch.Generator().manual_seed(seed)) for run in (compiled, penalized)
+        )
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=0.0)
+        if seed == 5:
+            dynamo.utils.counters.clear()
+    assert dynamo.utils.counters["stats"]["unique_graphs"] == 0
+    dynamo.reset()
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="one of few that are used again"):
+        torch.compile(penalized, backend="eager", fullgraph=True)(critic, REAL, FAKE, generator=torch.Generator())
 
 
 def test_arguments_of_the_critic() -> None:
@@ -255,13 +344,14 @@ def test_a_critic_is_forgotten_with_its_graph(dynamo: Any) -> None:
 
 def test_other_parameters_than_those_that_were_traced_are_refused() -> None:
     critic = plain()
-    others = [p.detach().clone() for p in critic.parameters()]
-    task = traced._key(lambda: (lambda *args: (), None), critic, id(critic), (), (), (False, torch.bfloat16))
+    others = [2 * p.detach() for p in critic.parameters()]
+    identity, autocast = (id(critic), None), (False, torch.bfloat16)
+    task = traced._key(lambda: (lambda *args: (), None), critic, None, identity, (), (), autocast)
     with pytest.raises(RuntimeError, match="others than those of this compiled function"):
         torch.ops.lipgan.critic_penalty(REAL, FAKE, [], others, [], [], task, 1.0, 1.0, True)
 
 
-@pytest.mark.parametrize("what", ["function", "generator", "several tensors", "argument with a gradient"])
+@pytest.mark.parametrize("what", ["function", "new generator", "several tensors", "argument with a gradient"])
 def test_what_breaks_the_graph(what: str) -> None:
     critic = perceptron()
     x = samples(6, 5)
@@ -269,7 +359,7 @@ def test_what_breaks_the_graph(what: str) -> None:
     def loss(x: Tensor) -> Tensor:
         if what == "function":
             return lipgan.gradient_penalty(lambda x: critic(x), x, kind="r1")
-        if what == "generator":
+        if what == "new generator":
             return lipgan.gradient_penalty(critic, x, x + 1, generator=torch.Generator())
         if what == "several tensors":
             return lipgan.gradient_penalty(lambda a, b: critic(a + b), (x, x), kind="r1")
