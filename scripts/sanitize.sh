@@ -17,7 +17,7 @@ trap 'rm -rf "$scratch"' EXIT
 
 flags=(-std=c++17 -O1 -g1 -fPIC -fvisibility=hidden -fopenmp-simd -fno-omit-frame-pointer -Icsrc -Icsrc/include
   -Wall -Wextra -Wshadow -Wconversion -Wsign-conversion -Werror)
-kernels=(gradient_penalty matrix_sqrt mlp_gradient_penalty nearest_neighbours spectral_norm spectral_norm_backward
+kernels=(gradient_penalty matrix_sqrt mlp_gradient_penalty nearest_neighbours polar_factor spectral_norm spectral_norm_backward
   spectral_norm_double_backward symmetrize)
 isas=(baseline)
 if ((short)) || [[ $(uname -m) != x86_64 ]]; then

@@ -71,13 +71,17 @@ struct Interpolate {
   }
 
   void short_rows(int64_t first, int64_t last) {
-    A m[kMaxNorms];
-    int64_t n = 0;
-    for (int64_t i = first; i < last; ++i) {
-      for (int64_t k = 0; k < length; ++k) m[n++] = mix[i];
+    A repeated[kMaxNorms];
+    const A* m = mix + first;
+    const int64_t n = (last - first) * length;
+    if (length > 1) {
+      for (int64_t i = first; i < last; ++i) {
+        for (int64_t k = 0; k < length; ++k) repeated[(i - first) * length + k] = mix[i];
+      }
+      m = repeated;
     }
     const T *a = real + first * length, *b = fake + first * length;
-    generate(x_hat + first * length, n, stream, [=, &m](int64_t j) {
+    generate(x_hat + first * length, n, stream, [=](int64_t j) {
       const A real_j = widen(a[j]), fake_j = widen(b[j]), mixed = m[j] * real_j + (A(1) - m[j]) * fake_j;
       return narrow<T>(m[j] == A(1) ? real_j : m[j] == A(0) ? fake_j : mixed);
     });

@@ -9,6 +9,7 @@
 #include "lipgan/matrix_sqrt.h"
 #include "lipgan/mlp_gradient_penalty.h"
 #include "lipgan/nearest_neighbours.h"
+#include "lipgan/polar_factor.h"
 #include "lipgan/spectral_norm.h"
 #include "lipgan/symmetrize.h"
 
@@ -32,6 +33,8 @@
   void mlp_gradient_penalty_fwd(Dtype, PenaltyKind, const void*, const MlpLayer*, int64_t, const MlpLoss&, void*, \
                                 void*, int64_t, int64_t, double, double, int);                                   \
   void matrix_sqrt_fwd(Dtype, const MatrixSqrtFwd&, int);                                                        \
+  bool polar_factor_fwd(Dtype, const PolarFactorFwd&, int);                                                      \
+  bool polar_factor_bwd(Dtype, const PolarFactorBwd&, int);                                                      \
   void nearest_neighbours_fwd(Dtype, const Points&, bool, int64_t, double*, double*, int);                       \
   void ball_counts(Dtype, const Points&, const double*, const double*, bool, double*, double*, int);             \
   void symmetrize_look(Dtype, const void*, int64_t, double*, int);                                               \
@@ -103,6 +106,14 @@ void set_isa(const std::string& name) { current().store(find(name)); }
 
 void matrix_sqrt_fwd(Dtype dtype, const MatrixSqrtFwd& args, int num_threads) {
   LIPGAN_DISPATCH(matrix_sqrt_fwd(dtype, args, num_threads))
+}
+
+bool polar_factor_fwd(Dtype dtype, const PolarFactorFwd& args, int num_threads) {
+  LIPGAN_DISPATCH(polar_factor_fwd(dtype, args, num_threads))
+}
+
+bool polar_factor_bwd(Dtype dtype, const PolarFactorBwd& args, int num_threads) {
+  LIPGAN_DISPATCH(polar_factor_bwd(dtype, args, num_threads))
 }
 
 void symmetrize_look(Dtype dtype, const void* a, int64_t n, double* seen, int num_threads) {

@@ -78,6 +78,12 @@ FORMS: Mapping[str, Mapping[str, Mapping[str, str]]] = MappingProxyType(
         },
         # The trace that the Frechet distance needs, by products of matrices; the value alone.
         "polar_trace": {"forward": _each("reference", "triton")},
+        # Orthogonal weights. The second order is by Lyapunov equations.
+        "polar_factor": {
+            "forward": _each("reference", "native"),
+            "backward": _each("reference", "native"),
+            "second order": _by_reference("reference", "native"),
+        },
         # Covariances as they are given.
         "symmetrize": {"forward": _each("reference", "native")},
         "nearest_neighbours": {"forward": _each("reference", "native", "triton")},

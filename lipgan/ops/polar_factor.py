@@ -5,12 +5,14 @@ Its steps end when they have converged, which a tracer must not see: it meets on
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lipgan._checks import check_finite
+from lipgan.ops import _backend
 from lipgan.ops.matrix_sqrt import lyapunov
 from lipgan.reference import matrix_sqrt as by_spectrum
 from lipgan.reference import polar_factor as by_products
@@ -22,8 +24,51 @@ _library.define("polar_factor_fwd(Tensor a) -> Tensor", tags=_UNSAFE)  # type: i
 _library.define("polar_factor_bwd(Tensor grad, Tensor u, Tensor a) -> Tensor", tags=_UNSAFE)  # type: ignore[no-untyped-call]
 
 
+# The largest n that the C++ form serves (csrc/include/lipgan/polar_factor.h): beyond it a BLAS has the better order.
+NATIVE_LIMIT = 1024
+
+
+# ---- the forms: None where a loses rank or nearly so ----
+
+
+def _native_fwd(a: Tensor) -> Tensor | None:
+    if a.numel() == 0 or a.shape[-1] > NATIVE_LIMIT:
+        return by_products.polar_factor_fwd(a)
+    u: Tensor | None = _backend.serving_native().polar_factor_fwd(
+        a, by_products.levels(a.dtype), by_products.schedule(), by_products.FURTHER, torch.get_num_threads()
+    )
+    return u
+
+
+def _native_bwd(grad: Tensor, u: Tensor, a: Tensor) -> Tensor | None:
+    if a.numel() == 0 or a.shape[-1] > NATIVE_LIMIT:
+        return by_products.polar_factor_bwd(grad, u, a)
+    tolerance = by_products.RESIDUAL * torch.finfo(a.dtype).eps
+    result: Tensor | None = _backend.serving_native().polar_factor_bwd(
+        grad, u, a, by_products.MOST_ITERATIONS, tolerance, torch.get_num_threads()
+    )
+    return result
+
+
+_FORWARD: dict[str, Callable[[Tensor], Tensor | None]] = {
+    "reference": by_products.polar_factor_fwd,
+    "native": _native_fwd,
+}
+_BACKWARD: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor | None]] = {
+    "reference": by_products.polar_factor_bwd,
+    "native": _native_bwd,
+}
+
+
+def _serving(a: Tensor) -> str:
+    """The backend; a chosen one that has no form of this op is meant for others."""
+    if not _backend.serves("polar_factor", a.device.type):
+        return "reference"
+    return _backend.resolve("polar_factor", None, a.device.type)
+
+
 def _fwd(a: Tensor) -> Tensor:
-    u = by_products.polar_factor_fwd(a)
+    u = _FORWARD[_serving(a)](a)
     if u is None:
         check_finite("a", a)
         u = by_spectrum.polar_fwd(a)[0]
@@ -31,7 +76,7 @@ def _fwd(a: Tensor) -> Tensor:
 
 
 def _bwd(grad: Tensor, u: Tensor, a: Tensor) -> Tensor:
-    result = by_products.polar_factor_bwd(grad, u, a)
+    result = _BACKWARD[_serving(a)](grad, u, a)
     if result is None:
         roots, vectors = _spectrum(u, a)
         result = by_spectrum.polar_bwd(grad, torch.zeros_like(vectors), u, roots, vectors)
@@ -64,6 +109,8 @@ class _PolarFactor(torch.autograd.Function):
 
     @staticmethod
     def forward(a: Tensor) -> Tensor:
+        if _backend.is_plain((a,)):
+            return _fwd(a)
         u: Tensor = torch.ops.lipgan.polar_factor_fwd.default(a)
         return u
 
@@ -74,6 +121,8 @@ class _PolarFactor(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         a, u = ctx.saved_tensors
+        if not torch.is_grad_enabled() and _backend.is_plain((grad, u, a)):
+            return _bwd(grad, u, a)
         if not torch.is_grad_enabled() or torch.compiler.is_compiling():
             result: Tensor = torch.ops.lipgan.polar_factor_bwd.default(grad, u, a)
             return result
@@ -99,8 +148,8 @@ def polar_factor(a: Tensor) -> Tensor:
         ValueError: ``a`` is not finite.
     """
     dtype = a.dtype
-    if torch.get_float32_matmul_precision() != "highest":
-        a = a.double()  # products of float32 would not be of its precision
+    if torch.get_float32_matmul_precision() != "highest" and _serving(a) == "reference":
+        a = a.double()  # PyTorch's products of float32 would not be of its precision
     tall = a if a.shape[-2] >= a.shape[-1] else a.mT
     u: Tensor = _PolarFactor.apply(tall)  # type: ignore[no-untyped-call]
     return (u if tall is a else u.mT).to(dtype)

@@ -5,18 +5,37 @@ Derivation: docs/numerics/matrix_sqrt.md, "Orthogonal weights".
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
 from lipgan.reference.matrix_sqrt import NEWTON_SCHULZ, polar_schedule, symmetric_part
 
 # From a matrix whose singular values reach down to this share of the largest, at the latest, the steps converge fast.
-_SMALLEST = 0.02
+SMALLEST = 0.02
 # Steps of Newton and Schulz after the schedule, each of which makes what is small 15/8 times as large.
-_FURTHER = 8
+FURTHER = 8
 # Where ``|I - u^T u|`` is below this, every singular value grows or falls towards 1.
 _NEAR = 0.8
-_MOST_ITERATIONS = 40
+# Of conjugate gradients, and their residual relative to the right side, in units of the rounding.
+MOST_ITERATIONS = 40
+RESIDUAL = 4
+
+# Radii and numbers of terms of the polynomials for ``(1 + x)^(-1/2)``, and whether their error is below a 128th of the
+# rounding, so that that of ``u^T u`` is below a 64th. Three terms take one product, five two, twelve five.
+_LEVELS: dict[torch.dtype, tuple[tuple[float, int, bool], ...]] = {
+    torch.float32: ((2.2e-3, 3, True), (0.035, 5, True), (0.36, 12, True), (0.6, 12, False), (0.85, 12, False)),
+    torch.float64: (
+        (2.8e-6, 3, True),
+        (6.4e-4, 5, True),
+        (0.072, 12, True),
+        (0.36, 12, False),
+        (0.6, 12, False),
+        (0.85, 12, False),
+    ),
+}
+_TERMS = 12
 
 
 def polar_factor_fwd(a: Tensor) -> Tensor | None:
@@ -34,8 +53,8 @@ def polar_factor_fwd(a: Tensor) -> Tensor | None:
     u, gram = a * mean.rsqrt(), gram / mean
     eye = torch.eye(n, dtype=a.dtype, device=a.device)
     near = scaled = False
-    schedule = iter(polar_schedule(_SMALLEST))
-    further = _FURTHER
+    schedule = iter(polar_schedule(SMALLEST))
+    further = FURTHER
     while True:
         off = gram - eye
         error = _norm(off)
@@ -134,8 +153,8 @@ def _solve_skew(h: Tensor, s: Tensor) -> Tensor | None:
     y = s / (2 * h.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None])
     residual = s - apply(y)
     direction, length = residual, dot(residual, residual)
-    goal = dot(s, s) * (4 * torch.finfo(h.dtype).eps) ** 2
-    for _ in range(_MOST_ITERATIONS):
+    goal = dot(s, s) * (RESIDUAL * torch.finfo(h.dtype).eps) ** 2
+    for _ in range(MOST_ITERATIONS):
         if bool((length <= goal).all()):
             return y
         image = apply(direction)
@@ -147,3 +166,57 @@ def _solve_skew(h: Tensor, s: Tensor) -> Tensor | None:
         before, length = length, dot(residual, residual)
         direction = residual + (length / before.clamp_min(tiny)) * direction
     return None
+
+
+# ---- what the form in C++ takes ----
+
+
+@functools.cache
+def levels(dtype: torch.dtype) -> Tensor:
+    """Polynomials for ``(1 + x)^(-1/2)``, from the least costly to the widest: ``[levels, 3 + 12]``, in float64.
+
+    A row has the radius of x, the number of terms, 1 where the error is below rounding, else 0, and the coefficients.
+    """
+    rows = [
+        [radius, float(terms), float(is_final), *inverse_root(radius, terms), *[0.0] * (_TERMS - terms)]
+        for radius, terms, is_final in _LEVELS[dtype]
+    ]
+    return torch.tensor(rows, dtype=torch.float64, device="cpu")
+
+
+@functools.cache
+def schedule() -> Tensor:
+    """The steps far from orthogonal matrices, ``[steps, 3]`` in float64; the last one goes on."""
+    steps = [step[:3] for step in polar_schedule(SMALLEST)]
+    return torch.tensor([*steps, NEWTON_SCHULZ], dtype=torch.float64, device="cpu")
+
+
+def inverse_root(radius: float, terms: int) -> list[float]:
+    """Coefficients of powers of x: the first terms of the Chebyshev series of ``(1 + x)^(-1/2)`` for ``|x| <= radius``.
+
+    The error is largest at ``-radius``, where the terms left out are all positive.
+    """
+    # Of (1 - r t)^(-1/2) = sum_j b_j (r t)^j with positive b_j; t^j = 2^(1 - j) sum_i binom(j, i) T_(j - 2 i)(t).
+    powers = [1.0]  # b_j
+    while radius ** len(powers) > 1e-20 or len(powers) < 2 * terms:
+        powers.append(powers[-1] * (2 * len(powers) - 1) / (2 * len(powers)))
+    series = []
+    for k in range(terms):
+        share = 2 * (radius / 2) ** k  # 2 (r / 2)^j binom(j, i), with j = k + 2 i
+        total = 0.0
+        for i, b in enumerate(powers[k::2]):
+            if i:
+                share *= (radius / 2) ** 2 * (k + 2 * i - 1) * (k + 2 * i) / (i * (k + i))
+            total += share * b
+        series.append(total)
+    series[0] /= 2
+    # T_k in powers of t, and t = -x / r.
+    before, now, sums = [1.0], [0.0, 1.0], [0.0] * terms
+    for value in series:
+        for j, coefficient in enumerate(before):
+            sums[j] += value * coefficient
+        after = [0.0, *(2 * coefficient for coefficient in now)]
+        for j, coefficient in enumerate(before):
+            after[j] -= coefficient
+        before, now = now, after
+    return [value / (-radius) ** j for j, value in enumerate(sums)]

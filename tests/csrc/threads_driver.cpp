@@ -15,6 +15,7 @@
 #include "lipgan/matrix_sqrt.h"
 #include "lipgan/mlp_gradient_penalty.h"
 #include "lipgan/nearest_neighbours.h"
+#include "lipgan/polar_factor.h"
 #include "lipgan/spectral_norm.h"
 
 // What csrc/cpu/isa.cpp chooses from, with the one instruction set that is compiled.
@@ -27,6 +28,8 @@ void gradient_penalty_fwd(Dtype, PenaltyKind, const void*, void*, void*, void*, 
 void mlp_gradient_penalty_fwd(Dtype, PenaltyKind, const void*, const MlpLayer*, int64_t, const MlpLoss&, void*, void*,
                               int64_t, int64_t, double, double, int);
 void matrix_sqrt_fwd(Dtype, const MatrixSqrtFwd&, int);
+bool polar_factor_fwd(Dtype, const PolarFactorFwd&, int);
+bool polar_factor_bwd(Dtype, const PolarFactorBwd&, int);
 void nearest_neighbours_fwd(Dtype, const Points&, bool, int64_t, double*, double*, int);
 void ball_counts(Dtype, const Points&, const double*, const double*, bool, double*, double*, int);
 }  // namespace lipgan::cpu::baseline
@@ -156,6 +159,28 @@ Op roots() {
   };
 }
 
+Op polar_factor() {
+  constexpr int64_t m = 240, n = 200;  // threads share the rows of products
+  Floats a = draw(m * n, 0.005f);
+  for (size_t k = 0; k < n; ++k) a[k * n + k] += 1;
+  const Floats grad = draw(a.size());
+  return [=](int num_threads) {
+    Floats u(a.size()), to_a(a.size());
+    // Terms of Taylor's series, which take the singular values, near to 1, to 1 within rounding in two steps.
+    PolarLevel level{0.5, 5, 0, {1, -1 / 2.0, 3 / 8.0, -5 / 16.0, 35 / 128.0}}, last = level;
+    last.radius = 0.01, last.is_final = 1;
+    const PolarLevel levels[] = {last, level};
+    const PolarStep schedule{15 / 8.0, -10 / 8.0, 3 / 8.0};
+    bool arrived = kernels::polar_factor_fwd(Dtype::float32, {a.data(), u.data(), 1, m, n, levels, 2, &schedule, 1, 20},
+                                             num_threads);
+    arrived = kernels::polar_factor_bwd(Dtype::float32,
+                                        {grad.data(), u.data(), a.data(), to_a.data(), 1, m, n, 40, 1e-6}, num_threads) &&
+              arrived;
+    if (!arrived) std::fprintf(stderr, "the polar factor was not reached\n");
+    return bytes_of(u, to_a);
+  };
+}
+
 Op neighbours() {
   constexpr int64_t m = 500, n = 400, d = 24, k = 3;
   const Floats x = draw(m * d), y = draw(n * d);
@@ -204,6 +229,7 @@ int main(int argc, char** argv) {
                                perceptron(8, 700, false, MlpActivation::gelu),
                                perceptron(8, 700, true, MlpActivation::softplus),
                                roots(),
+                               polar_factor(),
                                neighbours(),
                                outputs()};
   cpu::insist_on_threads(true);  // under a sanitizer, more than there are processors, they never pay

@@ -15,6 +15,7 @@ from lipgan.ops.spectral_norm import backends as spectral_norm
 
 gradient_penalty_module: Any = sys.modules["lipgan.ops.gradient_penalty"]
 nearest_module: Any = sys.modules["lipgan.ops.nearest_neighbours"]
+polar_factor_module: Any = importlib.import_module("lipgan.ops.polar_factor")
 symmetrize_module: Any = importlib.import_module("lipgan.ops.symmetrize")
 
 # Op -> the functions of its forward by backend.
@@ -24,6 +25,7 @@ IMPLEMENTED = {
     "interpolate": gradient_penalty_module._INTERPOLATE,
     "mlp_gradient_penalty": mlp_gradient_penalty._FORWARD,
     "matrix_sqrt": matrix_sqrt._FORWARD,
+    "polar_factor": polar_factor_module._FORWARD,
     "symmetrize": symmetrize_module._FORWARD,
     "nearest_neighbours": nearest_module._NEAREST,
     "ball_counts": nearest_module._COUNTS,
@@ -35,6 +37,7 @@ def test_the_table_has_the_forms_that_there_are() -> None:
     for op, functions in IMPLEMENTED.items():
         assert set(_backend.FORMS[op]["forward"]) == set(functions), op
     assert set(_backend.FORMS["spectral_norm"]["backward"]) == set(spectral_norm._BACKWARD)
+    assert set(_backend.FORMS["polar_factor"]["backward"]) == set(polar_factor_module._BACKWARD)
     assert len(set(spectral_norm._BACKWARD.values())) == len(spectral_norm._BACKWARD)
     # The CUDA form has no second order of its own: the table says whose serves.
     assert set(_backend.FORMS["spectral_norm"]["second order"].values()) == set(spectral_norm._DOUBLE_BACKWARD)

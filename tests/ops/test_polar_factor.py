@@ -1,19 +1,55 @@
 """The op polar_factor: the factor by products against that by singular values, and its gradient."""
 
+import importlib
 import math
+from collections.abc import Iterator
+from typing import Any
 
+import mpmath
 import pytest
 import scipy.linalg
 import torch
 from torch import Tensor
 
 from lipgan.linalg import polar
+from lipgan.ops import _backend, use_backend
 from lipgan.ops.polar_factor import polar_factor
 from lipgan.reference import polar_factor as by_products
 
+op_module: Any = importlib.import_module("lipgan.ops.polar_factor")
 pytestmark = pytest.mark.usefixtures("single_thread")
 
-SHAPES = [(1, 1), (5, 1), (12, 12), (40, 12), (9, 33), (3, 8, 6), (2, 5, 5)]
+NATIVE = _backend.native()
+SHAPES = [(1, 1), (5, 1), (12, 12), (40, 12), (9, 33), (3, 8, 6), (2, 5, 5), (65, 64)]
+
+
+@pytest.fixture(params=["reference", *(NATIVE.supported_isas() if NATIVE is not None else [])])
+def form(request: pytest.FixtureRequest) -> Iterator[str]:
+    """PyTorch's products, and those of every instruction set in C++."""
+    before = NATIVE.isa() if NATIVE is not None else None
+    try:
+        if request.param == "reference":
+            backend = "reference"
+        else:
+            assert NATIVE is not None
+            NATIVE.set_isa(request.param)
+            backend = "native"
+        with use_backend(backend):
+            yield request.param
+    finally:
+        if NATIVE is not None:
+            NATIVE.set_isa(before)
+
+
+def _by_products(a: Tensor, form: str) -> Tensor | None:
+    """The factor of ``a [..., m, n]``, ``m >= n``, without the way of singular values."""
+    if form == "reference" or a.device.type != "cpu":
+        return by_products.polar_factor_fwd(a)
+    module: Any = NATIVE
+    u: Tensor | None = module.polar_factor_fwd(
+        a, by_products.levels(a.dtype), by_products.schedule(), by_products.FURTHER, 1
+    )
+    return u
 
 
 def _with_singular_values(shape: tuple[int, ...], values: Tensor) -> Tensor:
@@ -35,13 +71,13 @@ SPECTRA = {
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("spectrum", SPECTRA)
-def test_values_and_gradients(spectrum: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+def test_values_and_gradients(spectrum: str, shape: tuple[int, ...], dtype: torch.dtype, form: str) -> None:
     n = min(shape[-2:])
     values = SPECTRA[spectrum](torch.linspace(0, 1, n, dtype=torch.float64))
     condition = float(values.max() / values.min())
     a = _with_singular_values(shape, values).to(dtype).requires_grad_()
     tall = a if shape[-2] >= shape[-1] else a.mT
-    assert by_products.polar_factor_fwd(tall.detach()) is not None  # none of these takes the other way
+    assert _by_products(tall.detach(), form) is not None  # none of these takes the other way
     u = polar_factor(a)
     assert u.shape == a.shape
     assert u.dtype == dtype
@@ -77,9 +113,9 @@ def test_every_derivative(shape: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("rank", [0, 1, 3])
-def test_a_lost_rank_is_not_reached_and_served(rank: int, dtype: torch.dtype) -> None:
+def test_a_lost_rank_is_not_reached_and_served(rank: int, dtype: torch.dtype, form: str) -> None:
     a = (torch.randn(6, rank, dtype=torch.float64) @ torch.randn(rank, 4, dtype=torch.float64)).to(dtype)
-    assert by_products.polar_factor_fwd(a) is None
+    assert _by_products(a, form) is None
     a.requires_grad_()
     u = polar_factor(a)
     assert float((u.mT @ u - torch.eye(4, dtype=dtype)).norm()) < 40 * torch.finfo(dtype).eps
@@ -87,7 +123,7 @@ def test_a_lost_rank_is_not_reached_and_served(rank: int, dtype: torch.dtype) ->
     assert bool(gradient.isfinite().all())
 
 
-def test_bad_input_and_no_numbers() -> None:
+def test_bad_input_and_no_numbers(form: str) -> None:
     with pytest.raises(ValueError, match="a must be finite"):
         polar_factor(torch.tensor([[1.0, torch.nan], [0.0, 1.0]]))
     with pytest.raises(ValueError, match="a must be finite"):
@@ -103,14 +139,90 @@ def test_products_of_reduced_precision_are_not_taken(monkeypatch: pytest.MonkeyP
         seen.append(a.dtype)
         return forward(a)
 
-    monkeypatch.setattr(by_products, "polar_factor_fwd", spy)
+    monkeypatch.setitem(op_module._FORWARD, "reference", spy)
     before = torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision("medium")
-        assert polar_factor(torch.randn(5, 4)).dtype == torch.float32
+        a = torch.randn(5, 4)
+        with use_backend("reference"):
+            assert polar_factor(a).dtype == torch.float32
+        u = polar_factor(a)  # of products in C++, which are of full precision, where those serve
     finally:
         torch.set_float32_matmul_precision(before)
-    assert seen == [torch.float64]
+    assert seen[:1] == [torch.float64]
+    assert u.dtype == torch.float32
+    assert float((u.mT @ u - torch.eye(4)).norm()) < 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_polynomials_miss_the_inverse_root_by_less_than_rounding(dtype: torch.dtype) -> None:
+    rows = by_products.levels(dtype).tolist()
+    radii = [row[0] for row in rows]
+    assert radii == sorted(radii)
+    for radius, terms, is_final, *coefficients in rows:
+        assert not any(coefficients[int(terms) :])
+        with mpmath.workdps(40):
+            # Extrema lie between the extrema of a Chebyshev polynomial; the largest error is at the left end.
+            errors = []
+            for k in range(201):
+                x = -radius * mpmath.cos(mpmath.pi * k / 200)
+                sums = mpmath.polyval([mpmath.mpf(c) for c in reversed(coefficients)], x)
+                errors.append(float(abs(sums * mpmath.sqrt(1 + x) - 1)))
+        # What is left of singular values of 1 + x, and the rounding of coefficients.
+        bound = torch.finfo(dtype).eps / 128 + 4e-16 if is_final else 1e-3
+        assert max(errors) <= bound, (radius, terms)
+        assert max(errors) >= bound / 40 or not is_final or dtype == torch.float64  # no smaller radius than need be
+
+
+def test_matrices_that_do_not_lie_in_rows_and_those_beyond_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    a = torch.randn(3, 20, 14, dtype=torch.float64)
+    expected, _ = polar(a)
+    grad = torch.randn_like(a)
+    wide = a.mT.contiguous().mT.requires_grad_()
+    results = []
+    for limit in (op_module.NATIVE_LIMIT, 13):
+        monkeypatch.setattr(op_module, "NATIVE_LIMIT", limit)
+        u = polar_factor(wide)
+        results.append((u.detach(), torch.autograd.grad(u, wide, grad)[0]))
+        torch.testing.assert_close(u, expected, rtol=0, atol=1e-11)
+    torch.testing.assert_close(*results, rtol=0, atol=1e-9)
+    if NATIVE is not None and a.device.type == "cpu":
+        assert not torch.equal(results[0][0], results[1][0])  # they are two ways
+
+
+@pytest.mark.cpu
+@pytest.mark.skipif(NATIVE is None, reason="lipgan._C was not built")
+@pytest.mark.parametrize(("m", "n"), [(200, 200), (250, 190)])
+def test_results_in_cpp_do_not_depend_on_the_number_of_threads(m: int, n: int) -> None:
+    a = torch.eye(m, n) + torch.randn(m, n) / 40
+    grad = torch.randn_like(a)
+    arguments = by_products.levels(a.dtype), by_products.schedule(), by_products.FURTHER
+    module: Any = NATIVE
+    results = []
+    for threads in (1, 2, 5):
+        u = module.polar_factor_fwd(a, *arguments, threads)
+        results.append((u, module.polar_factor_bwd(grad, u, a, 40, 1e-6, threads)))
+    for u, to_a in results[1:]:
+        assert torch.equal(u, results[0][0])
+        assert torch.equal(to_a, results[0][1])
+
+
+@pytest.mark.cpu
+@pytest.mark.skipif(NATIVE is None, reason="lipgan._C was not built")
+def test_the_module_refuses_what_its_kernels_do_not_take() -> None:
+    module: Any = NATIVE
+    a = torch.eye(3, 2)
+    rest = by_products.levels(a.dtype), by_products.schedule(), 8, 1
+    for bad in (a.mT, torch.zeros(4, 0), torch.zeros(3), torch.zeros(1030, 1025)):
+        with pytest.raises(ValueError, match="a must be matrices of 1 to 1024 columns, and no fewer rows"):
+            module.polar_factor_fwd(bad, *rest)
+    with pytest.raises(ValueError, match="float32 or float64"):
+        module.polar_factor_fwd(a.half(), *rest)
+    with pytest.raises(ValueError, match="must not be empty"):
+        module.polar_factor_fwd(a, torch.zeros(0, 15, dtype=torch.float64), by_products.schedule(), 8, 1)
+    with pytest.raises(ValueError, match="u must hold 6 elements, got 4"):
+        module.polar_factor_bwd(a, a[:2], a, 40, 1e-6, 1)
+    assert op_module.NATIVE_LIMIT == 1024
 
 
 def test_the_op_registers_well() -> None:
