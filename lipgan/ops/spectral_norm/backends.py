@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lipgan._dtypes import accumulation_dtype
 from lipgan.ops import _backend
-from lipgan.ops._address import DTYPE_NUMBERS, address, addresses
+from lipgan.ops._address import DTYPE_NUMBERS, address, addresses, materialized
 from lipgan.ops.spectral_norm.layout import memory_order
 from lipgan.reference import spectral_norm as reference
 
@@ -62,6 +62,54 @@ def _as_formatted(results: Sequence[Tensor], like: Sequence[Tensor]) -> list[Ten
     ]
 
 
+# ---- how weights lie ----
+
+# (dim, inner, channels) of each weight; None where each is contiguous and its rows are dimension 0.
+_Layouts = tuple[tuple[int, int, int], ...] | None
+
+
+def _are_contiguous(tensors: Sequence[Tensor]) -> bool:
+    for tensor in tensors:  # noqa: SIM110 -- all() of a generator takes three times as long
+        if not tensor.is_contiguous():
+            return False
+    return True
+
+
+def _layouts(tensors: Sequence[Tensor], dims: Sequence[int]) -> tuple[Sequence[Tensor], _Layouts]:
+    """``tensors`` and how they lie; in place of one that no layout describes a copy that is contiguous."""
+    if not any(dims) and _are_contiguous(tensors):
+        return tensors, None
+    lying, layouts = list(tensors), []
+    for layer, dim in enumerate(dims):
+        order = memory_order(lying[layer], dim)
+        if order is None:
+            lying[layer] = lying[layer].contiguous()
+            order = memory_order(lying[layer], dim)
+            assert order is not None
+        layouts.append((dim, *order))
+    return lying, tuple(layouts)
+
+
+def _laid_alike(tensors: Sequence[Tensor], lying: Sequence[Tensor], layouts: _Layouts) -> list[Tensor]:
+    """Gradients of Y, or by dW, where they lie as their Y does, else copies that do."""
+    if layouts is None:
+        return [tensor.contiguous() for tensor in tensors]
+    return [
+        tensor if memory_order(tensor, dim) == tuple(order) else torch.empty_like(y).copy_(tensor)
+        for tensor, y, (dim, *order) in zip(tensors, lying, layouts, strict=True)
+    ]
+
+
+def _as_lying(results: list[Tensor], tensors: Sequence[Tensor], lying: Sequence[Tensor]) -> list[Tensor]:
+    """Results that lie as ``lying``, in the memory format of ``tensors``."""
+    if lying is tensors:
+        return results
+    return [
+        result if copy is tensor else torch.empty_like(tensor).copy_(result)
+        for result, tensor, copy in zip(results, tensors, lying, strict=True)
+    ]
+
+
 # ---- reference: PyTorch, everywhere ----
 
 
@@ -101,7 +149,29 @@ def _reference_double_bwd(
     return reference.spectral_norm_double_bwd(grads, grad_ys, ys, sigma, us, vs, dims)
 
 
-# ---- native: C++ on CPU tensors ----
+# ---- native: C++ on CPU tensors, arrays [outer, h, inner], as which it reads whatever layout.py describes ----
+
+
+def _arrays(tensors: Sequence[Tensor], layouts: _Layouts) -> list[Tensor]:
+    """The memory of tensors, ``[outer, h, inner]`` each."""
+    arrays = []
+    for tensor, (dim, inner, _) in zip(tensors, layouts or (), strict=True):
+        h = tensor.shape[dim]
+        size = (tensor.numel() // (h * inner), h, inner)
+        arrays.append(materialized(tensor).as_strided(size, (h * inner, inner, 1)))
+    return arrays
+
+
+def _in_memory_order(vs: Sequence[Tensor], layouts: _Layouts) -> list[Tensor]:
+    return [
+        v.reshape(channels, -1).t().reshape(-1) if channels < v.numel() else v
+        for v, (_, _, channels) in zip(vs, layouts or (), strict=True)
+    ]
+
+
+def _like(arrays: list[Tensor], lying: Sequence[Tensor]) -> list[Tensor]:
+    """Arrays that are new, as tensors that lie as ``lying``; in place, lest they be views."""
+    return [array.as_strided_(tensor.shape, tensor.stride()) for array, tensor in zip(arrays, lying, strict=True)]
 
 
 def _native_fwd(
@@ -112,9 +182,18 @@ def _native_fwd(
     eps: float,
     dims: Sequence[int],
 ) -> Forward:
-    module = _backend.serving_native()
-    ys, sigma, uv = module.spectral_norm_fwd(weights, us, vs, n_power_iterations, eps, dims, torch.get_num_threads())
-    return _as_formatted(ys, weights), sigma, uv
+    module, threads = _backend.serving_native(), torch.get_num_threads()
+    ys: list[Tensor]
+    if _are_contiguous(weights):
+        ys, sigma, uv = module.spectral_norm_fwd(weights, us, vs, n_power_iterations, eps, dims, threads)
+        return ys, sigma, uv
+    lying, layouts = _layouts(weights, dims)
+    arrays, columns, ones = _arrays(lying, layouts), _in_memory_order(vs, layouts), [1] * len(weights)
+    ys, sigma, uv = module.spectral_norm_fwd(arrays, us, columns, n_power_iterations, eps, ones, threads)
+    for v, (_, _, channels) in zip(split_vectors(uv, weights, dims)[1], layouts or (), strict=True):
+        if channels < v.numel():
+            v.view(channels, -1).copy_(v.view(-1, channels).t().clone())
+    return _as_lying(_like(ys, lying), weights, lying), sigma, uv
 
 
 def _native_bwd(
@@ -125,9 +204,17 @@ def _native_bwd(
     uv: Tensor,
     dims: Sequence[int],
 ) -> list[Tensor]:
-    module = _backend.serving_native()
-    grads: list[Tensor] = module.spectral_norm_bwd(grad_ys, grad_sigma, ys, sigma, uv, dims, torch.get_num_threads())
-    return _as_formatted(grads, ys)
+    module, threads = _backend.serving_native(), torch.get_num_threads()
+    grads: list[Tensor]
+    if _are_contiguous(ys):
+        grads = module.spectral_norm_bwd(grad_ys, grad_sigma, ys, sigma, uv, dims, threads)
+        return grads
+    lying, layouts = _layouts(ys, dims)
+    us, vs = split_vectors(uv, ys, dims)
+    vectors = join_vectors(us, _in_memory_order(vs, layouts))
+    grad_arrays, ones = _arrays(_laid_alike(grad_ys, lying, layouts), layouts), [1] * len(ys)
+    grads = module.spectral_norm_bwd(grad_arrays, grad_sigma, _arrays(lying, layouts), sigma, vectors, ones, threads)
+    return _as_lying(_like(grads, lying), ys, lying)
 
 
 def _native_double_bwd(
@@ -138,17 +225,20 @@ def _native_double_bwd(
     uv: Tensor,
     dims: Sequence[int],
 ) -> DoubleBackward:
-    module = _backend.serving_native()
-    result: DoubleBackward = module.spectral_norm_double_bwd(
-        grads, grad_ys, ys, sigma, uv, dims, torch.get_num_threads()
-    )
-    return result
+    module, threads = _backend.serving_native(), torch.get_num_threads()
+    result: DoubleBackward
+    if _are_contiguous(ys):
+        result = module.spectral_norm_double_bwd(grads, grad_ys, ys, sigma, uv, dims, threads)
+        return result
+    lying, layouts = _layouts(ys, dims)
+    us, vs = split_vectors(uv, ys, dims)
+    arrays = [_arrays(_laid_alike(tensors, lying, layouts), layouts) for tensors in (grads, grad_ys, lying)]
+    vectors = join_vectors(us, _in_memory_order(vs, layouts))
+    result = module.spectral_norm_double_bwd(*arrays, sigma, vectors, [1] * len(ys), threads)
+    return _like(result[0], lying), _like(result[1], lying), result[2], result[3]
 
 
 # ---- triton: GPU tensors, or CPU tensors in Triton's interpreter; as they lie, where layout.py can say how ----
-
-# (dim, inner, channels) of each weight; None where each is contiguous and its rows are dimension 0.
-_Layouts = tuple[tuple[int, int, int], ...] | None
 
 
 @functools.cache
@@ -156,45 +246,6 @@ def _kernels() -> Any:
     from lipgan.kernels import spectral_norm  # Triton takes a second to import, and only its backend needs it
 
     return spectral_norm
-
-
-def _layouts(tensors: Sequence[Tensor], dims: Sequence[int]) -> tuple[Sequence[Tensor], _Layouts]:
-    """``tensors`` and how they lie; in place of one that no layout describes a copy that is contiguous."""
-    if not any(dims):
-        for tensor in tensors:
-            if not tensor.is_contiguous():
-                break
-        else:
-            return tensors, None
-    lying, layouts = list(tensors), []
-    for layer, dim in enumerate(dims):
-        order = memory_order(lying[layer], dim)
-        if order is None:
-            lying[layer] = lying[layer].contiguous()
-            order = memory_order(lying[layer], dim)
-            assert order is not None
-        layouts.append((dim, *order))
-    return lying, tuple(layouts)
-
-
-def _laid_alike(tensors: Sequence[Tensor], lying: Sequence[Tensor], layouts: _Layouts) -> list[Tensor]:
-    """Gradients of Y, or by dW, where they lie as their Y does, else copies that do."""
-    if layouts is None:
-        return [tensor.contiguous() for tensor in tensors]
-    return [
-        tensor if memory_order(tensor, dim) == tuple(order) else torch.empty_like(y).copy_(tensor)
-        for tensor, y, (dim, *order) in zip(tensors, lying, layouts, strict=True)
-    ]
-
-
-def _as_lying(results: list[Tensor], tensors: Sequence[Tensor], lying: Sequence[Tensor]) -> list[Tensor]:
-    """Results that lie as ``lying``, in the memory format of ``tensors``."""
-    if lying is tensors:
-        return results
-    return [
-        result if copy is tensor else torch.empty_like(tensor).copy_(result)
-        for result, tensor, copy in zip(results, tensors, lying, strict=True)
-    ]
 
 
 def _triton_fwd(
