@@ -1,10 +1,12 @@
 """The command line: ``lipgan``, or ``python -m lipgan``.
 
 Exit status: 0 done, 2 bad input or a failure that was explained in one line on stderr, 128 and the number of the
-signal that stopped it: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP.
+signal that stopped it: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP; 141, without a word, where what reads the
+output has gone, such as ``head``.
 """
 
 import importlib
+import os
 import signal
 import sys
 from argparse import Namespace
@@ -56,13 +58,30 @@ def _run(args: Namespace) -> int:
 
             names.check(args)
             command: Callable[..., int | None] = importlib.import_module(_COMMANDS[args.command]).main
-            return command(args) or 0
+            status = command(args) or 0
+            print(end="", flush=True)  # here, where it can still be told that nobody reads
+            return status
     except BaseException as error:
         # An import that was interrupted may raise anything.
         if received or isinstance(error, KeyboardInterrupt):
             print("lipgan: stopped", file=sys.stderr)
             return 128 + (received or [signal.SIGINT])[0]
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            return 128 + 13  # SIGPIPE, which not every system has
         return _explain(error)
+
+
+def _nobody_reads() -> bool:
+    """Whether stdout is a pipe that was closed at its other end; it becomes the null device, for Python to leave by."""
+    try:
+        descriptor = sys.stdout.fileno()
+        os.write(descriptor, b"\n")
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+        return True
+    except (OSError, ValueError):  # nothing that has a descriptor
+        return False
+    return False
 
 
 def _explain(error: BaseException) -> int:

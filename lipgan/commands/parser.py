@@ -83,6 +83,16 @@ class _Options(argparse.Action):
         setattr(namespace, self.dest, {**(getattr(namespace, self.dest) or {}), name: value})
 
 
+class _Version(argparse.Action):
+    """Prints the version, which takes as long to find out as the parser to build."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        import lipgan
+
+        print(f"lipgan {lipgan.__version__}")
+        parser.exit()
+
+
 def _add_recipe_flags(parser: argparse.ArgumentParser) -> None:
     """One flag for each field of a recipe."""
     group = parser.add_argument_group("fields of the recipe", "default: the recipe's; see docs/recipes.md")
@@ -127,6 +137,7 @@ def build() -> argparse.ArgumentParser:
     )
 
     parser = _Parser(prog="lipgan", description="Lipschitz-constrained GANs: train, sample, measure.")
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     def add(name: str, help: str, example: str) -> _Parser:

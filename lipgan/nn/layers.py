@@ -12,6 +12,8 @@ from lipgan.nn.spectral_norm import spectral_norm
 class SNLinear(nn.Linear):
     """:class:`torch.nn.Linear` with a spectrally normalized weight.
 
+    What ``torch.nn.init`` is to change is ``parametrizations.weight.original``: ``weight`` is computed.
+
     Args:
         args, kwargs: those of the torch layer.
         n_power_iterations, eps: as in :func:`lipgan.spectral_norm`.

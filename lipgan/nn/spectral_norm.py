@@ -267,8 +267,12 @@ def spectral_norm(
     ``state_dict`` keys (``parametrizations.weight.original``, ``parametrizations.weight.0._u`` and ``._v``), the same
     behaviour in train and eval mode, and :func:`torch.nn.utils.parametrize.remove_parametrizations` undoes it. State
     dicts of ``torch.nn.utils.spectral_norm`` (``weight_orig``, ``weight_u``, ``weight_v``) load too, and those of the
-    layers of mimicry and BigGAN-PyTorch; :func:`lipgan.nn.hook_state_dict` makes the first of these. A second
-    normalization of a parameter follows the first one, as in PyTorch.
+    layers of mimicry and BigGAN-PyTorch and of a module ``SpectralNorm(layer)`` with a ``weight_bar``;
+    :func:`lipgan.nn.hook_state_dict` makes the first of these. A second normalization of a parameter follows the first
+    one, as in PyTorch.
+
+    ``module.weight`` is computed anew at every access, as with PyTorch's: initialize the module before, or
+    ``module.parametrizations.weight.original``. ``torch.nn.init.orthogonal_(module.weight)`` changes nothing.
 
     Args:
         module: holds the parameter: float32, float64, float16, bfloat16, complex64 or complex128, of any shape.

@@ -199,6 +199,9 @@ def group_spectral_norm(model: nn.Module, *, n_power_iterations: int = 1, eps: f
     ``q_proj_weight``, ``k_proj_weight``, ``v_proj_weight``) of every ``MultiheadAttention`` first. A weight that is
     parametrized otherwise, by a mask for example, is normalized after that.
 
+    A layer that a forward of ``model`` calls twice, as HiFi-GAN's discriminators do for real and generated samples, has
+    one weight in both calls, and u and v move on once; without the group, twice.
+
     Args:
         model: changed in place. The call that normalizes is a hook on its forward.
         n_power_iterations: of layers that the group normalizes itself.

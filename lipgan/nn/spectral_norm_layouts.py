@@ -10,6 +10,9 @@ torch.nn.utils.spectral_norm  ``weight_orig``, ``weight_u``,              the sa
 the same, before PyTorch 1.1  ``weight_orig``, ``weight_u``, ``weight``   v follows from ``weight_orig / weight``
 mimicry                       ``weight``, ``sn_u`` (1, h), ``sn_sigma``   sigma is taken one iteration after ``sn_u``
 BigGAN-PyTorch                ``weight``, ``u0`` (1, h), ``sv0``          likewise
+a module around the layer     ``module.weight_bar``, ``module.weight_u``  likewise; the class ``SpectralNorm(layer)`` of
+                              (h,), ``module.weight_v``                   pytorch-spectral-normalization-gan, which many
+                                                                          have copied
 ============================  ==========================================  ============================================
 """
 
@@ -56,6 +59,7 @@ def to_own_layout(
             a parametrization that takes it too.
     """
     new = f"{prefix}parametrizations.{name}."
+    _unwrap(state_dict, prefix, name)
     if f"{prefix}{name}_orig" in state_dict:
         original = state_dict.pop(f"{prefix}{name}_orig")
         effective = state_dict.pop(f"{prefix}{name}", None)
@@ -63,6 +67,10 @@ def to_own_layout(
         if v is None and u is not None:
             v = _v_of(original, effective, u, dim)
         vectors = (u, v)
+    elif f"{prefix}{name}_bar" in state_dict and f"{prefix}{name}_u" in state_dict:
+        original = state_dict.pop(f"{prefix}{name}_bar")
+        u, _ = (state_dict.pop(f"{prefix}{name}_{letter}", None) for letter in "uv")
+        vectors = _one_iteration(original, u, dim)
     else:
         keys = [key for key in SELF_NORMALIZING if all(f"{prefix}{part}" in state_dict for part in key)]
         if name != "weight" or not keys or f"{prefix}weight" not in state_dict:
@@ -74,6 +82,14 @@ def to_own_layout(
     for letter, vector in zip("uv", vectors, strict=True):
         if vector is not None:
             state_dict[f"{new}{place}._{letter}"] = vector
+
+
+def _unwrap(state_dict: dict[str, Any], prefix: str, name: str) -> None:
+    """Take the ``module.`` of a wrapper out of the keys, in place: the layer itself stands in its place now."""
+    inner = f"{prefix}module."
+    if f"{inner}{name}_bar" in state_dict:
+        for key in [key for key in state_dict if key.startswith(inner)]:
+            state_dict[prefix + key[len(inner) :]] = state_dict.pop(key)
 
 
 def to_their_layout(state_dict: dict[str, Any], prefix: str, name: str, place: int, dim: int, layout: str) -> None:

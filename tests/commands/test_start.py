@@ -1,5 +1,6 @@
 """What the command line answers without importing what takes seconds."""
 
+import importlib.metadata
 import json
 import subprocess
 import sys
@@ -34,6 +35,7 @@ print(json.dumps(results))
 
 ANSWERS = {
     ("--help",): (0, ""),
+    ("--version",): (0, ""),
     ("train", "--help"): (0, ""),
     ("fid", "--help"): (0, ""),
     ("nothing",): (2, "invalid choice: 'nothing'"),
@@ -75,6 +77,23 @@ def test_help_and_wrong_arguments_import_nothing_heavy(tmp_path: Path) -> None:
         assert error.count("\n") == (expected != 0), arguments
         assert not imported, arguments
     assert list(tmp_path.iterdir()) == []
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"lipgan {importlib.metadata.version('lipgan')}\n"
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    command = [sys.executable, "-m", "lipgan", "study", "--list"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(timeout=60) == 141
 
 
 def test_import_of_the_package_imports_nothing_heavy_either() -> None:

@@ -191,6 +191,51 @@ def test_their_state_dicts_load(
         nn.Sequential(ours(*[arg + 1 for arg in args])).load_state_dict(state)
 
 
+class Wrapper(nn.Module):
+    """The behaviour of ``SpectralNorm(layer)`` of pytorch-spectral-normalization-gan: it iterates in eval mode too."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        weight = module.weight
+        del module.weight
+        module.weight_u = nn.Parameter(F.normalize(torch.randn(weight.shape[0]), dim=0), requires_grad=False)
+        module.weight_v = nn.Parameter(F.normalize(torch.randn(weight[0].numel()), dim=0), requires_grad=False)
+        module.weight_bar = nn.Parameter(weight.data)
+
+    def forward(self, x: Tensor) -> Tensor:
+        layer = self.module
+        matrix = layer.weight_bar.flatten(1)
+        layer.weight_v.data = F.normalize(matrix.data.T @ layer.weight_u, dim=0)
+        layer.weight_u.data = F.normalize(matrix.data @ layer.weight_v, dim=0)
+        layer.weight = layer.weight_bar / torch.dot(layer.weight_u, matrix @ layer.weight_v)
+        return layer(x)
+
+
+class Block(nn.Module):
+    """As theirs, it holds a layer by itself too."""
+
+    def __init__(self, normalization: Callable[[nn.Module], nn.Module]) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.conv = nn.Conv2d(3, 6, 3)
+        self.model = nn.Sequential(normalization(self.conv), nn.Flatten(), normalization(nn.Linear(24, 2)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x)
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_state_dicts_of_a_module_around_the_layer_load(grouped: bool) -> None:
+    theirs, ours = Block(Wrapper), Block(lipgan.spectral_norm)
+    for _ in range(2):
+        theirs(X)
+    if grouped:
+        lipgan.group_spectral_norm(ours)
+    ours.load_state_dict(theirs.state_dict())
+    torch.testing.assert_close(ours.eval()(X), theirs.eval()(X), rtol=1e-5, atol=1e-6)
+
+
 @NAMES
 def test_a_group_does_not_normalize_them_a_second_time(names: tuple[str, str]) -> None:
     model = nn.Sequential(nn.Linear(4, 16), self_normalizing(nn.Linear, names, 16, 5))
