@@ -64,6 +64,8 @@ def in_words(value: object) -> str:
         return ", ".join(map(in_words, value))
     if isinstance(value, Mapping):
         return "; ".join(f"{name}: {in_words(entry)}" for name, entry in value.items())
+    if value is None:
+        return "none"
     return value if isinstance(value, str) else json.dumps(value)
 
 

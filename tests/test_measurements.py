@@ -150,6 +150,15 @@ def test_runs_are_in_the_order_of_their_numbers(script: Any, tmp_path: Path) -> 
     assert [path.name for path in script.files(tmp_path)] == ["2.fid.json", "2.kid.json", "10.kid.json"]
 
 
+def test_the_readme_begins_with_the_least_and_the_largest_ratio() -> None:
+    readme = (ROOT / "README.md").read_text()
+    table = readme.split("<!-- table: summary -->")[1].split("<!-- end -->")[0]
+    # Of the kernels; the last row is a training step.
+    rows = [row for row in table.strip().splitlines()[2:] if "training" not in row]
+    ratios = [float(row.split("|")[5].split()[0]) for row in rows]
+    assert f"about\n{min(ratios):.1f} to {max(ratios):.0f} times as fast on a CPU" in readme
+
+
 def test_the_pages_are_those_that_the_files_make(script: Any) -> None:
     files = script.files()
     assert files

@@ -57,7 +57,7 @@ def render(
         f'<p class="small">{escape(lectures)}.</p>\n'
         f"<h2>Numbers</h2>\n{table(analysis.table.columns, analysis.table.cells())}"
         f"<h2>What was run</h2>\n<p>{escape(study.method)}</p>\n"
-        f"<p>{len(seeds)} seeds ({_seeds(seeds)}), {units} units of work, {duration(seconds)} on one core. "
+        f"<p>{_seeds(seeds)}, {units} units of work, {duration(seconds)} on one core. "
         f"Spreads are standard deviations over the seeds.{_chance(study, len(seeds))}</p>\n"
         f"{_settings(settings)}"
         f"<p>To repeat it: <code>{escape(command)}</code></p>\n"
@@ -100,4 +100,4 @@ def _settings(settings: Settings) -> str:
 
 
 def _seeds(seeds: Sequence[int]) -> str:
-    return str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+    return f"1 seed ({seeds[0]})" if len(seeds) == 1 else f"{len(seeds)} seeds ({seeds[0]} to {seeds[-1]})"

@@ -12,7 +12,7 @@ from PIL import Image
 
 from lipgan.__main__ import main
 from lipgan._choices import STUDIES
-from lipgan._html import document, table
+from lipgan._html import document, in_words, table
 from lipgan.studies import figures, page, report, run_study
 from lipgan.training.lock import locked
 
@@ -56,6 +56,7 @@ def test_the_page_is_valid_and_needs_nothing_else(folder):
     holding = [claim["verdict"] for claim in found["claims"]].count("holds")
     assert f"Verdict: {page._MARKS[found['verdict']]} {found['verdict']} ({holding} of 4 claims hold)" in text
     assert "lipgan study biased-gradients --seeds 2 --seed 3" in text
+    assert "2 seeds (3 to 4), " in text
     assert "comes out as claimed in all of 2 seeds one time in 4." in text
     assert "lecture 004: D. Derkach" in text
     assert "lecture 000" not in text
@@ -63,6 +64,14 @@ def test_the_page_is_valid_and_needs_nothing_else(folder):
     for row in (folder / "table.md").read_text().splitlines()[2:]:
         for cell in row.strip("| ").split(" | "):
             assert cell in text
+
+
+def test_one_seed_is_no_seeds():
+    assert (page._seeds([3]), page._seeds([3, 4])) == ("1 seed (3)", "2 seeds (3 to 4)")
+
+
+def test_values_are_words_of_no_notation():
+    assert in_words({"a": None, "b": [1, "x"]}) == "a: none; b: 1, x"
 
 
 def test_texts_are_escaped():
