@@ -1,4 +1,4 @@
-"""The conditions under which a critic runs: autocast, torch.compile, inference mode, DistributedDataParallel."""
+"""The conditions under which a critic runs: autocast, modes, torch.compile, inference mode, DistributedDataParallel."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
 
 
 def uncompiled(function: Callable[..., Any], *args: Any) -> Any:
@@ -138,6 +141,56 @@ class Float32InPlaceOfFloat16:
         return tuple(
             item.float() if isinstance(item, Tensor) and item.dtype == torch.float16 else item for item in critic_args
         )
+
+
+def hooks_may_change() -> bool:
+    """Whether a program has hooks on the tensors that autograd saves, which may give other numbers back.
+
+    PyTorch's own, of ``save_on_cpu`` and of checkpoints, give back what they were given.
+    """
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    return hooks is not None and not all(str(getattr(hook, "__module__", "")).startswith("torch.") for hook in hooks)
+
+
+def check_no_transform() -> None:
+    """RuntimeError within a transform of torch.func, which would have to go through the engines' own derivatives."""
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        raise RuntimeError(
+            "a gradient penalty cannot be taken within a transform of torch.func (grad, vmap, jvp, ...): call it "
+            "outside, and take its gradients by backward"
+        )
+
+
+NO_FORWARD_MODE = (
+    "critic must not depend on dual tensors of torch.autograd.forward_ad: a gradient penalty has no derivative in "
+    "forward mode; take its gradients by backward"
+)
+
+
+def check_not_dual(scores: Tensor) -> None:
+    """RuntimeError for scores with a tangent of forward-mode differentiation, which a penalty would lose."""
+    if forward_ad._current_level < 0:
+        return
+    if forward_ad.unpack_dual(scores).tangent is not None:  # type: ignore[no-untyped-call]
+        raise RuntimeError(NO_FORWARD_MODE)
+
+
+def default_device() -> torch.device | None:
+    """The one that a program has set, by ``torch.set_default_device`` or ``with torch.device``; None for none."""
+    return torch.get_default_device() if torch._C._len_torch_function_stack() else None
+
+
+def are_calls_changed() -> bool:
+    """Whether a ``TorchFunctionMode`` of a program may do otherwise than the functions that are called."""
+    if not torch._C._len_torch_function_stack():
+        return False
+    modes = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+    return any(type(mode) is not DeviceContext for mode in modes)
+
+
+def without_function_modes() -> AbstractContextManager[Any]:
+    """Within it no ``TorchFunctionMode`` looks at calls: those of the engines are not the program's."""
+    return torch._C.DisableTorchFunction() if torch._C._len_torch_function_stack() else nullcontext()
 
 
 class WithoutAutocast:

@@ -11,11 +11,18 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from lipgan.ops.gradient_penalty import gradient_penalty, penalize
 from lipgan.penalties import plans
 from lipgan.penalties import rules as _rules  # noqa: F401  (fills the table of the tape)
-from lipgan.penalties.conditions import EagerMathAttention, FreshCasts
+from lipgan.penalties.conditions import (
+    EagerMathAttention,
+    FreshCasts,
+    check_not_dual,
+    hooks_may_change,
+    without_function_modes,
+)
 from lipgan.penalties.coupling import CoupledSamples, SampleTracker, Watched
 from lipgan.penalties.critic_call import Critic, CriticCall
 from lipgan.penalties.memory import CriticMemory
@@ -23,7 +30,7 @@ from lipgan.penalties.perceptron import Perceptron, may_be_perceptron, recognize
 from lipgan.penalties.plan import Recorder
 from lipgan.penalties.plans import Loss, loss_by_scores
 from lipgan.penalties.precomputed import with_gradients
-from lipgan.penalties.tape import Tape, Unsupported
+from lipgan.penalties.tape import HOOKS_ON_SAVED, Tape, Unsupported
 
 NAMES = ("auto", "fused", "autograd")
 COMPILE = (False, True, "cudagraph")
@@ -126,6 +133,10 @@ def _by_engine(task: _Task) -> tuple[Tensor | None, Tensor]:
     engine, compiled = task.execution.engine, bool(task.execution.compile)
     asked = task.form, task.execution, apart, task.loss is not None
     case = None if engine == "autograd" else plans.case(call, x, *asked, autocast=True)
+    if engine != "autograd" and hooks_may_change():
+        if engine == "fused" or compiled:
+            raise UnsupportedCriticError(f"engine 'fused' cannot follow the critic: {HOOKS_ON_SAVED}")
+        return _autograd(task)
     if case is None and compiled:
         raise _uncompilable("it must be a module or a function of one, and its arguments plain tensors and constants")
     outcome = None if case is None else _recorded(task, case)
@@ -146,6 +157,8 @@ def _by_engine(task: _Task) -> tuple[Tensor | None, Tensor]:
             except Unsupported as error:
                 reason = error.reason
         if outcome is None and by_tape and (engine == "fused" or compiled):
+            if forward_ad._current_level >= 0:
+                check_not_dual(call.scores(x))  # whose tangents hide from the tape what it computes
             raise UnsupportedCriticError(f"engine 'fused' cannot follow the critic: {explain(call, x) or reason}")
         if outcome is None:
             if by_tape:
@@ -336,6 +349,7 @@ def _autograd(task: _Task) -> tuple[Tensor | None, Tensor]:
         with EagerMathAttention(), watched or nullcontext():
             # A view: hooks that wait for the gradients of a module's inputs, as FlopCounterMode's, take no leaf.
             scores = task.call.scores(x.view_as(x))
+        check_not_dual(scores)
         if not scores.requires_grad:
             raise _independent()
         if watched is not None and not watched.samples.apart(scores):
@@ -358,6 +372,7 @@ def _fused(task: _Task, tape: Tape, recorder: Recorder | None = None) -> plans.O
     with torch.enable_grad(), EagerMathAttention(), FreshCasts(), recording, tape, watch:
         scores = task.call.scores(task.x)
         output = tape.score(scores)
+    check_not_dual(scores)
     if output is None:
         raise _independent()
     if recorder is not None:
@@ -372,7 +387,7 @@ def _fused(task: _Task, tape: Tape, recorder: Recorder | None = None) -> plans.O
             if differentiable and by_score is None:
                 recorder.refusal = "the loss has no gradient"
             recorder.stage(scores, by_score)
-    with torch.no_grad(), torch.autocast(task.x.device.type, enabled=False), recording:
+    with torch.no_grad(), torch.autocast(task.x.device.type, enabled=False), without_function_modes(), recording:
         ones = torch.ones_like(scores)
         del scores
         gradient = tape.backward(output, ones, loss=by_score is not None)

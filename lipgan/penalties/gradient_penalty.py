@@ -132,6 +132,7 @@ def gradient_penalty(
             that is sharded; ``compile`` with engine "autograd", or "cudagraph" for samples that are not on a GPU.
         UnsupportedCriticError: ``engine="fused"`` and a critic that it cannot follow; ``compile`` and a critic of which
             there can be no plan (docs/numerics/gradient_penalty.md, Plans), with the reason.
+        RuntimeError: within a transform of torch.func, or for a critic with dual tensors of forward mode.
 
     Example:
         >>> loss = critic(fake).mean() - critic(real).mean() + lipgan.gradient_penalty(critic, real, fake)

@@ -437,13 +437,13 @@ def _bernoulli(
     """``torch.empty(shape, dtype=dtype).bernoulli_(p)``, in less than half of its time where that is possible."""
     if _is_bernoulli_of_uniforms():
         return _bernoulli_of_uniforms(shape, p, dtype, generator)
-    return torch.empty(shape, dtype=dtype).bernoulli_(p, generator=generator)
+    return torch.empty(shape, dtype=dtype, device="cpu").bernoulli_(p, generator=generator)
 
 
 def _bernoulli_of_uniforms(
     shape: tuple[int, ...], p: float, dtype: torch.dtype, generator: torch.Generator | None
 ) -> Tensor:
-    return (torch.empty(shape, dtype=torch.float64).uniform_(generator=generator) < p).to(dtype)
+    return (torch.empty(shape, dtype=torch.float64, device="cpu").uniform_(generator=generator) < p).to(dtype)
 
 
 @functools.cache
@@ -453,7 +453,7 @@ def _is_bernoulli_of_uniforms() -> bool:
     It does so number by number, where a uniform tensor and a comparison are vectorized. On Intel's processors PyTorch
     asks MKL for other random numbers, and a later version may ask somebody else.
     """
-    one, other = (torch.Generator().manual_seed(0) for _ in range(2))
-    theirs = torch.empty(1000).bernoulli_(0.3, generator=one)
+    one, other = (torch.Generator("cpu").manual_seed(0) for _ in range(2))
+    theirs = torch.empty(1000, device="cpu").bernoulli_(0.3, generator=one)
     ours = _bernoulli_of_uniforms((1000,), 0.3, torch.float32, other)
     return torch.equal(theirs, ours) and torch.equal(one.get_state(), other.get_state())

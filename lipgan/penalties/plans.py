@@ -22,10 +22,17 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from lipgan.nn.spectral_norm_group import SpectralNormGroup
 from lipgan.ops._backend import is_unobserved
-from lipgan.penalties.conditions import WithoutAutocast
+from lipgan.penalties.conditions import (
+    WithoutAutocast,
+    are_calls_changed,
+    default_device,
+    hooks_may_change,
+    without_function_modes,
+)
 from lipgan.penalties.critic_call import Critic, CriticCall
 from lipgan.penalties.known import NotRepeatable
 from lipgan.penalties.plan import Recorder
@@ -87,13 +94,13 @@ class Plan:
         kind = inputs[0].device.type
         received: Any = None
         if by_score is not None:
-            with torch.no_grad(), WithoutAutocast(kind):
+            with torch.no_grad(), WithoutAutocast(kind), without_function_modes():
                 scores, *norms = next(running)
             self._tell(norms)
             derivative = by_score(scores)
             received = None if derivative is None else (derivative,)
         try:
-            with torch.no_grad(), WithoutAutocast(kind):
+            with torch.no_grad(), WithoutAutocast(kind), without_function_modes():
                 running.send(received)
         except StopIteration as stop:
             penalty, *grads = stop.value
@@ -264,7 +271,7 @@ def plan(recorder: Recorder, outcome: Outcome, compile: bool | str = False) -> P
         compile: as for `Recorder.program`.
     """
     _, penalty, parameters, grads = outcome
-    with torch.no_grad(), WithoutAutocast(penalty.device.type), recorder:
+    with torch.no_grad(), WithoutAutocast(penalty.device.type), without_function_modes(), recorder:
         by_leaf = _by_leaf(parameters, grads, [tensor for tensor in recorder.inputs if tensor.requires_grad])
     places = [recorder.input(leaf) for leaf, _ in by_leaf]
     if None in places:
@@ -346,11 +353,11 @@ def case(call: CriticCall, x: Tensor, *asked: Hashable, autocast: bool = False) 
     if module is None or callable(call.output) or not is_unobserved((x,)):
         return None
     narrow = _autocast_dtype(x.device.type)
-    if (narrow is not None and not autocast) or torch._C._len_torch_function_stack():
+    if (narrow is not None and not autocast) or are_calls_changed() or hooks_may_change():
         return None
     if _autocast_dtype("cuda" if x.device.type == "cpu" else "cpu") is not None:
         return None
-    if torch._C._functorch.peek_interpreter_stack() is not None:
+    if forward_ad._current_level >= 0:  # a tensor of the critic may carry a tangent
         return None
     tensors, kinds = [x], [form(call.critic), _kind(x)]
     for argument in call.args:
@@ -363,7 +370,10 @@ def case(call: CriticCall, x: Tensor, *asked: Hashable, autocast: bool = False) 
             kinds.append((type(argument), argument))
         else:
             return None
-    around = torch.get_default_dtype(), torch.are_deterministic_algorithms_enabled(), call.output, call.parts, narrow
+    around = (
+        *(torch.get_default_dtype(), default_device(), torch.are_deterministic_algorithms_enabled()),
+        *(call.output, call.parts, narrow),
+    )
     return Case(call.critic, module, tensors, (asked, around, *kinds))
 
 

@@ -18,6 +18,7 @@ from lipgan.penalties.conditions import (
     OutsideOfInferenceMode,
     Unsharded,
     as_data,
+    check_no_transform,
     clone_if_inference,
     through_ddp,
 )
@@ -82,6 +83,7 @@ def request(
     output: Output,
 ) -> Request:
     """The arguments of `lipgan.gradient_penalty`, with its errors; ``kind`` None asks for no penalty."""
+    check_no_transform()
     differentiable = torch.is_grad_enabled()
     # Numbers of other classes, tensors among them, may change unseen.
     plain = type(weight) in _NUMBERS and type(target) in _NUMBERS

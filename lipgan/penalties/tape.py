@@ -29,11 +29,17 @@ from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from lipgan.penalties.conditions import NO_FORWARD_MODE, hooks_may_change
 from lipgan.penalties.coupling import Ancestry, Rows, SampleTracker
 from lipgan.penalties.mode import Mode
 from lipgan.penalties.undo import Undo, is_random, mutated, mutated_arguments, mutates, tensors_of
 
 aten = torch.ops.aten
+
+
+HOOKS_ON_SAVED = (
+    "hooks on saved tensors (torch.autograd.graph.saved_tensors_hooks) may change what autograd computes from"
+)
 
 
 class Unsupported(Exception):
@@ -109,6 +115,10 @@ class _AutogradHandle(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         return grad
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        raise RuntimeError(NO_FORWARD_MODE)
 
 
 class ScoreGradients:
@@ -256,6 +266,8 @@ class Tape(Mode):  # type: ignore[no-untyped-call]
         """An operation, with what the passes need to know of it."""
         if torch.is_grad_enabled():
             try:
+                if hooks_may_change():
+                    raise Unsupported(HOOKS_ON_SAVED)
                 if self._names is not None:  # sooner than `parameter_gradient` would: the module is still known
                     for tensor in tensors_of((args, *kwargs.values())):
                         if isinstance(tensor.grad_fn, BackwardCFunction):
