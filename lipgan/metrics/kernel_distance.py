@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from lipgan._checks import as_number, check_choice, check_count, check_generator, check_positive
+from lipgan._dtypes import without_autocast
 from lipgan.metrics._inputs import Array, as_pair, left_to
 from lipgan.metrics.metric import TwoSides
 
@@ -110,6 +111,7 @@ def _kernel(name: str, dim: int, degree: int, gamma: float | None, coef: float, 
     check_positive("sigma", sigma)
     factor = 1 / dim if gamma is None else gamma
 
+    @without_autocast
     def polynomial(x: _Rows, y: _Rows) -> Tensor:
         product = (x.rows @ y.rows.T).double()
         if x.offsets is None or y.offsets is None:

@@ -36,9 +36,7 @@ class Orthogonal(nn.Module):
     def _factor(self, weight: Tensor) -> Tensor:
         blocks = weight.reshape(self.groups, weight.shape[0] // self.groups, -1)
         blocks = blocks if weight.dtype == torch.float64 else blocks.float()
-        # The factors are products of matrices, which autocast would take in a half type.
-        with torch.autocast(weight.device.type, enabled=False):
-            u = polar_factor(blocks[0] if self.groups == 1 else blocks)
+        u = polar_factor(blocks[0] if self.groups == 1 else blocks)
         return u.to(weight.dtype).reshape(weight.shape)
 
     def forward(self, weight: Tensor) -> Tensor:

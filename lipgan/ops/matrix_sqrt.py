@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lipgan import _checks as _arguments
+from lipgan._dtypes import without_autocast
 from lipgan.ops import _backend
 from lipgan.reference import matrix_sqrt as reference
 
@@ -189,6 +190,7 @@ class _Lyapunov(torch.autograd.Function):
         ctx.save_for_backward(output, x, roots, vectors)
 
     @staticmethod
+    @without_autocast
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         # X dT + dT X = dG - dX T - T dX, and the solution is its own adjoint.
         t, x, roots, vectors = ctx.saved_tensors
@@ -218,6 +220,7 @@ class _Root(torch.autograd.Function):
         ctx.save_for_backward(a, *output)
 
     @staticmethod
+    @without_autocast
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         a, root, roots, vectors = ctx.saved_tensors
         grad = reference.symmetric_part(grad)
@@ -243,6 +246,7 @@ class _Polar(torch.autograd.Function):
         ctx.save_for_backward(inputs[0], *output)
 
     @staticmethod
+    @without_autocast
     def backward(ctx: Any, grad_u: Tensor, grad_h: Tensor, *_: Tensor) -> Tensor:
         a, u, h, roots, vectors = ctx.saved_tensors
         if not torch.is_grad_enabled() or torch.compiler.is_compiling():
@@ -263,6 +267,7 @@ class _Polar(torch.autograd.Function):
 # ---- for lipgan.linalg: arguments known to be good but for their values ----
 
 
+@without_autocast
 def root(
     a: Tensor, inverse: bool = False, eps: float = 0.0, method: str = "auto", backend: str | None = None
 ) -> Tensor:
@@ -272,6 +277,7 @@ def root(
     return result
 
 
+@without_autocast
 def polar(a: Tensor) -> tuple[Tensor, Tensor]:
     """``a = u h`` of ``a [..., m, n]``, float32 or float64."""
     if a.shape[-2] >= a.shape[-1]:
@@ -281,6 +287,7 @@ def polar(a: Tensor) -> tuple[Tensor, Tensor]:
     return v.mT, reference.symmetric_part(v @ left @ v.mT)
 
 
+@without_autocast
 def nuclear_norm(a: Tensor) -> Tensor:
     """The sum of the singular values of ``a [..., m, n]``, ``m >= n``, float32 or float64."""
     if torch.is_grad_enabled() and a.requires_grad:
@@ -291,6 +298,7 @@ def nuclear_norm(a: Tensor) -> Tensor:
     return reference.nuclear_norm(a)
 
 
+@without_autocast
 def polar_trace(m: Tensor, tolerance: float = 1e-12) -> tuple[float, float, int]:
     """The nuclear norm of ``m [h, w]`` by products of matrices only: as :func:`reference.polar_trace`."""
     if _backend.resolve("polar_trace", None, m.device.type) == "triton":

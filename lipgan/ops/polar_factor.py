@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lipgan._checks import check_finite
+from lipgan._dtypes import without_autocast
 from lipgan.ops import _backend
 from lipgan.ops.matrix_sqrt import lyapunov
 from lipgan.reference import matrix_sqrt as by_spectrum
@@ -67,20 +68,34 @@ def _serving(a: Tensor) -> str:
     return _backend.resolve("polar_factor", None, a.device.type)
 
 
+def _exactly(a: Tensor, n: int) -> Tensor:
+    """``a`` in a dtype in which products have its precision: float64 where PyTorch's of float32 have less.
+
+    Args:
+        a: of the size of a factor, or a factor.
+        n: columns of the factor.
+    """
+    if torch.get_float32_matmul_precision() == "highest" or (_serving(a) == "native" and n <= NATIVE_LIMIT):
+        return a
+    return a.double()
+
+
 def _fwd(a: Tensor) -> Tensor:
+    dtype, a = a.dtype, _exactly(a, a.shape[-1])
     u = _FORWARD[_serving(a)](a)
     if u is None:
         check_finite("a", a)
         u = by_spectrum.polar_fwd(a)[0]
-    return u.contiguous()
+    return u.to(dtype).contiguous()
 
 
 def _bwd(grad: Tensor, u: Tensor, a: Tensor) -> Tensor:
+    dtype, (grad, u, a) = a.dtype, (_exactly(x, a.shape[-1]) for x in (grad, u, a))
     result = _BACKWARD[_serving(a)](grad, u, a)
     if result is None:
         roots, vectors = _spectrum(u, a)
         result = by_spectrum.polar_bwd(grad, torch.zeros_like(vectors), u, roots, vectors)
-    return result.contiguous()
+    return result.to(dtype).contiguous()
 
 
 def _spectrum(u: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
@@ -119,6 +134,7 @@ class _PolarFactor(torch.autograd.Function):
         ctx.save_for_backward(inputs[0], output)
 
     @staticmethod
+    @without_autocast
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         a, u = ctx.saved_tensors
         if not torch.is_grad_enabled() and _backend.is_plain((grad, u, a)):
@@ -138,6 +154,7 @@ class _PolarFactor(torch.autograd.Function):
         return gradient
 
 
+@without_autocast
 def polar_factor(a: Tensor) -> Tensor:
     """The orthogonal matrix nearest to ``a [..., m, n]``, float32 or float64, in the Frobenius norm.
 
@@ -148,8 +165,8 @@ def polar_factor(a: Tensor) -> Tensor:
         ValueError: ``a`` is not finite.
     """
     dtype = a.dtype
-    if torch.get_float32_matmul_precision() != "highest" and _serving(a) == "reference":
-        a = a.double()  # PyTorch's products of float32 would not be of its precision
+    if not torch.compiler.is_compiling():  # which cannot ask for the precision: the op widens by itself
+        a = _exactly(a, min(a.shape[-2:]))
     tall = a if a.shape[-2] >= a.shape[-1] else a.mT
     u: Tensor = _PolarFactor.apply(tall)  # type: ignore[no-untyped-call]
     return (u if tall is a else u.mT).to(dtype)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lipgan._dtypes import accumulation_dtype
+from lipgan._dtypes import accumulation_dtype, without_autocast
 
 
 def to_matrix(weight: Tensor, dim: int) -> Tensor:
@@ -53,6 +53,7 @@ def unit_of(matrix: Tensor) -> Tensor:
     return torch.exp2(-exponent)
 
 
+@without_autocast
 def spectral_norm_fwd(
     weights: Sequence[Tensor],
     us: Sequence[Tensor],
@@ -136,6 +137,7 @@ def spectral_norm_bwd(
     return grads
 
 
+@without_autocast
 def spectral_norm_double_bwd(
     grads: Sequence[Tensor],
     grad_ys: Sequence[Tensor],

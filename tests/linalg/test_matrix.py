@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lipgan.linalg import nuclear_norm, polar, trace_sqrt_product
+from lipgan.linalg import inv_sqrtm, nuclear_norm, polar, sqrtm, trace_sqrt_product
 from lipgan.linalg.covariance_factor import Factor, factorize
 from lipgan.linalg.trace_sqrt_product import METHODS, trace_sqrt_product_info
 from lipgan.ops import use_backend
@@ -89,6 +89,13 @@ def test_derivatives_of_polar_and_nuclear_norm(shape: tuple[int, ...]) -> None:
     for function in (polar, nuclear_norm):
         assert torch.autograd.gradcheck(function, a)
         assert torch.autograd.gradgradcheck(function, a)
+    # The gradient that is differentiated again is of another formula.
+    outputs = polar(a)
+    weights = [torch.randn_like(output) for output in outputs]
+    once, again = (
+        torch.autograd.grad(outputs, a, weights, create_graph=more, retain_graph=True)[0] for more in (False, True)
+    )
+    torch.testing.assert_close(again, once, rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("shape", [(4, 4), (6, 4), (4, 6)])
@@ -140,6 +147,38 @@ def test_nuclear_norm_dtypes_and_empty() -> None:
         u, h = polar(empty.detach())
         assert u.shape == shape
         assert h.shape == (*shape[:-2], shape[-1], shape[-1])
+
+
+# 70 rows: beyond the kernels for small matrices.
+IN_FLOAT32: dict[str, tuple[Callable[[Tensor], Tensor], tuple[int, int]]] = {
+    "sqrtm": (sqrtm, (6, 6)),
+    "sqrtm, large": (sqrtm, (70, 70)),
+    "sqrtm by products": (lambda a: sqrtm(a, method="newton-schulz"), (20, 20)),
+    "inv_sqrtm": (inv_sqrtm, (70, 70)),
+    "u": (lambda a: polar(a)[0], (12, 9)),
+    "h": (lambda a: polar(a)[1], (12, 9)),
+    "nuclear_norm": (nuclear_norm, (12, 9)),
+}
+
+
+@pytest.mark.parametrize("name", IN_FLOAT32)
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_autocast_changes_nothing(name: str, create_graph: bool, device: torch.device) -> None:
+    function, shape = IN_FLOAT32[name]
+    a = torch.randn(shape)
+    if "sqrtm" in name:
+        a = a @ a.mT / len(a) + torch.eye(len(a))
+    a.requires_grad_()
+    weights = torch.randn_like(function(a.detach()))
+
+    def value_and_gradient(autocast: bool) -> tuple[Tensor, Tensor]:
+        with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+            y = function(a)
+            return y, *torch.autograd.grad(y, a, weights, create_graph=create_graph)
+
+    for within, outside in zip(value_and_gradient(True), value_and_gradient(False), strict=True):
+        assert within.dtype == torch.float32
+        assert torch.equal(within, outside)
 
 
 def test_polar_opcheck() -> None:

@@ -189,6 +189,13 @@ def test_products_are_in_float64_where_float32_would_not_do(monkeypatch: pytest.
     assert set(used) == {torch.float64}
 
 
+def test_autocast_changes_nothing() -> None:
+    x, y = randn(300, 4).float(), randn(300, 4, seed=1).float()
+    expected = kernel_distance(x, y, subset_size=None)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert kernel_distance(x, y, subset_size=None) == expected
+
+
 def test_it_grows_as_the_distributions_part() -> None:
     x, y = randn(300, 5), randn(300, 5, seed=1)
     values = [kernel_distance(x, y + shift, subset_size=None)[0] for shift in (0.0, 0.3, 0.6, 1.2)]

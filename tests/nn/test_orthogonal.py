@@ -139,8 +139,29 @@ def test_autocast_does_not_touch_the_factorization() -> None:
     exact = layer.weight.detach()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(layer.weight, exact)
-        layer(torch.randn(2, 32)).sum().backward()
-    assert layer.parametrizations.weight.original.grad.isfinite().all()
+        layer.weight.square().mul(torch.arange(32.0)).sum().backward()
+    within = layer.parametrizations.weight.original.grad
+    layer.zero_grad()
+    layer.weight.square().mul(torch.arange(32.0)).sum().backward()
+    assert torch.equal(within, layer.parametrizations.weight.original.grad)
+
+
+@pytest.mark.parametrize("precision", [None, torch.bfloat16])
+def test_compiled_and_exported_without_a_break(precision: torch.dtype | None) -> None:
+    torch._dynamo.reset()
+    layers = nn.Sequential(OrthogonalConv2d(2, 8, 2, stride=2), MaxMin(), nn.Flatten(), OrthogonalLinear(32, 3))
+    copied, x = copy.deepcopy(layers), torch.randn(5, 2, 4, 4)
+    compiled = torch.compile(copied, fullgraph=True, dynamic=True, backend="aot_eager")
+    with torch.autocast("cpu", precision or torch.bfloat16, enabled=precision is not None):
+        ours, eager = compiled(x), layers(x)
+    torch.testing.assert_close(ours, eager)
+    for y in (ours, eager):
+        y.float().square().sum().backward()
+    for p, q in zip(copied.parameters(), layers.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad)
+    batch = {0: torch.export.Dim("batch", min=2, max=64)}
+    program = torch.export.export(layers.eval(), (x,), dynamic_shapes=(batch,), strict=precision is None)
+    torch.testing.assert_close(program.module()(x[:3]), layers(x[:3]))
 
 
 def test_state_copies_pickles_and_removal() -> None:

@@ -272,6 +272,29 @@ def test_autocast_keeps_the_normalization_in_float32() -> None:
     assert original(layer).grad.dtype == torch.float32
 
 
+@pytest.mark.parametrize("way", ["reference", "torch.func"])
+def test_autocast_does_not_touch_a_normalization_of_torchs_operations(way: str) -> None:
+    layer = lipgan.spectral_norm(nn.Linear(60, 40)).eval()
+    parametrization = layer.parametrizations.weight[0]
+    weights = torch.randn(40, 60)
+
+    def normalized_and_gradient() -> tuple[Tensor, Tensor]:
+        if way == "torch.func":
+            y, pull = torch.func.vjp(parametrization, original(layer))
+            return y, *pull(weights)
+        with lipgan.use_backend("reference"):
+            y = parametrization(original(layer))
+            (first,) = torch.autograd.grad(y, original(layer), weights, create_graph=True)
+            return y, *torch.autograd.grad((first * weights).sum(), original(layer))
+
+    expected = normalized_and_gradient()
+    with torch.autocast("cpu", torch.bfloat16):
+        y, gradient = normalized_and_gradient()
+    assert torch.equal(y, expected[0])
+    # Of torch.func, the products of the gradient are PyTorch's own.
+    torch.testing.assert_close(gradient, expected[1], rtol=0, atol=0.01 if way == "torch.func" else 0)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("grouped", [False, True])
 def test_compile_with_fullgraph_and_dynamic_batch(grouped: bool) -> None:

@@ -107,6 +107,12 @@ def test_it_is_the_factor_of_scipy() -> None:
 @pytest.mark.parametrize("shape", [(4, 4), (6, 3), (2, 5)], ids=str)
 def test_every_derivative(shape: tuple[int, int]) -> None:
     a = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    # The gradient that is differentiated again is of another formula.
+    u, weights = polar_factor(a), torch.randn(shape, dtype=torch.float64)
+    once, again = (
+        torch.autograd.grad(u, a, weights, create_graph=more, retain_graph=True)[0] for more in (False, True)
+    )
+    torch.testing.assert_close(again, once, rtol=1e-10, atol=1e-12)
     assert torch.autograd.gradcheck(polar_factor, a)
     assert torch.autograd.gradgradcheck(polar_factor, a)
 
@@ -223,6 +229,30 @@ def test_the_module_refuses_what_its_kernels_do_not_take() -> None:
     with pytest.raises(ValueError, match="u must hold 6 elements, got 4"):
         module.polar_factor_bwd(a, a[:2], a, 40, 1e-6, 1)
     assert op_module.NATIVE_LIMIT == 1024
+
+
+@pytest.mark.parametrize("precision", ["highest", "medium"])
+def test_compiled_without_a_break(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[torch.dtype] = []
+    for name in ("polar_factor_fwd", "polar_factor_bwd"):
+        function = getattr(by_products, name)
+        monkeypatch.setattr(by_products, name, lambda *a, f=function: (seen.append(a[0].dtype), f(*a))[1])
+    torch._dynamo.reset()
+    compiled = torch.compile(polar_factor, fullgraph=True, backend="aot_eager")
+    a, weights = torch.randn(7, 4, requires_grad=True), torch.randn(7, 4)
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision(precision)
+        outcomes = []
+        for function in (compiled, polar_factor):
+            u = function(a)
+            assert u.dtype == torch.float32
+            outcomes.append((u, *torch.autograd.grad(u, a, weights)))
+    finally:
+        torch.set_float32_matmul_precision(before)
+    for ours, eager in zip(*outcomes, strict=True):
+        torch.testing.assert_close(ours, eager, rtol=1e-6, atol=1e-6)
+    assert set(seen) == {torch.float32 if precision == "highest" else torch.float64}
 
 
 def test_the_op_registers_well() -> None:
