@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lipgan._checks import check_choice, check_count, check_real
+from lipgan._dtypes import without_autocast
 
 __all__ = ["ConvOperator", "power_iteration"]
 
@@ -136,53 +137,52 @@ class ConvOperator:
         """Whether torch's convolution can do the padding: by zeros, equally on both sides."""
         return self.padding_mode == "zeros" and all(before == after for before, after in self.padding)
 
+    @without_autocast  # a convolution in a half type would spoil the vectors of the power iteration
     def __call__(self, weight: Tensor, x: Tensor) -> Tensor:
         dims = len(self.kernel_size)
         padding = tuple(before for before, _ in self.padding)
-        # A convolution in a half type would spoil the vectors of the power iteration.
-        with torch.autocast(weight.device.type, enabled=False):
-            x = x[None]
-            if self.transposed:
-                y = _CONV_TRANSPOSE[dims](
-                    x, weight, None, self.stride, padding, self.output_padding, self.groups, self.dilation
-                )
-            elif self._conv_pads:
-                y = _CONV[dims](x, weight, None, self.stride, padding, self.dilation, self.groups)
-            else:
-                widths = [width for pair in reversed(self.padding) for width in pair]
-                x = F.pad(x, widths, "constant" if self.padding_mode == "zeros" else self.padding_mode)
-                y = _CONV[dims](x, weight, None, self.stride, 0, self.dilation, self.groups)
-            return y[0]
+        x = x[None]
+        if self.transposed:
+            y = _CONV_TRANSPOSE[dims](
+                x, weight, None, self.stride, padding, self.output_padding, self.groups, self.dilation
+            )
+        elif self._conv_pads:
+            y = _CONV[dims](x, weight, None, self.stride, padding, self.dilation, self.groups)
+        else:
+            widths = [width for pair in reversed(self.padding) for width in pair]
+            x = F.pad(x, widths, "constant" if self.padding_mode == "zeros" else self.padding_mode)
+            y = _CONV[dims](x, weight, None, self.stride, 0, self.dilation, self.groups)
+        return y[0]
 
+    @without_autocast
     def adjoint(self, weight: Tensor, y: Tensor) -> Tensor:
         """The transpose applied to ``y``, of ``output_shape``."""
         dims = len(self.kernel_size)
         padding = tuple(before for before, _ in self.padding)
-        with torch.autocast(weight.device.type, enabled=False):
-            y = y[None]
-            if self.transposed:
-                x = _CONV[dims](y, weight, None, self.stride, padding, self.dilation, self.groups)
-                # An output_padding of a stride or more makes the convolution longer than the input was.
-                for dim, n in enumerate(self.input_shape[1:], 2):
-                    x = x.narrow(dim, 0, n)
-                return x[0]
-            if not self._conv_pads:
-                padding = (0,) * dims
-            # The rows of x after the last one that the strided convolution reads.
-            unread = tuple(
-                (n + (2 * p if self._conv_pads else before + after) - d * (k - 1) - 1) % s
-                for n, p, (before, after), d, k, s in zip(
-                    self.input_shape[1:],
-                    padding,
-                    self.padding,
-                    self.dilation,
-                    self.kernel_size,
-                    self.stride,
-                    strict=True,
-                )
+        y = y[None]
+        if self.transposed:
+            x = _CONV[dims](y, weight, None, self.stride, padding, self.dilation, self.groups)
+            # An output_padding of a stride or more makes the convolution longer than the input was.
+            for dim, n in enumerate(self.input_shape[1:], 2):
+                x = x.narrow(dim, 0, n)
+            return x[0]
+        if not self._conv_pads:
+            padding = (0,) * dims
+        # The rows of x after the last one that the strided convolution reads.
+        unread = tuple(
+            (n + (2 * p if self._conv_pads else before + after) - d * (k - 1) - 1) % s
+            for n, p, (before, after), d, k, s in zip(
+                self.input_shape[1:],
+                padding,
+                self.padding,
+                self.dilation,
+                self.kernel_size,
+                self.stride,
+                strict=True,
             )
-            x = _CONV_TRANSPOSE[dims](y, weight, None, self.stride, padding, unread, self.groups, self.dilation)
-            return (x if self._conv_pads else self._pad_adjoint(x))[0]
+        )
+        x = _CONV_TRANSPOSE[dims](y, weight, None, self.stride, padding, unread, self.groups, self.dilation)
+        return (x if self._conv_pads else self._pad_adjoint(x))[0]
 
     def _pad_adjoint(self, x: Tensor) -> Tensor:
         for dim, (n, pad) in enumerate(zip(self.input_shape[1:], self.padding, strict=True), 2):

@@ -1,8 +1,9 @@
-"""Pickling of parametrized modules, which torch.nn.utils.parametrize refuses.
+"""Pickling of parametrized modules, which torch.nn.utils.parametrize refuses, and copies that stand alone.
 
 ``parametrize`` gives a module a class of its own, made at run time, that pickle cannot find. Such a module is pickled
-as its original class and its state, and the class is made again on loading. Modules that torch's own functions
-parametrize are left alone.
+as its original class and its state, and the class is made again on loading. A copy gets a class of its own, too:
+``remove_parametrizations`` of a copy would otherwise take the property from the class of both. Modules that torch's own
+functions parametrize are left alone.
 
 Recurrent layers hold the weights of their last forward too, and weak references to them: results of a computation,
 which neither pickle nor deepcopy takes. They are left out, and the first forward of the copy computes them anew.
@@ -11,6 +12,7 @@ which neither pickle nor deepcopy takes. They are left out, and the first forwar
 from __future__ import annotations
 
 import copy
+import copyreg
 import weakref
 from typing import Any
 
@@ -22,11 +24,12 @@ _FLAT = ("_flat_weights", "_flat_weight_refs")
 
 
 def make_picklable(module: nn.Module) -> None:
-    """Let the parametrized ``module`` be pickled, saved whole and, if it is recurrent, copied after a forward."""
+    """Let the parametrized ``module`` be pickled, saved whole and copied."""
     cls = type(module)
     if "parametrizations" in module._modules and cls.__reduce_ex__ is not _reduce:
         cls.__reduce_ex__ = _reduce  # type: ignore[method-assign, assignment]
-        if isinstance(module, nn.RNNBase):
+        # Not in the place of one that the module's own class has.
+        if "__deepcopy__" in cls.__dict__ or isinstance(module, nn.RNNBase):
             cls.__deepcopy__ = _deepcopy  # type: ignore[attr-defined]
 
 
@@ -48,11 +51,12 @@ def _forget_flat_weights(module: nn.RNNBase) -> None:
 
 
 def _deepcopy(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    replica = module.__new__(type(module))
+    replica = _rebuild(type(module).__bases__[0])
     memo[id(module)] = replica
-    replica.__dict__ = copy.deepcopy(_state(module), memo)
-    if isinstance(replica, nn.RNNBase):
-        _forget_flat_weights(replica)
+    _restore(replica, copy.deepcopy(_state(module), memo))
+    for slot in copyreg._slotnames(type(module)):  # type: ignore[attr-defined]
+        if hasattr(module, slot):
+            setattr(replica, slot, copy.deepcopy(getattr(module, slot), memo))
     return replica
 
 
