@@ -37,6 +37,8 @@ def main(args: argparse.Namespace) -> None:
     path = checkpoint_file(args)
     check_outputs([path], output=args.output)
     generator = load_generator(path, device=find_device(args.device))
+    if not bool(draw(generator, args.number, args.seed or 0).isfinite().all()):
+        raise ValueError(f"the generator of {path} makes samples that are not finite")
     # Of the data sets only this one has names for what a generator makes.
     data = chords() if _trained_on(path) == "chords" else None
     shown = Image.open(io.BytesIO(picture_of(generator, args.number, args.seed or 0, data, str(path))))

@@ -577,6 +577,11 @@ def test_a_run_on_chords_becomes_music(tmp_path: Path, capsys: pytest.CaptureFix
 
 def test_sample_refuses_bad_input(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "foreign.pt").write_bytes(b"PK\x03\x04 and so on")
+    endless, state = tmp_path / "endless.pt", torch.load(run / "checkpoint.pt", weights_only=True)
+    state["ema"] = {
+        key: value * torch.nan if value.is_floating_point() else value for key, value in state["ema"].items()
+    }
+    torch.save(state, endless)
     for arguments, message in (
         ([str(tmp_path / "nothing.pt")], "nothing.pt: No such file"),
         ([str(tmp_path / "foreign.pt")], "not a lipgan checkpoint"),
@@ -584,13 +589,14 @@ def test_sample_refuses_bad_input(run: Path, tmp_path: Path, capsys: pytest.Capt
         ([str(run), "-o", str(tmp_path / "grid.mid")], "is for music, and the generator of"),
         ([str(run), "-o", str(tmp_path / "grid.xbm")], "grid.xbm cannot be written (cannot write mode RGB as XBM)"),
         ([str(run), "-o", str(tmp_path / "missing" / "grid.png")], "missing is not a folder"),
+        ([str(endless), "-o", str(tmp_path / "grid.png")], "endless.pt makes samples that are not finite"),
     ):
         assert main(["sample", *arguments]) == 2
         assert message in one_line_error(capsys)
     with pytest.raises(SystemExit) as caught:
         main(["sample", str(run), "-n", "0"])
     assert caught.value.code == 2
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["foreign.pt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["endless.pt", "foreign.pt"]
 
 
 # --- the rest

@@ -3,6 +3,7 @@
 import importlib
 import math
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import mpmath
@@ -231,12 +232,13 @@ def test_the_module_refuses_what_its_kernels_do_not_take() -> None:
     assert op_module.NATIVE_LIMIT == 1024
 
 
+@pytest.mark.parametrize("backend", ["reference", None])
 @pytest.mark.parametrize("precision", ["highest", "medium"])
-def test_compiled_without_a_break(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_without_a_break(precision: str, backend: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[torch.dtype] = []
-    for name in ("polar_factor_fwd", "polar_factor_bwd"):
-        function = getattr(by_products, name)
-        monkeypatch.setattr(by_products, name, lambda *a, f=function: (seen.append(a[0].dtype), f(*a))[1])
+    for table in (op_module._FORWARD, op_module._BACKWARD):
+        function: Any = table["reference"]
+        monkeypatch.setitem(table, "reference", lambda *a, f=function: (seen.append(a[0].dtype), f(*a))[1])
     torch._dynamo.reset()
     compiled = torch.compile(polar_factor, fullgraph=True, backend="aot_eager")
     a, weights = torch.randn(7, 4, requires_grad=True), torch.randn(7, 4)
@@ -244,15 +246,17 @@ def test_compiled_without_a_break(precision: str, monkeypatch: pytest.MonkeyPatc
     try:
         torch.set_float32_matmul_precision(precision)
         outcomes = []
-        for function in (compiled, polar_factor):
-            u = function(a)
-            assert u.dtype == torch.float32
-            outcomes.append((u, *torch.autograd.grad(u, a, weights)))
+        with use_backend(backend) if backend else nullcontext():
+            for function in (compiled, polar_factor):
+                u = function(a)
+                assert u.dtype == torch.float32
+                outcomes.append((u, *torch.autograd.grad(u, a, weights)))
     finally:
         torch.set_float32_matmul_precision(before)
     for ours, eager in zip(*outcomes, strict=True):
         torch.testing.assert_close(ours, eager, rtol=1e-6, atol=1e-6)
-    assert set(seen) == {torch.float32 if precision == "highest" else torch.float64}
+    if backend:
+        assert set(seen) == {torch.float32 if precision == "highest" else torch.float64}
 
 
 def test_the_op_registers_well() -> None:
