@@ -4,6 +4,7 @@ Far groups and high orders are checked in whole numbers without bound, by the Hu
 in docs/numerics/wasserstein.md.
 """
 
+import importlib
 import itertools
 import math
 import sys
@@ -22,6 +23,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lipgan.metrics import sliced_wasserstein_distance, wasserstein_distance
+
+wasserstein_module = importlib.import_module("lipgan.metrics.wasserstein")
 
 SIZES = st.integers(1, 12)
 ORDERS = st.sampled_from([1, 1.5, 2, 3])
@@ -81,6 +84,81 @@ def test_plans_of_unequal_sizes(m: int, n: int, d: int, p: float, seed: int, tie
 def test_hundreds_of_samples() -> None:
     x, y = randn(60, 3), randn(90, 3, seed=1)
     assert wasserstein_distance(x, y) == pytest.approx(repeated(x, y, 1), rel=1e-9)
+
+
+# ---- distances by products, and prices to begin with ----
+
+
+def by_longer_arithmetic(x: Tensor, y: Tensor) -> np.ndarray:
+    a, b = (np.asarray(rows.numpy(force=True), np.longdouble) for rows in (x, y))
+    return np.sqrt(np.square(a[:, None] - b).sum(2))
+
+
+@pytest.mark.parametrize("case", ["far from the origin", "near pairs", "tiny", "clusters"])
+def test_distances_by_products_keep_their_digits(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wasserstein_module, "_MANY_DIFFERENCES", 0)
+    d = 40
+    x, y = randn(50, d) / 8, randn(60, d, seed=1) / 8
+    if case == "far from the origin":
+        x, y = x / 16 + 1, y / 16 + 1
+    elif case == "near pairs":
+        y[:20] = x[:20]  # distances of 0, and of the rounding
+        y[20:40] = x[20:40] + 1e-9 * randn(20, d, seed=2)
+        y[40:45] = x[40:45] + 1e-170 * randn(5, d, seed=3)
+        x[40:45] = 0
+        y[40:45] = 1e-170 * randn(5, d, seed=3)
+    elif case == "tiny":
+        x, y = x * 1e-200, y * 1e-200
+    elif case == "clusters":
+        shifts = 2 * torch.arange(5, dtype=torch.float64)[:, None] / 5
+        x, y = (rows * 1e-3 + shifts.repeat(len(rows) // 5, 1) for rows in (x, y))
+    if x.device.type == "cpu" and case != "tiny":
+        assert (wasserstein_module._by_products(x, y) is None) == (case == "clusters")
+    distances = wasserstein_module._distances(x, y).numpy(force=True)
+    truth = by_longer_arithmetic(x, y)
+    assert np.array_equal(distances == 0, truth == 0)
+    # docs/numerics/wasserstein.md, "Rounding"
+    assert (np.abs(distances - truth) <= (2 * d + 9) * 2.0**-53 * truth).all()
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("p", [1, 2, 40])
+def test_an_assignment_that_begins_with_prices(p: float, ties: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wasserstein_module, "_PRICED_FROM", 2)
+    monkeypatch.setattr(wasserstein_module, "_MANY_DIFFERENCES", 0)
+    x, y = randn(90, 33), 0.8 * randn(90, 33, seed=1) + 0.1
+    if ties:
+        x, y = x.round(), y.round()
+    costs = by_longer_arithmetic(x, y) ** p
+    best = costs[scipy.optimize.linear_sum_assignment(np.asarray(costs, float))].mean() ** (1 / np.longdouble(p))
+    value, info = wasserstein_distance(x, y, p, return_info=True)
+    assert info.route == "assignment"
+    assert abs(value - best) <= info.error_bound <= 1e-11 * value
+
+
+def test_prices_that_mislead_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = randn(40, 3), randn(40, 3, seed=1)
+    expected = wasserstein_distance(x, y)
+    monkeypatch.setattr(wasserstein_module, "_PRICED_FROM", 2)
+    asked = []
+
+    def misleading(costs: np.ndarray) -> np.ndarray:
+        asked.append(len(costs))
+        return 1e18 * np.arange(len(costs))  # of which the costs are rounding
+
+    monkeypatch.setattr(wasserstein_module, "_column_prices", misleading)
+    value, info = wasserstein_distance(x, y, return_info=True)
+    assert asked
+    assert value == pytest.approx(expected, rel=1e-14)
+    assert info.route == "assignment"
+
+
+def test_prices_to_begin_with_are_finite() -> None:
+    costs = np.abs(randn(30, 30).numpy(force=True))
+    assert (wasserstein_module._column_prices(np.zeros((3, 3))) == 0).all()
+    assert np.ptp(wasserstein_module._column_prices(costs)) > 0
+    costs[:, 0] = 1e6  # beyond what float32 tells from never
+    assert np.isfinite(wasserstein_module._column_prices(costs)).all()
 
 
 # ---- far groups and high orders ----
