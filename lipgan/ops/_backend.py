@@ -273,6 +273,11 @@ def serves(op: str, device: str) -> bool:
     return _chosen is None or explain(op, _chosen, device) is None
 
 
+def serves_unnamed() -> bool:
+    """Whether no backend was chosen."""
+    return _chosen is None
+
+
 def check(backend: str | None) -> str | None:
     """``backend`` itself, if it names one or is None."""
     if backend is not None:

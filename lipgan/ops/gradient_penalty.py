@@ -258,6 +258,20 @@ def undispatched(grads: Tensor, kind: str, weight: float, target: float, norm: s
     return _FORWARD[serving](grads, kind, weight, target, norm)
 
 
+# Numbers of which the way to the op and back takes a compiled graph longer than a form that is not our own.
+_FUSED_BY_COMPILERS = 2**14
+
+
+def fusible(grads: Tensor, kind: str, weight: float, target: float, norm: str, backend: str | None) -> Penalty:
+    """``lipgan::gradient_penalty_fwd`` for a compiler's graph: few numbers on a CPU as PyTorch's operations, which it
+    fuses with those around; otherwise, and where a backend was named, the op."""
+    unnamed = backend is None and _backend.serves_unnamed()
+    if unnamed and grads.device.type == "cpu" and grads.numel() <= _FUSED_BY_COMPILERS:
+        return _reference_fwd(grads, kind, weight, target, norm)
+    result: Penalty = torch.ops.lipgan.gradient_penalty_fwd.default(grads, kind, weight, target, norm, backend)
+    return result
+
+
 for _key in ("CPU", "CUDA"):
     _library.impl("gradient_penalty_interpolate", _interpolate, _key)  # type: ignore[no-untyped-call]
     _library.impl("gradient_penalty_fwd", undispatched, _key)  # type: ignore[no-untyped-call]

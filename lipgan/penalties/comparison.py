@@ -100,7 +100,7 @@ class _Writer:
             )
         self._lines.append(f"held = [{', '.join(self._tensors.values())}]")
         if self._held:
-            self._constants["are_alike"] = _guards(self._held)
+            self._constants["are_alike"] = tensor_guards(self._held)
             self._refuse_if("not are_alike(*held)", "not all(map(is_leaf, held))", "any(map(hooks, held))")
             self._attributes_of_tensors()
         body = "\n    ".join([*self._lines, "return held"])
@@ -386,7 +386,7 @@ class _Writer:
         self._lines.append(f"{t} = {source}")
 
 
-def _guards(tensors: Sequence[Tensor]) -> Callable[..., bool]:
+def tensor_guards(tensors: Sequence[Tensor]) -> Callable[..., bool]:
     """Whether tensors are of the same classes, dtypes, devices, sizes, strides, as many different ones as these are."""
     sizes, strides = [list(t.shape) for t in tensors], [list(t.stride()) for t in tensors]
     guards: Any = TensorGuards

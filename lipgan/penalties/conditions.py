@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C._dynamo.eval_frame import get_eval_frame_callback
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
@@ -20,10 +21,13 @@ from torch.utils._device import DeviceContext
 
 def uncompiled(function: Callable[..., Any], *args: Any) -> Any:
     """``function(*args)`` with torch.compile kept out of it."""
-    if torch.compiler.is_compiling() or "torch._dynamo" in sys.modules:  # its import takes seconds
+    compiling = torch.compiler.is_compiling()
+    if compiling or "torch._dynamo" in sys.modules:  # its import takes seconds
         from lipgan.penalties._graph_break import call
 
-        return call(function, *args)
+        # Where it looks at no frames, there is nothing to keep out.
+        if compiling or get_eval_frame_callback() is not None:
+            return call(function, *args)
     return function(*args)
 
 

@@ -15,7 +15,6 @@ from lipgan.penalties.conditions import OutsideOfInferenceMode, uncompiled
 from lipgan.penalties.coupling import CoupledSamples
 from lipgan.penalties.critic_call import Critic, CriticCall, Output
 from lipgan.penalties.engines import Execution, PenaltyForm
-from lipgan.penalties.gradient_penalty import as_one_batch
 from lipgan.penalties.parts import Samples
 from lipgan.penalties.points import points
 from lipgan.penalties.request import request
@@ -263,7 +262,7 @@ class _Judged:
         """The loss and the sum of the penalties at real and at fake samples."""
         try:
             x = torch.cat([real, fake])
-            joined, form = as_one_batch(self._call, self._form, x)
+            joined, form = engines.as_one_batch(self._call, self._form, x)
             return engines.loss_and_penalty(
                 *(joined, x, form, self._execution),
                 lambda scores: self.loss(*_halves(scores)),
@@ -306,7 +305,7 @@ class _Judged:
         if perceptron is None:
             return None
         if kind == "r1+r2":
-            form = as_one_batch(call, form, both)[1]
+            form = engines.as_one_batch(call, form, both)[1]
         penalized = {"r1": range(n), "r2": range(n, 2 * n), "r1+r2": range(2 * n)}[kind]
         return engines.loss_and_penalty_in_closed_form(
             perceptron, call, both, form, execution, lambda scores: self.loss(*_halves(scores)), penalized

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from contextlib import nullcontext
 from types import FrameType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ from lipgan.penalties.conditions import (
 from lipgan.penalties.coupling import CoupledSamples, SampleTracker, Watched
 from lipgan.penalties.critic_call import Critic, CriticCall
 from lipgan.penalties.memory import CriticMemory
-from lipgan.penalties.perceptron import Perceptron, may_be_perceptron, recognize
+from lipgan.penalties.perceptron import Perceptron, asked_for, known, may_be_perceptron, recognize
 from lipgan.penalties.plan import Recorder
 from lipgan.penalties.plans import Loss, loss_by_scores
 from lipgan.penalties.precomputed import with_gradients
@@ -47,6 +47,20 @@ class PenaltyForm(NamedTuple):
     weight: float
     target: float
     norm: str
+
+
+def as_one_batch(call: CriticCall, form: PenaltyForm, x: Tensor) -> tuple[CriticCall, PenaltyForm]:
+    """The call and the form for real and fake samples in one batch ``x``, for those for each of the two."""
+    half = x.shape[0] // 2
+    # The mean over 2 B samples is half of the sum of two means.
+    joined = call._replace(args=tuple(_twice(item, half) for item in call.args))
+    return joined, form._replace(weight=2 * form.weight)
+
+
+def _twice(argument: Any, batch: int) -> Any:
+    if isinstance(argument, Tensor) and argument.ndim and argument.shape[0] == batch:
+        return torch.cat([argument, argument])
+    return argument
 
 
 # Why a critic is served by autograd: to try the tape again would cost a forward pass each time.
@@ -104,6 +118,51 @@ def penalty(call: CriticCall, x: Tensor, form: PenaltyForm, execution: Execution
         CoupledSamples: ``apart``, and a critic whose score of a sample depends on the others. Nothing has changed then.
     """
     return _by_engine(_Task(call, x, form, execution, apart, None))[1]
+
+
+class Again:
+    """What was kept for a penalty, a plan or a perceptron, for calls that are known to be like it.
+
+    Args:
+        form, execution: of the penalty.
+        plan, perceptron: the keys of what may have been kept; None for none.
+    """
+
+    def __init__(self, form: PenaltyForm, execution: Execution, plan: Hashable, perceptron: Hashable | None) -> None:
+        self._form, self._execution, self._plan, self._perceptron = form, execution, plan, perceptron
+
+    @classmethod
+    def of(cls, call: CriticCall, x: Tensor, form: PenaltyForm, execution: Execution, *, joined: bool) -> Again | None:
+        """That of a call of `penalty` for points ``x``; None where nothing can be kept.
+
+        Args:
+            joined: whether they are real and fake samples in one batch, with a penalty of each.
+        """
+        if joined:
+            call, form = as_one_batch(call, form, x)
+        case = None if execution.engine == "autograd" else plans.case(call, x, form, execution, joined, False)
+        if case is None:
+            return None
+        closed = asked_for(call, x) if _takes_closed_forms(form, execution) else None
+        return cls(form, execution, case.key, None if closed is None else closed.key)
+
+    def find(self, critic: nn.Module) -> tuple[Any, list[Tensor]] | None:
+        """What was kept, and the critic's tensors; None if there is nothing, or the critic has changed."""
+        found = plans.find(critic, self._plan)
+        return plans.find(critic, self._perceptron) if found is None and self._perceptron is not None else found
+
+    def run(self, found: tuple[Any, list[Tensor]], x: Tensor) -> Tensor | None:
+        """The penalty at the points ``x``, by what `find` has returned; None if it cannot serve now."""
+        kept, held = found
+        form, differentiable = self._form, self._execution.differentiable
+        if isinstance(kept, plans.Plan):
+            _, result, parameters, grads = kept.run([x, *held], None, differentiable)
+        else:
+            perceptron = known(kept, [x, *held])
+            if perceptron is None:
+                return None
+            _, result, parameters, grads = perceptron.solve(form.kind, form.weight, form.target)
+        return with_gradients(result, parameters, grads) if differentiable else result
 
 
 def loss_and_penalty(

@@ -211,9 +211,7 @@ def recognize(call: CriticCall, x: Tensor, *, harmless: bool = False) -> Percept
         harmless: whether the critic is known to leave nothing behind at such points, and was not found before: a plan
             of it has been kept.
     """
-    if not _may_be_called(call, x):
-        return None
-    asked = case(call, x, "perceptron")
+    asked = asked_for(call, x)
     if asked is None:
         return None
     found = asked.find()
@@ -224,11 +222,19 @@ def recognize(call: CriticCall, x: Tensor, *, harmless: bool = False) -> Percept
         found = None if chain is None else asked.find()
         if found is None:
             return None
-    chain, inputs = found
-    layers: list[_Layer] = chain.layers
+    return known(*found)
+
+
+def asked_for(call: CriticCall, x: Tensor) -> Case | None:
+    """The layers of a critic as something that may have been kept; None where they cannot be."""
+    return case(call, x, "perceptron") if _may_be_called(call, x) else None
+
+
+def known(chain: _Chain, inputs: list[Tensor]) -> Perceptron | None:
+    """A perceptron of what was kept, and of the samples and the critic's tensors; None as for `recognize`."""
+    x, layers = inputs[0], chain.layers
     widths = [inputs[layers[0].weight].shape[1], *(inputs[layer.weight].shape[0] for layer in layers)]
-    serves = op.serves(x.shape[0], widths, x.dtype, x.device.type)
-    return Perceptron(chain, inputs) if serves else None
+    return Perceptron(chain, inputs) if op.serves(x.shape[0], widths, x.dtype, x.device.type) else None
 
 
 def may_be_perceptron(call: CriticCall, x: Tensor) -> bool:

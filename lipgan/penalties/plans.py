@@ -163,6 +163,21 @@ class _OfOneCritic:
 _known: WeakKeyDictionary[nn.Module, _OfOneCritic] = WeakKeyDictionary()
 
 
+def _holding(known: _OfOneCritic, key: Hashable, critic: Critic) -> tuple[Any, list[Tensor]] | None:
+    """What was kept for a key, if its conditions hold, with the critic's tensors."""
+    for conditions, kept in known.kept.get(key, ()):
+        held = conditions.holds(critic)
+        if held is not None:
+            return kept, held
+    return None
+
+
+def find(critic: nn.Module, key: Hashable) -> tuple[Any, list[Tensor]] | None:
+    """What was kept of a critic for the key of a `Case`, if its conditions hold, with the critic's tensors."""
+    known = _known.get(critic)
+    return None if known is None else _holding(known, key, critic)
+
+
 class Case:
     """What is asked for, so that it can be recognized.
 
@@ -170,11 +185,11 @@ class Case:
         critic: a module, or a function.
         owner: a module, with which what is kept goes: the critic, or one that the function uses.
         tensors: the samples, and the tensors among the critic's arguments.
-        key: what else the operations depend on.
+        key: what else the operations depend on; it holds nothing of the critic.
     """
 
     def __init__(self, critic: Critic, owner: nn.Module, tensors: list[Tensor], key: Hashable) -> None:
-        self._critic, self._owner, self._tensors, self._key = critic, owner, tensors, key
+        self._critic, self._owner, self._tensors, self.key = critic, owner, tensors, key
         self._conditions: Conditions | None = None
         self._held: list[Tensor] = []
         self._reason: str | None = None
@@ -184,11 +199,11 @@ class Case:
         known = _known.get(self._owner)
         if known is None:
             known = _known[self._owner] = _OfOneCritic()
-        for conditions, kept in known.kept.get(self._key, ()):
-            held = conditions.holds(self._critic)
-            if held is not None:
-                return kept, [*self._tensors, *held]
-        known.misses[self._key] = known.misses.get(self._key, 0) + 1
+        found = _holding(known, self.key, self._critic)
+        if found is not None:
+            kept, held = found
+            return kept, [*self._tensors, *held]
+        known.misses[self.key] = known.misses.get(self.key, 0) + 1
         if len(known.misses) > _KEYS:
             oldest = next(iter(known.misses))
             del known.misses[oldest]
@@ -197,7 +212,7 @@ class Case:
 
     def is_due(self, *, at_once: bool = False) -> bool:
         """Whether it is worth while to record, for all that is known: `begin`."""
-        misses = _known[self._owner].misses.get(self._key, 0)
+        misses = _known[self._owner].misses.get(self.key, 0)
         return misses & (misses - 1) == 0 and misses >= 2 - at_once
 
     def begin(
@@ -251,13 +266,13 @@ class Case:
                 recorder.refusal = "the critic changes as it runs"
         conditions.close()
         if recorder.refusal is None:
-            kept = _known[self._owner].kept.setdefault(self._key, [])
+            kept = _known[self._owner].kept.setdefault(self.key, [])
             kept.insert(0, (conditions, found))
             del kept[_KEPT:]
 
     def forget(self) -> None:
         """Forget what was kept last."""
-        del _known[self._owner].kept[self._key][0]
+        del _known[self._owner].kept[self.key][0]
 
     def refusal(self, recorder: Recorder | None) -> str | None:
         """Why nothing was kept, by what `begin` returned; None if something was."""

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from lipgan.ops.gradient_penalty import fusible
 from lipgan.ops.gradient_penalty import undispatched as _penalty
 from lipgan.penalties.compiled import Compiled
 from lipgan.penalties.steps import Slot, Stage, Step, needed, operands, slots
@@ -203,8 +204,12 @@ def _changes(steps: Sequence[Step]) -> tuple[set[Slot], set[Slot]]:
     return changed, unseen
 
 
+# What a compiler is given in their place.
+_FUSIBLE: dict[Any, Any] = {torch.ops.lipgan.gradient_penalty_fwd.default: fusible}
+
+
 def _graph(steps: Sequence[Step], arguments: Sequence[Slot], results: Sequence[Slot | None]) -> fx.GraphModule:
-    """The steps as a graph of the operations."""
+    """The steps as a graph of operations for a compiler."""
     graph = fx.Graph()
     nodes = {slot: graph.placeholder(_name(slot)) for slot in arguments}
 
@@ -222,7 +227,7 @@ def _graph(steps: Sequence[Step], arguments: Sequence[Slot], results: Sequence[S
 
     for step in steps:
         inputs = tuple(map(read, step.args)), {name: read(item) for name, item in step.kwargs.items()}
-        note(step.results, graph.call_function(step.func, *inputs))
+        note(step.results, graph.call_function(_FUSIBLE.get(step.func, step.func), *inputs))
     graph.output(tuple(None if slot is None else nodes[slot] for slot in results))
     return fx.GraphModule({}, graph)
 

@@ -85,9 +85,7 @@ def request(
     """The arguments of `lipgan.gradient_penalty`, with its errors; ``kind`` None asks for no penalty."""
     check_no_transform()
     differentiable = torch.is_grad_enabled()
-    # Numbers of other classes, tensors among them, may change unseen.
-    plain = type(weight) in _NUMBERS and type(target) in _NUMBERS
-    checked = _remembered if plain and type(compile) in (bool, str) and _are_names(kind, norm, engine) else _settings
+    checked = _remembered if are_plain(kind, weight, target, norm, engine, compile) else _settings
     form, execution = checked(kind, weight, target, norm, engine, compile, differentiable)
     if fake_samples is None and kind in _NEEDS_FAKE:
         raise ValueError(f"fake must be given for kind {kind!r}, got None")
@@ -121,8 +119,12 @@ def request(
 _NUMBERS = (float, int)
 
 
-def _are_names(*settings: Any) -> bool:
-    for setting in settings:  # noqa: SIM110 -- all() of a generator takes three times as long
+def are_plain(kind: Any, weight: Any, target: Any, norm: Any, engine: Any, compile: Any) -> bool:
+    """Whether settings, good or bad, are of classes whose values compare and do not change."""
+    # Numbers of other classes, tensors among them, may change unseen.
+    if type(weight) not in _NUMBERS or type(target) not in _NUMBERS or type(compile) not in (bool, str):
+        return False
+    for setting in (kind, norm, engine):  # noqa: SIM110 -- all() of a generator takes three times as long
         if type(setting) is not str and setting is not None:
             return False
     return True
