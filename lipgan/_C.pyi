@@ -12,6 +12,7 @@ def spectral_norm_fwd(
     dims: Sequence[int],
     num_threads: int,
 ) -> tuple[list[Tensor], Tensor, Tensor]: ...
+def spectral_norm_move(uv: Tensor, vectors: Sequence[Tensor]) -> bool: ...
 def spectral_norm_bwd(
     grad_ys: Sequence[Tensor],
     grad_sigma: Tensor | None,
@@ -19,6 +20,7 @@ def spectral_norm_bwd(
     sigma: Tensor,
     uv: Tensor,
     dims: Sequence[int],
+    spent: Sequence[bool],
     num_threads: int,
 ) -> list[Tensor]: ...
 def spectral_norm_double_bwd(

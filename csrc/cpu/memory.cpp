@@ -13,13 +13,18 @@
 
 #if defined(__linux__)
 #include <sys/mman.h>
-#include <unistd.h>
 #endif
 
 namespace lipgan::cpu {
 namespace {
 
-constexpr std::align_val_t kAlignment{64};
+// Of a huge page, where one fits into the memory: it has to lie in one piece.
+constexpr size_t kHugePage = size_t{2} << 20;
+
+std::align_val_t alignment_of(size_t size) { return std::align_val_t{size < kHugePage ? 64 : kHugePage}; }
+
+void* take(size_t size) { return ::operator new(size, alignment_of(size)); }
+void give(void* memory, size_t size) { ::operator delete(memory, alignment_of(size)); }
 
 // Sizes are rounded up to an eighth of a power of two, so that nearly equal outputs share their memory.
 size_t size_class(size_t bytes) {
@@ -46,7 +51,7 @@ struct Cache {
     for (auto next = kept.begin(); next != kept.end();) {
       auto& [size, own] = *next;
       const auto end = own.free.begin() + static_cast<std::ptrdiff_t>(own.unneeded);
-      for (auto memory = own.free.begin(); memory != end; ++memory) ::operator delete(*memory, kAlignment);
+      for (auto memory = own.free.begin(); memory != end; ++memory) give(*memory, size);
       bytes -= size * own.unneeded;
       own.free.erase(own.free.begin(), end);
       own.unneeded = own.free.size();
@@ -65,12 +70,7 @@ Cache& cache() {
 // such call.
 void advise_huge_pages(void* address, size_t bytes) {
 #if defined(__linux__)
-  constexpr size_t kSmallest = size_t{4} << 20;
-  if (bytes < kSmallest) return;
-  static const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
-  const uintptr_t first = (reinterpret_cast<uintptr_t>(address) + page - 1) / page * page;
-  const uintptr_t last = (reinterpret_cast<uintptr_t>(address) + bytes) / page * page;
-  madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);  // a hint: failure changes nothing
+  if (bytes >= kHugePage) madvise(address, bytes / kHugePage * kHugePage, MADV_HUGEPAGE);  // a hint: it may fail
 #else
   (void)address;
   (void)bytes;
@@ -90,7 +90,7 @@ void* poison_if_asked(void* memory, size_t bytes) {
 }
 
 void* acquire(size_t bytes) {
-  if (bytes < kWorthwhile) return poison_if_asked(::operator new(bytes, kAlignment), bytes);
+  if (bytes < kWorthwhile) return poison_if_asked(take(bytes), bytes);
   const size_t size = size_class(bytes);
   {
     std::lock_guard<std::mutex> lock(cache().mutex);
@@ -105,13 +105,13 @@ void* acquire(size_t bytes) {
       return poison_if_asked(memory, bytes);
     }
   }
-  void* memory = ::operator new(size, kAlignment);
+  void* memory = take(size);
   advise_huge_pages(memory, size);
   return poison_if_asked(memory, bytes);
 }
 
 void release(void* memory, size_t bytes) {
-  const size_t size = size_class(bytes);
+  const size_t size = bytes < kWorthwhile ? bytes : size_class(bytes);
   if (bytes >= kWorthwhile) {
     std::lock_guard<std::mutex> lock(cache().mutex);
     if (cache().bytes + size <= kMaxKept) {
@@ -120,13 +120,13 @@ void release(void* memory, size_t bytes) {
       return;
     }
   }
-  ::operator delete(memory, kAlignment);
+  give(memory, size);
 }
 
 size_t empty_cache() {
   std::lock_guard<std::mutex> lock(cache().mutex);
   for (auto& [size, own] : cache().kept) {
-    for (void* memory : own.free) ::operator delete(memory, kAlignment);
+    for (void* memory : own.free) give(memory, size);
   }
   cache().kept.clear();
   const size_t bytes = cache().bytes;

@@ -9,8 +9,8 @@
 
 namespace lipgan::cpu {
 
-// At least `bytes` bytes, aligned to a cache line; contents undefined. Throws std::bad_alloc. Less than kWorthwhile
-// bytes come from the C library, which reuses small memory by itself.
+// At least `bytes` bytes, aligned to a cache line, or to a huge page where one fits; contents undefined. Throws
+// std::bad_alloc. Less than kWorthwhile bytes come from the C library, which reuses small memory by itself.
 void* acquire(size_t bytes);
 
 // Gives memory of acquire(bytes) back. It is kept for reuse while the memory kept is at most kMaxKept, and until

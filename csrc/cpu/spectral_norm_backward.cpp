@@ -1,6 +1,7 @@
 // The backward of spectral_norm on the CPU. Formulas and layouts: include/lipgan/spectral_norm.h.
 //
-// Each block of rows is read for its part of <dY, Y>, and backwards for dW, to meet first what was read last.
+// Each block of rows is read for its part of <dY, Y>, and backwards for dW, to meet first what was read last. dW may take
+// the memory of Y, which has just been read: a store to other memory has to fetch the line first.
 #include "lipgan/spectral_norm.h"
 
 #include "spectral_norm_pass.h"
@@ -16,11 +17,13 @@ struct Backward {
   const A* sigma;
   const A* grad_sigma;
   bool stream;
+  int64_t in_caches;  // bytes of a layer whose Y is still there when its dW is written
   Schedule schedule;
   double* dots;  // [blocks]: <dY, Y> over the block
 
   void prepare(Arena& arena, int64_t chunk_bytes) {
     schedule.build(arena, layers, num_layers, sizeof(T), chunk_bytes);
+    in_caches = chunk_bytes;
     int64_t blocks = 0;
     for (int64_t l = 0; l < num_layers; ++l) blocks += tile(layers[l], sizeof(T)).blocks;
     dots = arena.take<double>(blocks);
@@ -60,10 +63,12 @@ struct Backward {
     const T *u = static_cast<const T*>(layer.u), *v = static_cast<const T*>(layer.v);
     const T* grad_y = static_cast<const T*>(layer.grad_y);
     T* grad_weight = static_cast<T*>(layer.grad_weight);
+    const bool over_y = grad_weight == layer.y && total_bytes(&layer, 1, sizeof(T)) <= in_caches;
+    const bool past_caches = stream && !over_y;
     const auto row = [=](int64_t offset, int64_t n, T coefficient, const T* direction) {
       const A c = static_cast<A>(along * static_cast<double>(widen(coefficient)));
       const T* in = grad_y + offset;
-      generate(grad_weight + offset, n, stream,
+      generate(grad_weight + offset, n, past_caches,
                [=](int64_t j) { return narrow<T>(widen(in[j]) * factor - c * widen(direction[j])); });
     };
     const int64_t h = layer.h, inner = layer.inner;
@@ -85,7 +90,7 @@ void backward(const SpectralNormBwdLayer* layers, int64_t num_layers, const void
   using A = typename Accumulate<T>::type;
   const int64_t bytes = total_bytes(layers, num_layers, sizeof(T));
   Backward<T, A> op{layers, num_layers, static_cast<const A*>(sigma), static_cast<const A*>(grad_sigma),
-                    bytes > kStreamBytes, {}, {}};
+                    bytes > kStreamBytes, 0, {}, {}};
   launch(op, bytes, num_threads);
 }
 

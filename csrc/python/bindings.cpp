@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <cstring>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -28,6 +29,7 @@ using lipgan::PenaltyKind;
 using lipgan::python::element_size;
 using lipgan::python::Layout;
 using lipgan::python::NewTensor;
+using lipgan::python::Outputs;
 using lipgan::python::View;
 
 Dtype accumulation_dtype(Dtype dtype) { return dtype == Dtype::float64 ? dtype : Dtype::float32; }
@@ -68,7 +70,7 @@ py::tuple spectral_norm_fwd(const py::sequence& weights, const py::sequence& us,
   std::vector<lipgan::SpectralNormFwdLayer> layers;
   inputs.reserve(3 * count);
   int64_t vectors = 0;
-  py::list ys(count);
+  size_t bytes = 0;
   for (size_t l = 0; l < count; ++l) {
     const View& weight = inputs.emplace_back(weights[l], "weight");
     const Dtype dtype = inputs[0].dtype();
@@ -76,12 +78,18 @@ py::tuple spectral_norm_fwd(const py::sequence& weights, const py::sequence& us,
     const Extents& e = extents.emplace_back(extents_of(weight, dims[l]));
     const void* u = inputs.emplace_back(us[l], "u").expect(dtype, e.h, "u").data();
     const void* v = inputs.emplace_back(vs[l], "v").expect(dtype, e.w(), "v").data();
-    const NewTensor y(weight.shape(), dtype);
-    ys[l] = y.object();
-    layers.push_back({weight.data(), u, v, y.data(), nullptr, nullptr, e.outer, e.h, e.inner});
+    layers.push_back({weight.data(), u, v, nullptr, nullptr, nullptr, e.outer, e.h, e.inner});
     vectors += e.h + e.w();
+    bytes += Outputs::room_for(static_cast<size_t>(weight.numel() * element_size(dtype)));
   }
   const Dtype dtype = inputs[0].dtype();
+  const Outputs outputs(bytes);
+  py::list ys(count);
+  for (size_t l = 0; l < count; ++l) {
+    const NewTensor y(inputs[3 * l].shape(), dtype, {}, &outputs);
+    ys[l] = y.object();
+    layers[l].y = y.data();
+  }
   const NewTensor sigma({static_cast<int64_t>(count)}, accumulation_dtype(dtype)), uv({vectors}, dtype);
   void* position = uv.data();
   for (size_t l = 0; l < count; ++l) {
@@ -97,11 +105,32 @@ py::tuple spectral_norm_fwd(const py::sequence& weights, const py::sequence& us,
   return py::make_tuple(ys, sigma.object(), uv.object());
 }
 
+// u and v of a group, one after the other, into the buffers of its layers; nothing where a buffer has gaps or
+// another dtype.
+bool spectral_norm_move(const py::object& uv, const py::sequence& vectors) {
+  const View source(uv, "uv");
+  std::vector<View> targets;
+  targets.reserve(vectors.size());
+  int64_t numbers = 0;
+  for (const py::handle vector : vectors) {
+    const View& target = targets.emplace_back(vector, "vector");
+    if (!target.object().is(vector) || target.dtype() != source.dtype()) return false;
+    numbers += target.numel();
+  }
+  source.expect(source.dtype(), numbers, "uv");
+  const void* position = source.data();
+  for (const View& target : targets) {
+    std::memcpy(target.data(), position, static_cast<size_t>(target.numel() * element_size(source.dtype())));
+    position = advance(const_cast<void*>(position), target.numel(), source.dtype());
+  }
+  return true;
+}
+
 py::list spectral_norm_bwd(const py::sequence& grad_ys, const py::object& grad_sigma, const py::sequence& ys,
                            const py::object& sigma, const py::object& uv, const std::vector<int64_t>& dims,
-                           int num_threads) {
+                           const std::vector<bool>& spent, int num_threads) {
   const size_t count = ys.size();
-  check_lengths(count, {grad_ys.size(), dims.size()});
+  check_lengths(count, {grad_ys.size(), dims.size(), spent.size()});
   std::vector<View> inputs;
   std::vector<Extents> extents;
   std::vector<lipgan::SpectralNormBwdLayer> layers;
@@ -114,9 +143,16 @@ py::list spectral_norm_bwd(const py::sequence& grad_ys, const py::object& grad_s
     y.expect(dtype, y.numel(), "y");
     const Extents& e = extents.emplace_back(extents_of(y, dims[l]));
     const void* grad_y = inputs.emplace_back(grad_ys[l], "grad_y").expect(dtype, y.numel(), "grad_y").data();
-    const NewTensor grad(y.shape(), dtype);
-    grads[l] = grad.object();
-    layers.push_back({grad_y, y.data(), nullptr, nullptr, grad.data(), e.outer, e.h, e.inner});
+    void* grad = nullptr;
+    if (spent[l]) {
+      grads[l] = y.object().attr("detach")();
+      grad = y.data();
+    } else {
+      const NewTensor fresh(y.shape(), dtype);
+      grads[l] = fresh.object();
+      grad = fresh.data();
+    }
+    layers.push_back({grad_y, y.data(), nullptr, nullptr, grad, e.outer, e.h, e.inner});
     vectors += e.h + e.w();
   }
   const Dtype dtype = inputs[0].dtype(), wide = accumulation_dtype(dtype);
@@ -485,9 +521,12 @@ PYBIND11_MODULE(_C, module) {
   module.def("spectral_norm_fwd", &spectral_norm_fwd, py::arg("weights"), py::arg("us"), py::arg("vs"),
              py::arg("n_power_iterations"), py::arg("eps"), py::arg("dims"), py::arg("num_threads"),
              "(ys, sigma, uv) of the op lipgan::spectral_norm_fwd.");
+  module.def("spectral_norm_move", &spectral_norm_move, py::arg("uv"), py::arg("vectors"),
+             "uv into the vectors u, v, u, v, ... of a group; False, and nothing done, where one has gaps or another dtype.");
   module.def("spectral_norm_bwd", &spectral_norm_bwd, py::arg("grad_ys"), py::arg("grad_sigma"), py::arg("ys"),
-             py::arg("sigma"), py::arg("uv"), py::arg("dims"), py::arg("num_threads"),
-             "The gradients of the op lipgan::spectral_norm_bwd.");
+             py::arg("sigma"), py::arg("uv"), py::arg("dims"), py::arg("spent"),
+             py::arg("num_threads"),
+             "The gradients of the op lipgan::spectral_norm_bwd, for a spent y in its memory.");
   module.def("spectral_norm_double_bwd", &spectral_norm_double_bwd, py::arg("grads"), py::arg("grad_ys"), py::arg("ys"),
              py::arg("sigma"), py::arg("uv"), py::arg("dims"), py::arg("num_threads"),
              "The gradients of those: by dY and Y, of each weight, by sigma and by dsigma.");

@@ -5,6 +5,7 @@
 #pragma once
 #include <pybind11/pybind11.h>
 
+#include <memory>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -72,6 +73,7 @@ class LIPGAN_LOCAL View {
     }
   }
 
+  const py::object& object() const { return owner_; }  // the tensor whose memory data() is, perhaps a copy
   void* data() const { return static_cast<char*>(tensor_.data) + tensor_.byte_offset; }
   Dtype dtype() const { return dtype_; }
   int64_t numel() const { return numel_; }
@@ -190,27 +192,54 @@ class LIPGAN_LOCAL View {
   int64_t numel_ = 0;
 };
 
+// Memory of cpu/memory.h for the outputs of a call, in one piece: pieces of some hundred kilobytes fill no huge page, and a
+// page's address takes as long to find in cold caches as the page to read. The last of the outputs gives it back.
+class LIPGAN_LOCAL Outputs {
+ public:
+  explicit Outputs(size_t bytes) : memory_(std::make_shared<Memory>(bytes)) {}
+
+  // The place of a tensor in a piece of memory that begins at a cache line, in bytes.
+  static size_t room_for(size_t bytes) { return (bytes + 63) / 64 * 64; }
+
+ private:
+  friend class NewTensor;
+  struct Memory {
+    explicit Memory(size_t size) : bytes(size), data(cpu::acquire(size)) {}
+    ~Memory() { cpu::release(data, bytes); }
+    Memory(const Memory&) = delete;
+    Memory& operator=(const Memory&) = delete;
+    const size_t bytes;
+    void* const data;
+    size_t used = 0;
+  };
+
+  void* take(size_t bytes) const {
+    if (memory_->used + bytes > memory_->bytes) throw std::logic_error("the outputs need more memory than was asked for");
+    void* place = static_cast<char*>(memory_->data) + memory_->used;
+    memory_->used += room_for(bytes);
+    return place;
+  }
+
+  std::shared_ptr<Memory> memory_;
+};
+
 // A new CPU tensor without gaps, uninitialized, in memory of cpu/memory.h.
 class LIPGAN_LOCAL NewTensor {
  public:
-  // Contiguous, unless it is to lie like another tensor.
-  NewTensor(std::vector<int64_t> shape, Dtype dtype, std::vector<int64_t> strides = {}) {
-    auto* output = new Output{{}, std::move(shape), std::move(strides), static_cast<size_t>(element_size(dtype))};
-    const auto ndim = static_cast<int32_t>(output->shape.size());
-    const bool compact = output->strides.empty();
-    output->strides.resize(output->shape.size());
-    int64_t numel = 1;
-    for (size_t dim = output->shape.size(); dim-- > 0;) {
-      if (compact) output->strides[dim] = numel;
-      numel *= output->shape[dim];
+  // Contiguous, unless it is to lie like another tensor; in memory of its own, unless it is one of several outputs.
+  NewTensor(std::vector<int64_t> shape, Dtype dtype, std::vector<int64_t> strides = {},
+            const Outputs* outputs = nullptr) {
+    const auto ndim = static_cast<int32_t>(shape.size());
+    if (strides.empty()) {
+      strides.resize(shape.size());
+      int64_t step = 1;
+      for (size_t dim = shape.size(); dim-- > 0; step *= shape[dim]) strides[dim] = step;
     }
-    output->bytes *= static_cast<size_t>(numel);
-    try {
-      data_ = cpu::acquire(output->bytes);
-    } catch (...) {
-      delete output;
-      throw;
-    }
+    size_t bytes = static_cast<size_t>(element_size(dtype));
+    for (const int64_t extent : shape) bytes *= static_cast<size_t>(extent);
+    const Outputs memory = outputs ? *outputs : Outputs(bytes);
+    data_ = memory.take(bytes);
+    auto* output = new Output{{}, std::move(shape), std::move(strides), memory};
     const dlpack::DataType type = {dtype == Dtype::bfloat16 ? dlpack::kBfloat : dlpack::kFloat,
                                    static_cast<uint8_t>(8 * element_size(dtype)), 1};
     output->managed = {api()->version, output, free, 0,
@@ -227,14 +256,10 @@ class LIPGAN_LOCAL NewTensor {
   struct Output {
     dlpack::ManagedTensor managed;
     std::vector<int64_t> shape, strides;
-    size_t bytes;
+    Outputs memory;
   };
 
-  static void free(dlpack::ManagedTensor* managed) {
-    auto* output = static_cast<Output*>(managed->context);
-    cpu::release(managed->tensor.data, output->bytes);
-    delete output;
-  }
+  static void free(dlpack::ManagedTensor* managed) { delete static_cast<Output*>(managed->context); }
 
   void* data_;
   py::object object_;

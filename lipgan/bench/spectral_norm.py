@@ -177,7 +177,10 @@ def run(seed: int = 0, seconds: float = 1.0) -> list[Table]:
     memory = Table(
         f"Memory that the {list(MODELS)[-1]} takes beyond weights and incoming gradients, in copies of the weights",
         ["variant", "forward", "forward and backward"],
-        notes=["Forward returns one copy (the normalized weights), backward another (their gradients)."],
+        notes=[
+            "Forward returns one copy (the normalized weights), backward another (their gradients); of lipgan in the",
+            "memory of the first, which nobody holds any more.",
+        ],
     )
     for name, shapes in MODELS.items():
         times = in_fresh_process(_times, shapes(), seed, seconds)

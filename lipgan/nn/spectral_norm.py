@@ -18,7 +18,7 @@ from lipgan.nn._pickling import make_picklable
 from lipgan.nn._recomputation import keep, recall
 from lipgan.nn.spectral_norm_layouts import to_own_layout, to_their_layout
 from lipgan.ops import _transforms
-from lipgan.ops.spectral_norm import normalize
+from lipgan.ops.spectral_norm import move_vectors, normalize
 from lipgan.reference.spectral_norm import from_matrix, to_matrix
 
 # Of the constructor: brings u and v near the leading singular vectors, as in torch.nn.utils.parametrizations.
@@ -107,8 +107,7 @@ class SpectralNorm(nn.Module):
             weight, u, v, dim = self.in_hook_order(weight)
         (y,), _, uv = normalize((weight,), (u,), (v,), iterations, self.eps, (dim,))
         if iterations and self.training:
-            h = u.shape[0]
-            overwrite_vectors((u, v), (uv[:h], uv[h:]))
+            overwrite_vectors((u,), (v,), uv)
         return from_matrix(y, like, self.dim) if self.hook_order else y
 
     @property
@@ -132,20 +131,24 @@ class SpectralNorm(nn.Module):
         return f"dim={self.dim}, n_power_iterations={self.n_power_iterations}, eps={self.eps}{order}"
 
 
-def overwrite_vectors(old: Sequence[Tensor], new: Sequence[Tensor]) -> None:
-    """Move u and v on.
+def overwrite_vectors(us: Sequence[Tensor], vs: Sequence[Tensor], uv: Tensor) -> None:
+    """Move u and v on to those in ``uv``.
 
     In place: replicas and graphs hold the buffers. The gradient uses the fresh u and v, so that another forward, or a
     broadcast of the buffers, before the backward changes nothing.
     """
+    buffers = [vector for pair in zip(us, vs, strict=True) for vector in pair]
+    if move_vectors(uv, buffers):
+        return
+    new = torch.split_with_sizes(uv, [buffer.shape[0] for buffer in buffers])
     if _transforms.active() and not torch.compiler.is_compiling():
-        for buffer, vector in zip(old, new, strict=True):
+        for buffer, vector in zip(buffers, new, strict=True):
             _transforms.overwrite(buffer, vector)
-    elif len(old) == 2:
-        old[0].copy_(new[0])
-        old[1].copy_(new[1])
+    elif len(buffers) == 2:
+        buffers[0].copy_(new[0])
+        buffers[1].copy_(new[1])
     else:
-        torch._foreach_copy_(list(old), list(new))
+        torch._foreach_copy_(buffers, list(new))
 
 
 def this_thread() -> int:

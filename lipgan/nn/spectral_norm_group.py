@@ -24,7 +24,7 @@ from lipgan.nn.spectral_norm import (
     use_fast_list,
 )
 from lipgan.nn.spectral_norm_layouts import SELF_NORMALIZING
-from lipgan.ops.spectral_norm import normalize, split_vectors
+from lipgan.ops.spectral_norm import normalize
 
 _TARGETS = (
     nn.Linear,
@@ -165,14 +165,15 @@ class SpectralNormGroup:
         """The normalized weights. ``iterations_of`` gives the number, and whether u and v move on by them."""
         members = self._members
         rows = [member.operands() for member in members]
-        for member, row in zip(members, rows, strict=True):
-            if hasattr(row[0], "_local_tensor"):
+        # One call for each combination that the members of a call have in common; in nearly every model there is one.
+        keys = []
+        for member, (weight, _, _, _, parametrization) in zip(members, rows, strict=True):
+            if type(weight) is not nn.Parameter and hasattr(weight, "_local_tensor"):
                 raise ValueError(
                     f"model must hold whole weights when its forward begins, got a part of {member.name}.weight, "
                     "sharded by fully_shard: normalize each layer by lipgan.spectral_norm instead"
                 )
-        # One call for each combination that the members of a call have in common; in nearly every model there is one.
-        keys = [(row[0].dtype, row[0].device, *iterations_of(row[4]), row[4].eps) for row in rows]
+            keys.append((weight.dtype, weight.device, *iterations_of(parametrization), parametrization.eps))
         normalized: list[Any] = [None] * len(rows)
         sigmas = []
         for key in dict.fromkeys(keys):
@@ -181,8 +182,7 @@ class SpectralNormGroup:
             _, _, iterations, moves, eps = key
             ys, sigma, uv = normalize(weights, us, vs, iterations, eps, dims)
             if iterations > 0 and moves:
-                new_us, new_vs = split_vectors(uv, weights, dims)
-                overwrite_vectors([*us, *vs], [*new_us, *new_vs])
+                overwrite_vectors(us, vs, uv)
             for index, y in zip(indices, ys, strict=True):
                 normalized[index] = members[index].shaped(y)
             sigmas.append(([members[index].name for index in indices], sigma.detach()))

@@ -47,6 +47,36 @@ def two_layers() -> nn.Sequential:
     return nn.Sequential(nn.Linear(8, 5), nn.Tanh(), nn.Linear(5, 3))
 
 
+# ---- the vectors ----
+
+
+def _contiguous(vector: Tensor) -> Tensor:
+    return vector
+
+
+def _with_gaps(vector: Tensor) -> Tensor:
+    return torch.stack([vector, torch.zeros_like(vector)], 1)[:, 0]
+
+
+@pytest.mark.parametrize("lay", [_contiguous, _with_gaps])
+def test_vectors_move_on_however_they_lie(lay: Callable[[Tensor], Tensor]) -> None:
+    single = two_layers()
+    for layer in (single[0], single[2]):
+        lipgan.spectral_norm(layer)
+    model = copy.deepcopy(single)
+    lipgan.group_spectral_norm(model)
+    moved = [model[k].parametrizations.weight[0] for k in (0, 2)]  # type: ignore[index,union-attr]
+    moved[1]._v = lay(moved[1]._v.clone())
+    buffers = [buffer for module in moved for buffer in (module._u, module._v)]
+    versions = [buffer._version for buffer in buffers]
+    with lipgan.ops.use_backend("reference"):
+        single(X)
+    model(X)
+    for name, value in model.state_dict().items():
+        assert torch.allclose(value, single.state_dict()[name], rtol=1e-5, atol=1e-6), name
+    assert all(buffer._version > version for buffer, version in zip(buffers, versions, strict=True))
+
+
 # ---- weights with several parametrizations ----
 
 

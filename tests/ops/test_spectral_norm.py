@@ -602,6 +602,95 @@ def test_opcheck(backend: str | None, order: tuple[int, ...]) -> None:
         )
 
 
+def _loss(weight: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """A number of the normalized weight that keeps it for its own backward, and the normalized weight."""
+    y = spectral_norm(weight, u, v, backend="native")[0]
+    return (y @ v).tanh().sum() + (u @ y).pow(2).sum(), y
+
+
+@pytest.mark.cpu
+@pytest.mark.backend("native")
+def test_gradient_takes_the_memory_of_a_normalized_weight_that_nobody_can_read_any_more() -> None:
+    weight, u, v = draw((128, 256), 0, torch.float32)
+    weight.requires_grad_()
+    with use_backend("reference"):
+        truth = torch.autograd.grad(_loss(weight, u, v)[0], weight)[0]
+    loss, y = _loss(weight, u, v)
+    address = y.data_ptr()
+    del y
+    (grad,) = torch.autograd.grad(loss, weight)
+    assert grad.data_ptr() == address
+    assert not grad.requires_grad
+    assert torch.allclose(grad, truth, rtol=1e-4, atol=1e-5)
+    with pytest.raises(RuntimeError, match="a second time"):
+        torch.autograd.grad(loss, weight)
+
+
+def _in_hands(loss: Tensor, y: Tensor) -> list[Tensor]:
+    return [y]
+
+
+def _detached(loss: Tensor, y: Tensor) -> list[Tensor]:
+    return [y.detach()]
+
+
+def _row(loss: Tensor, y: Tensor) -> list[Tensor]:
+    return [y[3]]
+
+
+def _in_another_graph(loss: Tensor, y: Tensor) -> list[Tensor]:
+    other = torch.ones_like(y).requires_grad_()
+    return [other, (y.detach() * other).sum()]
+
+
+@pytest.mark.cpu
+@pytest.mark.backend("native")
+@pytest.mark.parametrize("keep", [_in_hands, _detached, _row, _in_another_graph])
+def test_normalized_weight_that_is_still_held_outlives_the_backward(keep: Callable[..., list[Tensor]]) -> None:
+    weight, u, v = draw((128, 256), 0, torch.float32)
+    weight.requires_grad_()
+    loss, y = _loss(weight, u, v)
+    before, address = y.detach().clone(), y.data_ptr()
+    held = keep(loss, y)
+    del y
+    (grad,) = torch.autograd.grad(loss, weight)
+    assert grad.data_ptr() != address
+    if keep is _in_another_graph:
+        held = list(torch.autograd.grad(held[1], held[0]))
+    assert torch.equal(held[0], before[3] if keep is _row else before)
+
+
+@pytest.mark.cpu
+@pytest.mark.backend("native")
+def test_graph_that_is_kept_keeps_the_normalized_weight() -> None:
+    weight, u, v = draw((128, 256), 0, torch.float32)
+    weight.requires_grad_()
+    loss, _ = _loss(weight, u, v)
+    del _
+    grads = [torch.autograd.grad(loss, weight, retain_graph=retain)[0] for retain in (True, True, False)]
+    assert torch.equal(grads[0], grads[1])
+    assert torch.equal(grads[0], grads[2])
+
+
+@pytest.mark.cpu
+@pytest.mark.backend("native")
+def test_what_hooks_have_saved_outlives_the_backward() -> None:
+    weight, u, v = draw((128, 256), 0, torch.float32)
+    weight.requires_grad_()
+    saved: list[Tensor] = []
+
+    def pack(x: Tensor) -> int:
+        saved.append(x.detach())
+        return len(saved) - 1
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda index: saved[index]):
+        loss, y = _loss(weight, u, v)
+    del y
+    before = [x.clone() for x in saved]
+    torch.autograd.grad(loss, weight)
+    assert all(torch.equal(x, kept) for x, kept in zip(saved, before, strict=True))
+
+
 def bad(**changes: object) -> Callable[[], object]:
     weight, u, v = draw((4, 6), 0, torch.float32)
     arguments: dict[str, object] = {"weight": weight, "u": u, "v": v, **changes}

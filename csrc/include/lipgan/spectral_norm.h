@@ -40,7 +40,7 @@ struct SpectralNormBwdLayer {
   const void* y;       // T [outer, h, inner]
   const void* u;       // T [h]
   const void* v;       // T [w]
-  void* grad_weight;   // T [outer, h, inner]
+  void* grad_weight;   // T [outer, h, inner]; on the CPU it may be y, which is then overwritten
   int64_t outer, h, inner;
   int64_t channels = 0;  // as above
 };

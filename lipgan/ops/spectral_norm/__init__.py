@@ -13,9 +13,9 @@ from torch import Tensor
 from lipgan._checks import check_floating, check_positive
 from lipgan.ops import _backend
 from lipgan.ops.spectral_norm.autograd import normalize
-from lipgan.ops.spectral_norm.backends import split_vectors
+from lipgan.ops.spectral_norm.backends import move_vectors, split_vectors
 
-__all__ = ["normalize", "spectral_norm", "spectral_norm_group", "split_vectors"]
+__all__ = ["move_vectors", "normalize", "spectral_norm", "spectral_norm_group", "split_vectors"]
 
 
 def _check(weight: Tensor, u: Tensor, v: Tensor, dim: int) -> None:

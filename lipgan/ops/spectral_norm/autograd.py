@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from lipgan.ops import _backend, _transforms
-from lipgan.ops.spectral_norm.backends import bwd, double_bwd, fwd, join_vectors, split_vectors
+from lipgan.ops.spectral_norm.backends import double_bwd, fwd, join_vectors, spending_bwd, split_vectors
 from lipgan.reference import spectral_norm as reference
 
 
@@ -72,6 +73,55 @@ def _differentiates(weights: Sequence[Tensor]) -> bool:
     return False
 
 
+# Whether the running backward keeps the graph for another one. Torch's compiler asks the same before it writes over
+# what was saved.
+_keeps_graph: Callable[[], bool] = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
+
+
+def _saves_as_it_is() -> bool:
+    """Whether no hook decides what becomes of tensors that are saved for a backward."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is None
+
+
+def _holders(tensor: Tensor) -> int:
+    storage = tensor.untyped_storage()
+    return torch._C._storage_Use_Count(storage._cdata)
+
+
+@functools.cache
+def _holders_of_saved() -> int:
+    """`_holders` in the backward of a function of an output that nothing but this function has saved."""
+    counts = []
+
+    class Probe(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            y = x.clone()
+            ctx.save_for_backward(y)
+            return y
+
+        @staticmethod
+        def backward(ctx: Any, _: Tensor) -> None:
+            (y,) = ctx.saved_tensors
+            counts.append(_holders(y))
+
+    with torch.enable_grad():
+        Probe.apply(torch.ones(1, requires_grad=True)).sum().backward()  # type: ignore[no-untyped-call]
+    return counts[0]
+
+
+def _spent(ys: Sequence[Tensor]) -> list[bool]:
+    """Which of the outputs that this backward has saved can be read by nobody after it.
+
+    The graph is not kept, and no other tensor has their memory: no normalized weight in the hands of the user, no part
+    of another graph, no view.
+    """
+    if _keeps_graph() or not _saves_as_it_is():
+        return [False] * len(ys)
+    alone = _holders_of_saved()
+    return [_holders(y) == alone for y in ys]
+
+
 class _SpectralNorm(torch.autograd.Function):
     """weights -> (uv, sigma, ys); u and v are constants of the differentiation."""
 
@@ -87,6 +137,7 @@ class _SpectralNorm(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         ys, sigma, uv = _undifferentiated(dims, backend, n_power_iterations, eps, vectors, weights)
         ctx.dims, ctx.backend = dims, backend
+        ctx.spends = not torch.compiler.is_compiling() and _saves_as_it_is()
         ctx.mark_non_differentiable(uv)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(uv, sigma, *ys)
@@ -115,9 +166,13 @@ class _SpectralNorm(torch.autograd.Function):
                 inner = reference.spectral_norm_bwd(grad_ys, grad_sigma, ys, sigma, us, vs, dims)
             elif torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
                 inner = _Backward.apply(dims, ctx.backend, uv, grad_sigma, sigma, *grad_ys, *ys)  # type: ignore[no-untyped-call]
+            elif _backend.is_plain(grad_ys):
+                spent = _spent(ys) if ctx.spends else [False] * len(ys)
+                inner = spending_bwd(grad_ys, grad_sigma, ys, sigma, uv, dims, ctx.backend, spent)
             else:
-                function = bwd if _backend.is_plain(grad_ys) else torch.ops.lipgan.spectral_norm_bwd.default
-                inner = function(grad_ys, grad_sigma, ys, sigma, uv, dims, ctx.backend)
+                inner = torch.ops.lipgan.spectral_norm_bwd.default(
+                    grad_ys, grad_sigma, ys, sigma, uv, dims, ctx.backend
+                )
             for layer, grad in zip(reached, inner, strict=True):
                 result[layer] = grad
         return (None, None, None, None, None, *result)

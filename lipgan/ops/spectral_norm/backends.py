@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lipgan._dtypes import accumulation_dtype
-from lipgan.ops import _backend
+from lipgan.ops import _backend, _transforms
 from lipgan.ops._address import DTYPE_NUMBERS, address, addresses, materialized
 from lipgan.ops.spectral_norm.layout import memory_order
 from lipgan.reference import spectral_norm as reference
@@ -60,6 +60,20 @@ def _as_formatted(results: Sequence[Tensor], like: Sequence[Tensor]) -> list[Ten
         result if tensor.is_contiguous() else torch.empty_like(tensor).copy_(result)
         for result, tensor in zip(results, like, strict=True)
     ]
+
+
+def move_vectors(uv: Tensor, vectors: Sequence[Tensor]) -> bool:
+    """Copy uv into the ``vectors`` u, v, u, v, ... by one call of C++; False, and nothing done, where that can't be."""
+    if not _backend.is_plain((uv, *vectors)) or _transforms.active() or torch._C._get_tracing_state() is not None:
+        return False
+    if uv.device.type != "cpu" or uv.dtype not in DTYPE_NUMBERS or torch.is_inference_mode_enabled():
+        return False
+    if _backend.resolve("spectral_norm", None, "cpu") != "native":
+        return False
+    moved: bool = _backend.serving_native().spectral_norm_move(uv, vectors)
+    if moved:
+        torch.autograd.graph.increment_version(vectors)
+    return moved
 
 
 # ---- how weights lie ----
@@ -203,17 +217,21 @@ def _native_bwd(
     sigma: Tensor,
     uv: Tensor,
     dims: Sequence[int],
+    spent: Sequence[bool] | None = None,
 ) -> list[Tensor]:
     module, threads = _backend.serving_native(), torch.get_num_threads()
     grads: list[Tensor]
+    kept = [False] * len(ys)
     if _are_contiguous(ys):
-        grads = module.spectral_norm_bwd(grad_ys, grad_sigma, ys, sigma, uv, dims, threads)
+        grads = module.spectral_norm_bwd(grad_ys, grad_sigma, ys, sigma, uv, dims, spent or kept, threads)
         return grads
     lying, layouts = _layouts(ys, dims)
     us, vs = split_vectors(uv, ys, dims)
     vectors = join_vectors(us, _in_memory_order(vs, layouts))
     grad_arrays, ones = _arrays(_laid_alike(grad_ys, lying, layouts), layouts), [1] * len(ys)
-    grads = module.spectral_norm_bwd(grad_arrays, grad_sigma, _arrays(lying, layouts), sigma, vectors, ones, threads)
+    grads = module.spectral_norm_bwd(
+        grad_arrays, grad_sigma, _arrays(lying, layouts), sigma, vectors, ones, kept, threads
+    )
     return _as_lying(_like(grads, lying), ys, lying)
 
 
@@ -462,6 +480,22 @@ def bwd(
     return _BACKWARD[_backend.resolve("spectral_norm", backend, ys[0].device.type, _first(ys))](
         grad_ys, grad_sigma, ys, sigma, uv, dims
     )
+
+
+def spending_bwd(
+    grad_ys: Sequence[Tensor],
+    grad_sigma: Tensor | None,
+    ys: Sequence[Tensor],
+    sigma: Tensor,
+    uv: Tensor,
+    dims: Sequence[int],
+    backend: str | None,
+    spent: Sequence[bool],
+) -> list[Tensor]:
+    """:func:`bwd` that may write the gradients over the ``ys`` that are ``spent``. It is no op: it changes tensors."""
+    if _backend.resolve("spectral_norm", backend, ys[0].device.type) == "native":
+        return _native_bwd(grad_ys, grad_sigma, ys, sigma, uv, dims, spent)
+    return bwd(grad_ys, grad_sigma, ys, sigma, uv, dims, backend)
 
 
 def double_bwd(
