@@ -18,6 +18,8 @@ from hypothesis import strategies as st
 from tolerance import assert_as_accurate, max_error
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.multiprocessing.reductions import reduce_storage
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lipgan.ops import (
@@ -602,71 +604,141 @@ def test_opcheck(backend: str | None, order: tuple[int, ...]) -> None:
         )
 
 
+def _trained(order: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    """A weight of 128 KB that lies in ``order``, with u and v."""
+    weight, u, v = draw((128, 16, 4, 4), 0, torch.float32)
+    return laid(weight, order).requires_grad_(), u, v
+
+
 def _loss(weight: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """A number of the normalized weight that keeps it for its own backward, and the normalized weight."""
     y = spectral_norm(weight, u, v, backend="native")[0]
-    return (y @ v).tanh().sum() + (u @ y).pow(2).sum(), y
+    return (y * y).sin().sum() + y.pow(3).sum(), y
+
+
+# Contiguous, channels last, transposed, and an order that the kernels read from a copy.
+in_orders = pytest.mark.parametrize("order", [(0, 1, 2, 3), (0, 2, 3, 1), (1, 0, 2, 3), (0, 2, 1, 3)], ids=str)
 
 
 @pytest.mark.cpu
 @pytest.mark.backend("native")
-def test_gradient_takes_the_memory_of_a_normalized_weight_that_nobody_can_read_any_more() -> None:
-    weight, u, v = draw((128, 256), 0, torch.float32)
-    weight.requires_grad_()
-    with use_backend("reference"):
-        truth = torch.autograd.grad(_loss(weight, u, v)[0], weight)[0]
+@in_orders
+def test_gradient_takes_the_memory_of_a_normalized_weight_that_nobody_can_read_any_more(order: tuple[int, ...]) -> None:
+    weight, u, v = _trained(order)
+    y = spectral_norm(weight, u, v, backend="reference")[0]
+    truth = torch.autograd.grad((y * y).sin().sum() + y.pow(3).sum(), weight)[0]
     loss, y = _loss(weight, u, v)
+    y.untyped_storage()  # Python's object for the storage outlives its name
     address = y.data_ptr()
     del y
     (grad,) = torch.autograd.grad(loss, weight)
-    assert grad.data_ptr() == address
+    assert (grad.data_ptr() == address) == (order != (0, 2, 1, 3))
+    assert grad.stride() == weight.stride()
     assert not grad.requires_grad
+    assert not grad._is_view()
     assert torch.allclose(grad, truth, rtol=1e-4, atol=1e-5)
     with pytest.raises(RuntimeError, match="a second time"):
         torch.autograd.grad(loss, weight)
 
 
-def _in_hands(loss: Tensor, y: Tensor) -> list[Tensor]:
-    return [y]
+@pytest.mark.cpu
+@pytest.mark.backend("native")
+def test_gradients_of_a_group_take_the_memory_of_its_normalized_weights() -> None:
+    orders = [(0, 2, 3, 1), (0, 1, 2, 3), (1, 0, 2, 3), (0, 2, 3, 1)]
+    weights, us, vs = (list(column) for column in zip(*map(_trained, orders), strict=True))
+    ys = spectral_norm_group(weights, us, vs, backend="reference")[0]
+    truth = torch.autograd.grad(sum(y.pow(3).sum() for y in ys), weights)
+    ys = spectral_norm_group(weights, us, vs, backend="native")[0]
+    addresses, loss, kept = [y.data_ptr() for y in ys], sum(y.pow(3).sum() for y in ys), ys[3]
+    before = kept.detach().clone()
+    del ys
+    grads = torch.autograd.grad(loss, weights)
+    taken = [grad.data_ptr() == where for grad, where in zip(grads, addresses, strict=True)]
+    assert taken == [True, True, True, False]
+    assert torch.equal(kept, before)
+    for grad, expected, weight in zip(grads, truth, weights, strict=True):
+        assert grad.stride() == weight.stride()
+        assert torch.allclose(grad, expected, rtol=1e-4, atol=1e-5)
 
 
-def _detached(loss: Tensor, y: Tensor) -> list[Tensor]:
-    return [y.detach()]
+def _in_hands(loss: Tensor, y: Tensor) -> Callable[[], Tensor]:
+    return lambda: y
 
 
-def _row(loss: Tensor, y: Tensor) -> list[Tensor]:
-    return [y[3]]
+def _detached(loss: Tensor, y: Tensor) -> Callable[[], Tensor]:
+    view = y.detach()
+    return lambda: view
 
 
-def _in_another_graph(loss: Tensor, y: Tensor) -> list[Tensor]:
+def _row(loss: Tensor, y: Tensor) -> Callable[[], Tensor]:
+    row = y[3]
+    return lambda: row
+
+
+def _in_another_graph(loss: Tensor, y: Tensor) -> Callable[[], Tensor]:
     other = torch.ones_like(y).requires_grad_()
-    return [other, (y.detach() * other).sum()]
+    product = (y.detach() * other).sum()
+    return lambda: torch.autograd.grad(product, other)[0]
+
+
+class _KeepsAttribute(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.x = x
+        return x.sum()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad.expand_as(ctx.x)
+
+
+def _in_an_attribute_of_a_function(loss: Tensor, y: Tensor) -> Callable[[], Tensor]:
+    node: Any = _KeepsAttribute.apply(y).grad_fn  # type: ignore[no-untyped-call]
+    return lambda: node.x
+
+
+def _in_numpy(loss: Tensor, y: Tensor) -> Callable[[], Tensor]:
+    array = y.detach().numpy()
+    return lambda: torch.from_numpy(array)
+
+
+def _storage(loss: Tensor, y: Tensor) -> Callable[[], Tensor]:
+    storage, shape, strides = y.untyped_storage(), y.shape, y.stride()
+    return lambda: torch.empty(0).set_(storage, 0, shape, strides)
+
+
+def _in_another_process(loss: Tensor, y: Tensor) -> Callable[[], Tensor]:
+    shape, strides = y.shape, y.stride()
+    rebuild, arguments = reduce_storage(y.detach().untyped_storage())  # what a queue sends
+    return lambda: torch.empty(0).set_(rebuild(*arguments), 0, shape, strides)
+
+
+KEEPERS = [_in_hands, _detached, _row, _in_another_graph, _in_an_attribute_of_a_function, _in_numpy, _storage]
+KEEPERS += [_in_another_process]
 
 
 @pytest.mark.cpu
 @pytest.mark.backend("native")
-@pytest.mark.parametrize("keep", [_in_hands, _detached, _row, _in_another_graph])
-def test_normalized_weight_that_is_still_held_outlives_the_backward(keep: Callable[..., list[Tensor]]) -> None:
-    weight, u, v = draw((128, 256), 0, torch.float32)
-    weight.requires_grad_()
+@in_orders
+@pytest.mark.parametrize("keep", KEEPERS)
+def test_normalized_weight_that_is_still_held_outlives_the_backward(
+    keep: Callable[[Tensor, Tensor], Callable[[], Tensor]], order: tuple[int, ...]
+) -> None:
+    weight, u, v = _trained(order)
     loss, y = _loss(weight, u, v)
-    before, address = y.detach().clone(), y.data_ptr()
+    before = y.detach().clone()
     held = keep(loss, y)
     del y
-    (grad,) = torch.autograd.grad(loss, weight)
-    assert grad.data_ptr() != address
-    if keep is _in_another_graph:
-        held = list(torch.autograd.grad(held[1], held[0]))
-    assert torch.equal(held[0], before[3] if keep is _row else before)
+    torch.autograd.grad(loss, weight)
+    assert torch.equal(held(), before[3] if keep is _row else before)
 
 
 @pytest.mark.cpu
 @pytest.mark.backend("native")
-def test_graph_that_is_kept_keeps_the_normalized_weight() -> None:
-    weight, u, v = draw((128, 256), 0, torch.float32)
-    weight.requires_grad_()
-    loss, _ = _loss(weight, u, v)
-    del _
+@in_orders
+def test_graph_that_is_kept_keeps_the_normalized_weight(order: tuple[int, ...]) -> None:
+    weight, u, v = _trained(order)
+    loss = (spectral_norm(weight, u, v, backend="native")[0] * torch.arange(4)).sum()  # only its own backward holds Y
     grads = [torch.autograd.grad(loss, weight, retain_graph=retain)[0] for retain in (True, True, False)]
     assert torch.equal(grads[0], grads[1])
     assert torch.equal(grads[0], grads[2])
@@ -674,9 +746,9 @@ def test_graph_that_is_kept_keeps_the_normalized_weight() -> None:
 
 @pytest.mark.cpu
 @pytest.mark.backend("native")
-def test_what_hooks_have_saved_outlives_the_backward() -> None:
-    weight, u, v = draw((128, 256), 0, torch.float32)
-    weight.requires_grad_()
+@in_orders
+def test_what_hooks_have_saved_outlives_the_backward(order: tuple[int, ...]) -> None:
+    weight, u, v = _trained(order)
     saved: list[Tensor] = []
 
     def pack(x: Tensor) -> int:
@@ -684,11 +756,38 @@ def test_what_hooks_have_saved_outlives_the_backward() -> None:
         return len(saved) - 1
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda index: saved[index]):
-        loss, y = _loss(weight, u, v)
-    del y
+        loss = (spectral_norm(weight, u, v, backend="native")[0] * torch.arange(4)).sum()
     before = [x.clone() for x in saved]
+    # In the backward two tensors have the memory of Y, as where no hook has saved it.
     torch.autograd.grad(loss, weight)
     assert all(torch.equal(x, kept) for x, kept in zip(saved, before, strict=True))
+
+
+@pytest.mark.cpu
+@pytest.mark.backend("native")
+@in_orders
+def test_hook_on_the_backward_cannot_take_the_gradient_for_the_normalized_weight(order: tuple[int, ...]) -> None:
+    weight, u, v = _trained(order)
+    loss, y = _loss(weight, u, v)
+    node: Any = y.grad_fn
+    node.register_hook(lambda *_: node.saved_tensors)
+    del y
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(loss, weight)
+
+
+@pytest.mark.cpu
+@pytest.mark.backend("native")
+def test_modes_of_the_caller_do_not_change_how_holders_are_counted() -> None:
+    class Keeps(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            kept.append(func(*args, **(kwargs or {})))
+            return kept[-1]
+
+    kept: list[object] = []
+    alone = autograd._holders_of_saved.__wrapped__()
+    with Keeps():
+        assert autograd._holders_of_saved.__wrapped__() == alone
 
 
 def bad(**changes: object) -> Callable[[], object]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -84,8 +85,9 @@ def _saves_as_it_is() -> bool:
 
 
 def _holders(tensor: Tensor) -> int:
+    """How many hold the memory of a tensor: tensors, and Python's names for its storage, which all are one object."""
     storage = tensor.untyped_storage()
-    return torch._C._storage_Use_Count(storage._cdata)
+    return torch._C._storage_Use_Count(storage._cdata) + sys.getrefcount(storage)
 
 
 @functools.cache
@@ -105,8 +107,9 @@ def _holders_of_saved() -> int:
             (y,) = ctx.saved_tensors
             counts.append(_holders(y))
 
-    with torch.enable_grad():
-        Probe.apply(torch.ones(1, requires_grad=True)).sum().backward()  # type: ignore[no-untyped-call]
+    # A mode of the caller's could keep the tensors that it sees, and its default device is not the one in question.
+    with torch._C.DisableTorchFunction(), torch.enable_grad():
+        Probe.apply(torch.ones(1, device="cpu", requires_grad=True)).sum().backward()  # type: ignore[no-untyped-call]
     return counts[0]
 
 
@@ -114,12 +117,12 @@ def _spent(ys: Sequence[Tensor]) -> list[bool]:
     """Which of the outputs that this backward has saved can be read by nobody after it.
 
     The graph is not kept, and no other tensor has their memory: no normalized weight in the hands of the user, no part
-    of another graph, no view.
+    of another graph, no view; nor another process.
     """
     if _keeps_graph() or not _saves_as_it_is():
         return [False] * len(ys)
     alone = _holders_of_saved()
-    return [_holders(y) == alone for y in ys]
+    return [_holders(y) == alone and not y.untyped_storage().is_shared() for y in ys]
 
 
 class _SpectralNorm(torch.autograd.Function):

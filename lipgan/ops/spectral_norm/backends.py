@@ -184,7 +184,7 @@ def _in_memory_order(vs: Sequence[Tensor], layouts: _Layouts) -> list[Tensor]:
 
 
 def _like(arrays: list[Tensor], lying: Sequence[Tensor]) -> list[Tensor]:
-    """Arrays that are new, as tensors that lie as ``lying``; in place, lest they be views."""
+    """Arrays that are nobody's yet, as tensors that lie as ``lying``; in place, lest they be views."""
     return [array.as_strided_(tensor.shape, tensor.stride()) for array, tensor in zip(arrays, lying, strict=True)]
 
 
@@ -221,16 +221,16 @@ def _native_bwd(
 ) -> list[Tensor]:
     module, threads = _backend.serving_native(), torch.get_num_threads()
     grads: list[Tensor]
-    kept = [False] * len(ys)
+    spent = spent or [False] * len(ys)
     if _are_contiguous(ys):
-        grads = module.spectral_norm_bwd(grad_ys, grad_sigma, ys, sigma, uv, dims, spent or kept, threads)
+        grads = module.spectral_norm_bwd(grad_ys, grad_sigma, ys, sigma, uv, dims, spent, threads)
         return grads
     lying, layouts = _layouts(ys, dims)
     us, vs = split_vectors(uv, ys, dims)
     vectors = join_vectors(us, _in_memory_order(vs, layouts))
     grad_arrays, ones = _arrays(_laid_alike(grad_ys, lying, layouts), layouts), [1] * len(ys)
     grads = module.spectral_norm_bwd(
-        grad_arrays, grad_sigma, _arrays(lying, layouts), sigma, vectors, ones, kept, threads
+        grad_arrays, grad_sigma, _arrays(lying, layouts), sigma, vectors, ones, spent, threads
     )
     return _as_lying(_like(grads, lying), ys, lying)
 
@@ -494,7 +494,10 @@ def spending_bwd(
 ) -> list[Tensor]:
     """:func:`bwd` that may write the gradients over the ``ys`` that are ``spent``. It is no op: it changes tensors."""
     if _backend.resolve("spectral_norm", backend, ys[0].device.type) == "native":
-        return _native_bwd(grad_ys, grad_sigma, ys, sigma, uv, dims, spent)
+        grads = _native_bwd(grad_ys, grad_sigma, ys, sigma, uv, dims, spent)
+        # A hook on the backward that asks for what was saved gets an error instead of a gradient.
+        torch.autograd.graph.increment_version([y for y, over in zip(ys, spent, strict=True) if over])
+        return grads
     return bwd(grad_ys, grad_sigma, ys, sigma, uv, dims, backend)
 
 
