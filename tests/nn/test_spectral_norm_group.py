@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 import lipgan
 from lipgan.nn import _recomputation
+from lipgan.ops.spectral_norm import autograd
 
 X = torch.linspace(-1, 1, 6 * 8).reshape(6, 8).sin()
 
@@ -75,6 +76,76 @@ def test_vectors_move_on_however_they_lie(lay: Callable[[Tensor], Tensor]) -> No
     for name, value in model.state_dict().items():
         assert torch.allclose(value, single.state_dict()[name], rtol=1e-5, atol=1e-6), name
     assert all(buffer._version > version for buffer, version in zip(buffers, versions, strict=True))
+
+
+# ---- gradients in the memory of the normalized weights ----
+
+
+def _once(model: nn.Module, x: Tensor) -> None:
+    model(x).sum().backward()
+
+
+def _two_forwards(model: nn.Module, x: Tensor) -> None:
+    first, second = model(x), model(2 * x)
+    first.sum().backward()
+    second.pow(2).sum().backward()
+
+
+def _loss_of_two_forwards(model: nn.Module, x: Tensor) -> None:
+    (model(x).sum() + model(2 * x).pow(2).sum()).backward()
+
+
+def _recomputed(model: nn.Module, x: Tensor) -> None:
+    checkpoint(model, x.requires_grad_(), use_reentrant=True).sum().backward()
+
+
+def _in_another_thread(model: nn.Module, x: Tensor) -> None:
+    thread = threading.Thread(target=model(x).sum().backward)
+    thread.start()
+    thread.join()
+
+
+def _with_a_penalty(model: nn.Module, x: Tensor) -> None:
+    y = model(x.requires_grad_())
+    (slope,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+    (slope.pow(2).sum() + y.sum()).backward()
+
+
+@pytest.mark.cpu
+@pytest.mark.backend("native")
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(
+    "train", [_once, _two_forwards, _loss_of_two_forwards, _recomputed, _in_another_thread, _with_a_penalty]
+)
+def test_group_holds_no_normalized_weight_that_its_gradient_could_take(
+    train: Callable[[nn.Module, Tensor], None], tied: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spent: list[bool] = []
+
+    def observed(ys: list[Tensor]) -> list[bool]:
+        spent.extend(found(ys))
+        return spent[-len(ys) :]
+
+    found = autograd._spent
+    monkeypatch.setattr(autograd, "_spent", observed)
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Conv2d(4, 4, 3), nn.Tanh(), nn.Conv2d(4, 4, 3)]
+    model = nn.Sequential(*layers).double().to(memory_format=torch.channels_last)
+    if tied:
+        model[4].weight = model[2].weight
+    truth = copy.deepcopy(model)
+    x = torch.linspace(-1, 1, 2 * 3 * 64, dtype=torch.float64).reshape(2, 3, 8, 8).sin()
+    for network, backend in ((truth, "reference"), (model, "native")):
+        torch.manual_seed(1)  # for u and v
+        lipgan.group_spectral_norm(network)
+        with lipgan.ops.use_backend(backend):
+            train(network, x.clone())
+    for (name, parameter), expected in zip(model.named_parameters(), truth.parameters(), strict=True):
+        assert parameter.grad is not None
+        assert expected.grad is not None
+        assert torch.allclose(parameter.grad, expected.grad, rtol=1e-9, atol=1e-12), name
+    assert spent
+    assert all(spent)
 
 
 # ---- weights with several parametrizations ----
