@@ -184,7 +184,7 @@ class Forward {
     double trace = 0;
     for (int64_t i = 0; i < shape_.n; ++i) trace += gram_[i * shape_.row + i];
     const double mean = trace / static_cast<double>(shape_.n);
-    if (!(mean > 0 && 1 / mean > 0 && mean - mean == 0)) return false;
+    if (!(mean > 1e-280 && mean < 1e300)) return false;  // squares far below it keep their digits
     rescale(mean);
     bool bounded = false;
     int64_t far = 0, step = 0;

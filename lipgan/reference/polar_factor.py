@@ -42,14 +42,16 @@ def polar_factor_fwd(a: Tensor) -> Tensor | None:
     """``u`` of ``a = u h`` for ``a [..., m, n]``, ``m >= n``, with orthonormal columns; None where it is not reached.
 
     Steps ``u <- u (p I + q u^T u + r (u^T u)^2)`` until the next one changes rounding only; in float32, the last
-    correction is of what float64 shows, and is rounded once. Matrices that lose rank, or nearly so, and such as are not
-    finite, are not reached.
+    correction is of what float64 shows, and is rounded once. Matrices that lose rank, or nearly so, such as are not
+    finite, and such as have squares that leave the range of the dtype, are not reached.
     """
     n, eps = a.shape[-1], torch.finfo(a.dtype).eps
     rounding = n**0.5 * eps  # of a product, in the Frobenius norm
     # Scaled so that the mean square of its singular values is 1: what an orthogonal matrix becomes, whatever its scale.
     gram = a.mT @ a
     mean = gram.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
+    # Nearer to the smallest numbers its products have lost their digits. A NaN ends the steps without another look.
+    mean = mean.where(mean > a.shape[-2] * torch.finfo(a.dtype).tiny / eps, torch.nan)
     u, gram = a * mean.rsqrt(), gram / mean
     eye = torch.eye(n, dtype=a.dtype, device=a.device)
     near = scaled = False

@@ -23,9 +23,10 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lipgan.ops import _backend, gradient_penalty, interpolate, matrix_sqrt, spectral_norm_group
+from lipgan.ops import _backend, gradient_penalty, interpolate, matrix_sqrt, spectral_norm_group, use_backend
 from lipgan.ops.mlp_gradient_penalty import penalize
 from lipgan.ops.nearest_neighbours import ball_counts, nearest_neighbours
+from lipgan.ops.polar_factor import polar_factor
 from lipgan.reference.mlp_gradient_penalty import CURVES
 
 Case = dict[str, Any]
@@ -239,6 +240,51 @@ def check_root(case: Case, generator: torch.Generator) -> None:
     close("root", *results, tolerance=4 * math.sqrt(max(n, 1) * unit_roundoff(dtype)))
 
 
+def check_polar(case: Case, generator: torch.Generator) -> None:
+    dtype, entries = DTYPES[case["dtype"]], case["entries"]
+    shape, k = (case["count"], case["m"], case["n"]), min(case["m"], case["n"])
+    a = torch.randn(shape, generator=generator, dtype=torch.float64)
+    left, _, right = torch.linalg.svd(a, full_matrices=False)
+    a = (left * torch.logspace(-case["decades"], 0, k, dtype=torch.float64)) @ right
+    range_ = torch.finfo(dtype)
+    a = a * (range_.smallest_normal / 16 if entries == "subnormal" else case["scale"])
+    if entries == "zeros":
+        a[..., : case["n"] // 2] = 0.0
+    elif entries in {"nan", "inf"}:
+        a.flatten()[-1:] = float(entries)
+    a = lay(a.to(dtype), case["layout"])
+    grad = lay(torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype), case["layout"])
+    results: list[Any] = []  # (u, gradient), or None
+    for backend in ("native", "reference"):
+        x = a.detach().requires_grad_()
+        with use_backend(backend):
+            try:
+                u = polar_factor(x)
+            except ValueError:
+                results.append(None)
+            else:
+                results.append((u.detach(), torch.autograd.grad(u, x, grad)[0]))
+    refused = not bool(a.isfinite().all())
+    assert [result is None for result in results] == [refused] * 2, f"{entries} is refused by one, or wrongly"
+    if refused or not a.numel():
+        return
+    singular = torch.linalg.svdvals(a.double() / a.double().abs().amax((-2, -1), keepdim=True).clamp_min(5e-324))
+    condition = float((singular[..., 0] / singular[..., -1].clamp_min(1e-300)).max())
+    for u, _ in results:
+        wide_u = u.double() if case["m"] >= case["n"] else u.double().mT
+        off = float((wide_u.mT @ wide_u - torch.eye(k, dtype=torch.float64)).abs().max())
+        assert off <= 8 * math.sqrt(k) * range_.eps + 40 * range_.eps, f"u: {off:g} from orthogonal"
+    # As in tests/ops/test_polar_factor.py, for both.
+    tolerance = 8 * k * condition * range_.eps
+    if not tolerance < 0.1:
+        return
+    (u, by_a), (their_u, their_by_a) = results
+    close("u", u, their_u, tolerance, 1.0)
+    length = float(grad.double().norm()) * condition / float(a.double().abs().max())
+    if length < range_.max / 1e6 and 1 / length < range_.max / 1e6:
+        close("grad", by_a, their_by_a, 2 * tolerance * condition, length)
+
+
 def check_neighbours(case: Case, generator: torch.Generator) -> None:
     dtype = DTYPES[case["dtype"]]
     # A power of two: the distances are exact in every order of summation, and many are equal.
@@ -265,6 +311,7 @@ CHECKS: dict[str, Callable[[Case, torch.Generator], None]] = {
     "mlp_gradient_penalty": check_perceptron,
     "matrix_sqrt": check_root,
     "nearest_neighbours": check_neighbours,
+    "polar_factor": check_polar,
 }
 
 
@@ -285,7 +332,7 @@ def check(case: Case) -> None:
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
     op = draw(st.sampled_from(list(CHECKS)))
-    narrow = op in {"mlp_gradient_penalty", "matrix_sqrt", "nearest_neighbours"}
+    narrow = op in {"mlp_gradient_penalty", "matrix_sqrt", "nearest_neighbours", "polar_factor"}
     dtype = draw(st.sampled_from([name for name in DTYPES if not narrow or name in {"float32", "float64"}]))
     low, high = EXPONENTS[dtype]
     case: Case = {
@@ -320,6 +367,10 @@ def cases(draw: st.DrawFn) -> Case:
     if op == "nearest_neighbours":
         case["m"], case["n"], case["d"] = draw(size), draw(size), draw(size)
         case["k"], case["closed"] = draw(st.integers(1, case["n"])), draw(st.booleans())
+    if op == "polar_factor":
+        case["count"], case["m"], case["n"] = draw(st.integers(0, 3)), draw(size), draw(size)
+        case["decades"] = draw(st.integers(0, 4))  # from the smallest singular value to the largest
+        case["entries"] = draw(st.sampled_from(["normal"] * 4 + ["zeros", "subnormal", "nan", "inf"]))
     return case
 
 

@@ -47,7 +47,8 @@ struct PolarFactorBwd {
 
 namespace cpu {
 
-// False where the steps do not arrive: A loses rank or nearly so, or is not finite. u is then not written in full.
+// False where the steps do not arrive: A loses rank or nearly so, is not finite, or has squares that leave the range.
+// u is then not written in full.
 bool polar_factor_fwd(Dtype dtype, const PolarFactorFwd& args, int num_threads);
 bool polar_factor_bwd(Dtype dtype, const PolarFactorBwd& args, int num_threads);
 
