@@ -7,6 +7,7 @@
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "python/tensor.h"
@@ -115,15 +116,34 @@ bool spectral_norm_move(const py::object& uv, const py::sequence& vectors) {
   for (const py::handle vector : vectors) {
     const View& target = targets.emplace_back(vector, "vector");
     if (!target.object().is(vector) || target.dtype() != source.dtype()) return false;
+    if (target.overlaps(source)) throw std::invalid_argument("a vector shares memory with uv");
     numbers += target.numel();
   }
   source.expect(source.dtype(), numbers, "uv");
   const void* position = source.data();
   for (const View& target : targets) {
-    std::memcpy(target.data(), position, static_cast<size_t>(target.numel() * element_size(source.dtype())));
+    std::memcpy(target.data(), position, target.bytes());
     position = advance(const_cast<void*>(position), target.numel(), source.dtype());
   }
   return true;
+}
+
+// Refuses a spent y whose memory another tensor of the call has: it would be written before that is read.
+void check_spent(const std::vector<View>& layers,  // y, grad_y, y, grad_y, ...
+                 const std::vector<bool>& spent, std::initializer_list<std::pair<const char*, const View*>> others) {
+  for (size_t l = 0; l < spent.size(); ++l) {
+    if (!spent[l]) continue;
+    const View& y = layers[2 * l];
+    const auto refuse = [l](const std::string& name) {
+      throw std::invalid_argument("y " + std::to_string(l) + " is spent, but shares memory with " + name);
+    };
+    for (size_t i = 0; i < layers.size(); ++i) {
+      if (i != 2 * l && y.overlaps(layers[i])) refuse((i % 2 ? "grad_y " : "y ") + std::to_string(i / 2));
+    }
+    for (const auto& [name, other] : others) {
+      if (other && y.overlaps(*other)) refuse(name);
+    }
+  }
 }
 
 py::list spectral_norm_bwd(const py::sequence& grad_ys, const py::object& grad_sigma, const py::sequence& ys,
@@ -166,6 +186,8 @@ py::list spectral_norm_bwd(const py::sequence& grad_ys, const py::object& grad_s
                       .expect(wide, static_cast<int64_t>(count), "grad_sigma")
                       .data();
   }
+  check_spent(inputs, spent, {{"uv", &vectors_view}, {"sigma", &sigma_view},
+                              {"grad_sigma", grad_sigma_view.empty() ? nullptr : grad_sigma_view.data()}});
   for (size_t l = 0; l < count; ++l) {
     layers[l].u = position;
     layers[l].v = advance(position, extents[l].h, dtype);

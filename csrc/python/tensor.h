@@ -95,6 +95,13 @@ class LIPGAN_LOCAL View {
     return same(other, tensor_.strides, other.tensor_.strides);
   }
 
+  // Of tensors without gaps.
+  bool overlaps(const View& other) const {
+    const auto begin = reinterpret_cast<uintptr_t>(data()), their_begin = reinterpret_cast<uintptr_t>(other.data());
+    return begin < their_begin + other.bytes() && their_begin < begin + bytes();
+  }
+  size_t bytes() const { return static_cast<size_t>(numel_ * element_size(dtype_)); }
+
   bool contiguous() const {
     if (!tensor_.strides || numel_ == 0) return true;
     int64_t expected = 1;

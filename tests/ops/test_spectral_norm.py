@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import pytest
 import scipy.linalg
 import torch
@@ -880,6 +881,96 @@ def test_native_module_refuses_what_a_kernel_could_not_survive() -> None:
             _C.spectral_norm_fwd([numbers], [u], [v], 1, 1e-12, [0], 1)  # type: ignore[list-item]
     with pytest.raises(ValueError, match="isa must be one of"):
         _C.set_isa("quantum")
+
+
+@pytest.mark.cpu
+@pytest.mark.backend("native")
+def test_the_module_refuses_to_write_over_what_it_reads() -> None:
+    memory = torch.randn(200)
+    y, grad, sigma, uv = memory[:24].view(4, 6), memory[24:48].view(4, 6), torch.ones(1), torch.randn(10)
+
+    def backward(grads: list[Tensor], ys: list[Tensor], spent: list[bool], uv: Tensor = uv, **others: Any) -> Any:
+        count = len(ys)
+        sigma, grad_sigma = others.get("sigma", torch.ones(count)), others.get("grad_sigma")
+        vectors = uv if count == 1 else uv.repeat(count)
+        return _C.spectral_norm_bwd(grads, grad_sigma, ys, sigma, vectors, [0] * count, spent, 1)
+
+    kept = memory.clone()
+    for arguments, others, name in (
+        (([y], [y], [True]), {}, "y 0 is spent, but shares memory with grad_y 0"),
+        (([memory[20:44].view(4, 6)], [y], [True]), {}, "y 0 is spent, but shares memory with grad_y 0"),
+        (([grad, grad], [y, y], [False, True]), {}, "y 1 is spent, but shares memory with y 0"),
+        (([grad, y], [memory[48:72].view(4, 6), y], [False, True]), {}, "y 1 .* with grad_y 1"),
+        (([grad], [y], [True], memory[14:24]), {}, "y 0 .* with uv"),
+        (([grad], [y], [True]), {"sigma": memory[:1]}, "y 0 .* with sigma"),
+        (([grad], [y], [True]), {"grad_sigma": memory[23:24]}, "y 0 .* with grad_sigma"),
+        (([grad], [y], [True, True]), {}, "the lists of a group differ in length"),
+    ):
+        with pytest.raises(ValueError, match=name):
+            backward(*arguments, **others)
+    assert torch.equal(memory, kept)
+    with pytest.raises(TypeError):
+        backward([grad], [y], ["yes"])  # type: ignore[list-item]
+    # Where nothing is written over, all may be the same; neighbours may touch; a copy has memory of its own.
+    (expected,) = backward([grad.clone()], [y.clone()], [False])
+    (alone,), twice = backward([y], [y], [False]), backward([y, y], [y, y], [False] * 2)
+    assert all(torch.equal(result, alone) for result in twice)
+    for strided in (y.t().contiguous().t(), torch._neg_view(-y), y.repeat(1, 2)[:, :6]):
+        before = strided.clone()
+        (result,) = backward([grad], [strided], [True])
+        torch.testing.assert_close(result, expected)
+        assert torch.equal(strided, before)
+    (result,) = backward([grad], [y], [True])
+    assert result.data_ptr() == y.data_ptr()
+    assert torch.equal(result, expected)
+    half = [x.half() for x in (grad, kept[:24].view(4, 6), uv)]
+    (expected,) = _C.spectral_norm_bwd(half[:1], None, half[1:2], sigma, half[2], [0], [False], 1)
+    (result,) = _C.spectral_norm_bwd(half[:1], None, half[1:2], sigma, half[2], [0], [True], 1)
+    assert result.data_ptr() == half[1].data_ptr()
+    assert torch.equal(result, expected)
+
+
+@pytest.mark.cpu
+@pytest.mark.backend("native")
+@pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")
+def test_vectors_that_cannot_be_moved_by_one_call() -> None:
+    move = _C.spectral_norm_move
+    uv = torch.arange(1.0, 11.0)
+    u, v = torch.zeros(4), torch.zeros(6)
+    for vectors, message in (
+        ([u], "uv must hold 4 elements, got 10"),
+        ([u, v, u], "uv must hold 14 elements, got 10"),
+        ([], "uv must hold 0 elements, got 10"),
+        ([u, v.int()], "vector must be float32"),
+        ([u, uv[:6]], "a vector shares memory with uv"),
+        ([uv[:4], uv[4:]], "a vector shares memory with uv"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            move(uv, vectors)
+    for vectors in ([u, 1.5], [u, None], [u, v.numpy(force=True)]):
+        with pytest.raises(TypeError, match="vector must be a tensor"):
+            move(uv, vectors)
+    raw = torch.zeros(25, dtype=torch.uint8)
+    for other in (
+        v.half(),
+        v.double(),
+        torch.zeros(12)[::2],
+        torch.zeros(1).expand(6),
+        torch._neg_view(torch.zeros(6)),
+        torch._efficientzerotensor(6),
+        torch.frombuffer(raw.numpy(force=True), dtype=torch.float32, offset=1, count=6),
+    ):
+        assert not move(uv, [u, other])  # and nothing done: PyTorch copies
+        assert not u.any()
+    assert not move(uv.half(), [u, v])
+    # Of one memory the last number stays, as in copies one after the other.
+    both = torch.zeros(7)
+    assert move(uv, [both[:4], both[1:]])
+    assert both.tolist() == [1.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0]
+    fixed = np.zeros(6, np.float32)
+    fixed.flags.writeable = False
+    assert move(torch._neg_view(-uv.repeat_interleave(2)[::2]), [u, torch.from_numpy(fixed)])
+    assert torch.cat([u, torch.from_numpy(fixed)]).tolist() == uv.tolist()
 
 
 @pytest.mark.cpu
