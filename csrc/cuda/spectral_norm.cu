@@ -240,7 +240,8 @@ int spectral_norm_bwd(Dtype dtype, const SpectralNormBwdLayer* layers, int64_t n
     int64_t chunks = 0;
     for (int i = 0; i < group.num_layers; ++i) {
       const SpectralNormBwdLayer& layer = layers[begin + i];
-      if (layer.h * layer.outer * layer.inner > int64_t{1} << 40) return cudaErrorInvalidValue;  // the number of chunks is an int
+      // The number of chunks is an int.
+      if (layer.h * layer.outer * layer.inner > int64_t{1} << 40) return cudaErrorInvalidValue;
       BackwardRow& row = group.rows[i];
       divide(layer, &row);
       arrange(layer, 16 / size, gathered, &row);

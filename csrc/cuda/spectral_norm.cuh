@@ -246,7 +246,8 @@ __device__ void row_block(const Row& row, int64_t block, bool first_iteration, b
 #pragma unroll
         for (int k = 0; k < V; ++k) v.at[k] *= s_scale;
       }
-      for_tile_rows<V>(tile_weight + (slabs ? column_at(row.layer, j) : j), row_stride, rows, [&](int r, const Pack<T, V>& x) {
+      const T* column = tile_weight + (slabs ? column_at(row.layer, j) : j);
+      for_tile_rows<V>(column, row_stride, rows, [&](int r, const Pack<T, V>& x) {
 #pragma unroll
         for (int k = 0; k < V; ++k) t[r] += static_cast<A>(x.at[k]) * v.at[k];
       });
@@ -284,7 +285,8 @@ __device__ void row_block(const Row& row, int64_t block, bool first_iteration, b
       const int j = j_first + column_thread * V;
       Pack<A, V> r_sum = {};
       if (j < w) {
-        for_tile_rows<V>(tile_weight + (slabs ? column_at(row.layer, j) : j), row_stride, rows, [&](int r, const Pack<T, V>& x) {
+        const T* column = tile_weight + (slabs ? column_at(row.layer, j) : j);
+        for_tile_rows<V>(column, row_stride, rows, [&](int r, const Pack<T, V>& x) {
 #pragma unroll
           for (int k = 0; k < V; ++k) r_sum.at[k] += t[r] * static_cast<A>(x.at[k]);
         });
@@ -462,7 +464,8 @@ __device__ void column_block(const Row& row, int64_t block, double eps) {
 }
 
 // The whole iteration of a layer with a large W, by one block: of W times a power of two, with sums in double. Leaves u
-// in t and v in s. A W that is not finite stays as it is.
+// in t and v in s. A W that is not finite stays as it is. What a block shares over one layer is read before the barriers
+// that the next one has before it writes that again.
 template <typename T>
 __device__ void mend(const Row& row, int64_t n_power_iterations, double eps) {
   using A = typename Numeric<T>::A;
@@ -534,7 +537,6 @@ __device__ void mend(const Row& row, int64_t n_power_iterations, double eps) {
     row.mended[0] = unit;
     row.mended[1] = sigma;
   }
-  __syncthreads();  // before the next layer
 }
 
 // Y = W / sigma for kChunk elements, this chunk's share of u and v, and the first chunk's sigma.

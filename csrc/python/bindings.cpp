@@ -81,7 +81,7 @@ py::tuple spectral_norm_fwd(const py::sequence& weights, const py::sequence& us,
     const void* v = inputs.emplace_back(vs[l], "v").expect(dtype, e.w(), "v").data();
     layers.push_back({weight.data(), u, v, nullptr, nullptr, nullptr, e.outer, e.h, e.inner});
     vectors += e.h + e.w();
-    bytes += Outputs::room_for(static_cast<size_t>(weight.numel() * element_size(dtype)));
+    bytes += Outputs::room_for(weight.bytes());
   }
   const Dtype dtype = inputs[0].dtype();
   const Outputs outputs(bytes);
