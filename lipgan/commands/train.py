@@ -69,8 +69,12 @@ def _train(
     existing = out / CHECKPOINT
     values = {name: default for name, (_, default) in config.RUN_FIELDS.items()}
     if args.resume:
-        trainer = _resumed(given, existing, device)
-        values |= _planned(out) | given
+        planned = _planned(out)
+        trainer = _resumed(given, existing, planned, device)
+        values |= planned | given
+        if values["steps"] is None:
+            says = "does not say" if (out / CONFIG).exists() else "is missing, which says"
+            raise ValueError(f"{out / CONFIG} {says} how many steps the run takes: give --steps")
     else:
         _refuse_existing(args)
         values |= given
@@ -129,10 +133,15 @@ def _fields() -> list[str]:
 
 
 def _planned(out: Path) -> dict[str, Any]:
-    """The configuration of the run in a folder, or nothing where it cannot be read."""
+    """The configuration of the run in a folder, or nothing where a run was killed before its first was written.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: as `config.read`.
+    """
     try:
         return config.read(out / CONFIG)
-    except (OSError, ValueError):
+    except FileNotFoundError:
         return {}
 
 
@@ -151,11 +160,11 @@ def _fresh(values: dict[str, Any], device: torch.device) -> Trainer:
     return Trainer.from_recipe(recipe, dataset, seed=values["seed"], device=device, log_every=values["log_every"])
 
 
-def _resumed(given: dict[str, Any], path: Path, device: torch.device) -> Trainer:
+def _resumed(given: dict[str, Any], path: Path, planned: dict[str, Any], device: torch.device) -> Trainer:
     # Names that nothing has come before those that this run has not.
     if "recipe" in given:
         recipes.get(given["recipe"])
-    if given.get("data", "") not in ("", _planned(path.parent).get("data")):
+    if given.get("data", "") not in ("", planned.get("data")):
         data.load(given["data"], given.get("size"))
     if not path.exists():
         raise ValueError(f"{path.parent} holds no {path.name} to resume from; leave --resume out to start a run")

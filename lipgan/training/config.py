@@ -49,9 +49,9 @@ def read(path: Path) -> dict[str, Any]:
         values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     # Of a number with thousands of digits, too, which Python does not read.
     except ValueError as error:
-        raise ValueError(f"--config {path} is not TOML: {error}") from error
+        raise ValueError(f"{path} is not TOML: {error}") from error
     except RecursionError as error:
-        raise ValueError(f"--config {path} is nested too deeply") from error
+        raise ValueError(f"{path} is nested too deeply") from error
     known = {name: kind for name, (kind, _) in RUN_FIELDS.items()} | dict(recipes.FIELDS)
     for name, value in values.items():
         kind = lookup(known, name, f"field in {path}")

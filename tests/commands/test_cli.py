@@ -522,6 +522,42 @@ def test_a_damaged_checkpoint_stops_the_resumption(
     assert contents(tmp_path) == before
 
 
+@pytest.mark.parametrize(
+    ("text", "arguments", "message"),
+    [
+        ("steps = = 9", [], "config.toml is not TOML"),
+        ("steps = = 9", ["--steps", "9"], "config.toml is not TOML"),
+        ("stops = 9", [], "config.toml"),
+        ('steps = "9"', [], "config.toml must be of type int"),
+        ("seed = 0", [], "config.toml does not say how many steps the run takes: give --steps"),
+        (None, [], "config.toml is missing, which says how many steps the run takes: give --steps"),
+    ],
+)
+def test_a_run_whose_configuration_is_broken_is_not_resumed(
+    run: Path,
+    tmp_path: Path,
+    text: str | None,
+    arguments: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "checkpoint.pt").write_bytes((run / "checkpoint.pt").read_bytes())
+    if text is not None:
+        (tmp_path / "config.toml").write_text(text)
+    before = contents(tmp_path)
+    monkeypatch.delattr(Trainer, "_train_step")  # the steps of the recipe would take minutes
+    assert resume(tmp_path, *arguments) == 2
+    assert message in one_line_error(capsys)
+    assert contents(tmp_path) == before
+
+
+def test_a_run_that_was_killed_before_its_configuration_was_written_is_resumed(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "checkpoint.pt").write_bytes((run / "checkpoint.pt").read_bytes())
+    assert resume(tmp_path, "--steps", "7") == 0
+    assert (tmp_path / "config.toml").exists()
+
+
 # --- sample
 
 
