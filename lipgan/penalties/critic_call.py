@@ -22,12 +22,14 @@ class CriticCall(NamedTuple):
         args: whatever the critic takes after the samples.
         output: which of the critic's outputs are the scores, see `lipgan.gradient_penalty`.
         parts: what the samples consist of; None for one tensor.
+        replicated: whether DistributedDataParallel waits for the gradients of the critic.
     """
 
     critic: Critic
     args: tuple[Any, ...]
     output: Output
     parts: Parts | None = None
+    replicated: bool = False
 
     def scores(self, x: Tensor) -> Tensor:
         """The scores of the samples ``x``, of which the sum counts: one for each sample, or for each patch or pack."""

@@ -29,7 +29,7 @@ from lipgan.penalties.memory import CriticMemory
 from lipgan.penalties.perceptron import Perceptron, asked_for, known, may_be_perceptron, recognize
 from lipgan.penalties.plan import Recorder
 from lipgan.penalties.plans import Loss, loss_by_scores
-from lipgan.penalties.precomputed import with_gradients
+from lipgan.penalties.precomputed import with_gradients, with_zeros
 from lipgan.penalties.tape import HOOKS_ON_SAVED, Tape, Unsupported
 
 NAMES = ("auto", "fused", "autograd")
@@ -420,6 +420,8 @@ def _autograd(task: _Task) -> tuple[Tensor | None, Tensor]:
         if gradient is None:
             raise _independent()
         result, _ = gradient_penalty(gradient, form.kind, weight=form.weight, target=form.target, norm=form.norm)
+        if task.call.replicated and differentiable:
+            result = with_zeros(result, scores, task.call.parameters())
     return value, result if differentiable else result.detach()
 
 

@@ -84,7 +84,8 @@ def gradient_penalty(
 
     DistributedDataParallel: give the wrapper, which then synchronizes the gradients as those of any forward pass; they
     equal those of the joined batch, except for kind "max", which takes the maximum of each process's own samples, and
-    "dragan", whose noise is as wide as those.
+    "dragan", whose noise is as wide as those. The wrapper waits for the gradients of all parameters that the scores
+    depend on, so that with the engine "autograd", too, those that the penalty does not depend on get zeros.
     Give the wrapped module only in a loss that has a forward pass of the wrapper in it as well. Critics whose weights
     are sharded (``fully_shard``, FullyShardedDataParallel) are refused. Lightning Fabric's wrapper waits for gradients
     of what it returns, so that autograd serves it; its ``module`` gets the engine "fused".

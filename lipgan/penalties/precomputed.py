@@ -18,6 +18,28 @@ def with_gradients(value: Tensor, parameters: Sequence[Tensor], grads: Sequence[
     return PrecomputedGradients.apply(value, grads, *parameters)  # type: ignore[no-any-return, no-untyped-call]
 
 
+def with_zeros(value: Tensor, scores: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+    """``value``, which also has a gradient of zeros for the parameters that the scores depend on, such as biases.
+
+    DistributedDataParallel waits for a gradient of each parameter, or takes one that the output of a forward pass does
+    not depend on for ready, and fails where another forward pass of the step has a gradient for it.
+    """
+    # Where graphs end there is a node for each leaf.
+    nodes, seen = [scores.grad_fn], set()
+    leaves: set[int] = set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        leaves.add(id(getattr(node, "variable", None)))
+        nodes += [function for function, _ in node.next_functions]
+    for parameter in parameters:
+        if id(parameter) in leaves:
+            value = value + parameter[None][:0].sum().to(value)
+    return value
+
+
 class PrecomputedGradients(torch.autograd.Function):
     """A value whose derivatives are known; its backward only scales them."""
 

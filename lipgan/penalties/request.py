@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from lipgan._checks import as_number, check_choice, check_critic, check_real_and_fake
 from lipgan._choices import PENALTY_FORMS
@@ -57,7 +58,7 @@ class Request(NamedTuple):
 
     def call(self, critic: Critic, args: tuple[Any, ...]) -> CriticCall:
         """How the scores are had of a critic, which may have been unwrapped, and its arguments."""
-        return CriticCall(critic, args, self.output, self.parts)
+        return CriticCall(critic, args, self.output, self.parts, isinstance(self.critic, DistributedDataParallel))
 
     def run(self, function: Callable[..., Any], *samples: Tensor) -> Any:
         """``function(critic, *samples, *critic_args)`` under the conditions under which a critic runs."""

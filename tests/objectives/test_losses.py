@@ -293,6 +293,28 @@ def test_the_second_loss_of_the_generator_has_a_gradient_where_the_critic_is_sur
     assert slopes["non-saturating"] == pytest.approx(-1)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_processes_average_to_the_joined_batch_where_a_loss_is_a_mean_over_samples(name: str) -> None:
+    """What docs/howto/many-gpus.md promises of all but one."""
+    loss = losses.get(name)
+    torch.manual_seed(3)
+    real, fake = (torch.randn(8, dtype=torch.float64, requires_grad=True) for _ in range(2))
+
+    def values(rows: slice) -> Tensor:
+        return torch.stack([loss.critic_loss(real[rows], fake[rows]), loss.generator_loss(fake[rows], real[rows])])
+
+    joined, apart = values(slice(8)), (values(slice(4)) + values(slice(4, 8))) / 2
+    for which in (0, 1):
+        error = (apart - joined)[which].abs().detach()
+        for sample in (real, fake):
+            ours, theirs = (
+                torch.autograd.grad(x[which], sample, retain_graph=True, materialize_grads=True)[0]
+                for x in (apart, joined)
+            )
+            error = torch.maximum(error, (ours - theirs).abs().max())
+        assert (error > 1e-3) if name == "kl-wgan" else (error < 1e-14), which
+
+
 def test_kl_wgan_has_the_gradients_of_the_donsker_varadhan_bound() -> None:
     loss = losses.get("kl-wgan")
     real = torch.tensor(REAL, dtype=torch.float64, requires_grad=True)

@@ -35,26 +35,33 @@ def _scores(outcome: Any) -> Tensor:
     return outcome[0] if isinstance(outcome, tuple) else outcome
 
 
-def _ddp_loss(critic: Any, module: Any, rows: slice, where: str, together: bool, options: dict[str, Any]) -> Tensor:
-    """Of one process's rows, or of all; ``where`` the penalty is given the critic or its module."""
+def _ddp_loss(critic: Any, module: Any, rows: slice, where: str, together: str, options: dict[str, Any]) -> Tensor:
+    """Of one process's rows, or of all.
+
+    Args:
+        where: whether the penalty is given the critic or its module.
+        together: whether there is a loss of the scores, too, taken before or after the penalty; "" for none.
+    """
     real, fake = REAL[rows], FAKE[rows]
     output = {"output": _scores}
-    loss = gradient_penalty(critic if where == "wrapper" else module, real, fake, **options, **output)
-    if together:
-        loss = loss + _scores(critic(fake)).mean() - _scores(critic(real)).mean()
-    return loss
+
+    def of_scores() -> Tensor:
+        return _scores(critic(fake)).mean() - _scores(critic(real)).mean()
+
+    before = of_scores() if together == "before" else 0
+    loss = before + gradient_penalty(critic if where == "wrapper" else module, real, fake, **options, **output)
+    return loss + of_scores() if together == "after" else loss
 
 
 DDP_CASES = [
     (make, where, together, unused, engine)
     for make in (image_critic, TwoHeads)
-    for where, together in (("wrapper", False), ("wrapper", True), ("module", True))
+    for where, together in (("wrapper", ""), ("wrapper", "before"), ("wrapper", "after"), ("module", "after"))
     for unused in (False, True)
     for engine in ("fused", "autograd")
     # What DistributedDataParallel does not serve itself: a forward pass whose outputs are not all in the loss, and,
-    # where it does not look for them, parameters without a gradient; the fused engine gives zeros to biases.
-    if (make is TwoHeads and unused and not together)
-    or (make is image_critic and (unused or together or engine == "fused"))
+    # where it does not look for them, parameters without a gradient.
+    if make is image_critic or (unused and not together)
 ]
 
 
@@ -64,7 +71,7 @@ def _replica(rank: int, path: str) -> None:
     rows = slice(3 * rank, 3 * rank + 3)
     results = []
 
-    def run(make: Any, where: str, together: bool, options: Callable[[], dict[str, Any]], **settings: Any) -> None:
+    def run(make: Any, where: str, together: str, options: Callable[[], dict[str, Any]], **settings: Any) -> None:
         module = make()
         critic = DistributedDataParallel(module, **settings)
         for _ in range(2):  # the second step fails where the first did not prepare or reduce everything
@@ -81,9 +88,9 @@ def _replica(rank: int, path: str) -> None:
         torch.rand(3 * rank, generator=generator, dtype=torch.float64)  # those of the ranks before
         return {"engine": "fused", "generator": generator}
 
-    run(image_critic, "wrapper", True, drawn)
-    run(image_critic, "wrapper", True, drawn, static_graph=True)
-    run(image_critic, "wrapper", False, drawn, static_graph=True)
+    run(image_critic, "wrapper", "after", drawn)
+    run(image_critic, "wrapper", "after", drawn, static_graph=True)
+    run(image_critic, "wrapper", "", drawn, static_graph=True)
 
     # Accumulation: the first half of a step without synchronization, the lazy penalty in the second.
     module = image_critic()
@@ -104,13 +111,13 @@ def test_distributed_data_parallel_equals_one_process_on_the_joined_batch(tmp_pa
     run(_replica, str(tmp_path))
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
 
-    def single(make: Any, together: bool, **options: Any) -> list[Tensor]:
+    def single(make: Any, together: str, **options: Any) -> list[Tensor]:
         module = make()
         loss = _ddp_loss(module, module, slice(6), "wrapper", together, {"engine": "autograd", **options})
         return grads_of(loss, module)
 
     expected = [single(make, together, kind="r1+r2") for make, _, together, _, _ in DDP_CASES]
-    expected += [single(image_critic, together, generator=draws()) for together in (True, True, False)]
+    expected += [single(image_critic, together, generator=draws()) for together in ("after", "after", "")]
     module = image_critic()
     loss = gradient_penalty(module, REAL, kind="r1") + gradient_penalty(module, FAKE, kind="r1") + module(FAKE).mean()
     expected.append(grads_of(loss, module))
