@@ -20,14 +20,15 @@ def sqrtm(a: Tensor, *, method: str = "auto") -> Tensor:
     The error is at most ``min(e^(1/2), e / (2 l^(1/2)))`` in the spectral norm, with l the smallest eigenvalue of a and
     ``e = 4 n^(1/2) eps |a|``: half of the digits where a is singular, in every method. The derivative solves the
     Lyapunov equation ``X dX + dX X = dA``, of which a second and every further derivative follow; where a is singular,
-    it is the solution without a part in the kernel of a.
+    it is the solution without a part in the kernel of a, and they are those along matrices of the same rank.
 
     Args:
         a: ``(..., n, n)``, real. Of float16 and bfloat16 the root is computed in float32 and rounded once. Only the
             symmetric part counts, and the gradient is symmetric.
         method: "eigh": eigenvalues, by LAPACK or cuSOLVER. "native": eigenvalues of many matrices at once, in C++, for
             n up to 64 on a CPU. "newton-schulz": products of matrices only, for matrices whose squares stay in
-            range. "auto": "native" where it serves, on a GPU the Triton kernel for n up to 64, else "eigh".
+            range; its derivatives are for definite matrices. "auto": "native" where it serves, on a GPU the Triton
+            kernel for n up to 64, else "eigh".
 
     Returns:
         ``(..., n, n)``, in the dtype of a, exactly symmetric.

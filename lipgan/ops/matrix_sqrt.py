@@ -186,16 +186,32 @@ class _Lyapunov(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, x, roots, vectors, ctx.backend = inputs
-        ctx.save_for_backward(output, x, roots, vectors)
+        g, x, roots, vectors, ctx.backend = inputs
+        ctx.save_for_backward(output, g, x, roots, vectors)
 
     @staticmethod
     @without_autocast
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         # X dT + dT X = dG - dX T - T dX, and the solution is its own adjoint.
-        t, x, roots, vectors = ctx.saved_tensors
-        u = _Lyapunov.apply(grad, x, roots, vectors, ctx.backend)  # type: ignore[no-untyped-call]
-        to_x = -(u @ t.mT + t.mT @ u) if ctx.needs_input_grad[1] else None
+        t, g, x, roots, vectors = ctx.saved_tensors
+
+        def solve(g: Tensor) -> Tensor:
+            result: Tensor = _Lyapunov.apply(g, x, roots, vectors, ctx.backend)  # type: ignore[no-untyped-call]
+            return result
+
+        u = solve(grad)
+        if not ctx.needs_input_grad[1]:
+            return u, None, None, None, None
+        to_x = -(u @ t.mT + t.mT @ u)
+        if roots.shape[-1] == x.shape[-1]:
+            # The kernel of X, to which T and what counts of G have no part, turns with X: dP = -(X^+ dX P + P dX X^+).
+            eye = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device).expand_as(x)
+            inverse = solve(2 * eye)
+            kernel = eye - x @ inverse
+            outer_g, outer_grad = ((kernel @ y @ kernel).mT for y in (g, grad))
+            to_x = (
+                to_x + inverse @ (u @ outer_g + t.mT @ outer_grad.mT) + (outer_g @ u + outer_grad.mT @ t.mT) @ inverse
+            )
         return u, to_x, None, None, None
 
 

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lipgan.linalg import inv_sqrtm, sqrtm
+from lipgan.linalg import inv_sqrtm, polar, sqrtm
 from lipgan.ops import UnavailableError, _backend, use_backend
 from lipgan.ops import matrix_sqrt as ops
 from lipgan.reference import matrix_sqrt as reference
@@ -300,6 +300,45 @@ def test_derivatives_where_eigenvalues_are_zero(method: str) -> None:
             expected[0, :] = expected[:, 0] = 0.5
             expected[0, 0] = 0.25
         assert float((grad - expected).abs().max()) < 1e-15
+
+
+def derivatives(function: Callable[[Tensor], Tensor], x: Tensor, along: Tensor, weights: Tensor) -> list[float]:
+    """Of orders 1 to 3 along a direction, of a weighted sum."""
+    x = x.clone().requires_grad_()
+    value, seen = (function(x) * weights).sum(), []
+    for _ in range(3):
+        value = (torch.autograd.grad(value, x, create_graph=True)[0] * along).sum()
+        seen.append(float(value.detach()))
+    return seen
+
+
+@pytest.mark.parametrize("method", ["eigh", "native"])
+@pytest.mark.parametrize(("n", "rank"), [(3, 1), (4, 2), (5, 3)])
+def test_every_derivative_along_matrices_of_a_rank(n: int, rank: int, method: str) -> None:
+    """The kernel turns: half of the digits of the root are lost in it, and so are some of the third derivative's."""
+    torch.manual_seed(5)
+    x, along, weights = (torch.randn(n, k, dtype=torch.float64) for k in (rank, rank, n))
+    ours = derivatives(lambda x: sqrtm(x @ x.mT, method=method), x, along, weights)
+    # With regular matrices only, whose derivatives the tests above compare with differences.
+    expected = derivatives(lambda x: x @ inv_sqrtm(x.mT @ x) @ x.mT, x, along, weights)
+    assert ours[:2] == pytest.approx(expected[:2], rel=1e-9, abs=1e-9)
+    assert ours[2] == pytest.approx(expected[2], rel=1e-5, abs=1e-5)
+
+
+@pytest.mark.parametrize(("m", "n", "rank"), [(3, 3, 1), (6, 4, 2)])
+def test_every_derivative_of_a_polar_decomposition_along_matrices_of_a_rank(m: int, n: int, rank: int) -> None:
+    torch.manual_seed(6)
+    x, along = (torch.randn(m + n, rank, dtype=torch.float64) for _ in range(2))
+    weights = torch.randn(n, n, dtype=torch.float64)
+
+    def by_regular_matrices(x: Tensor) -> Tensor:
+        # z y^T = z s q^T, with orthonormal columns of q and s = (y^T y)^(1/2).
+        z, y = x[:m], x[m:]
+        s, q = sqrtm(y.mT @ y), y @ inv_sqrtm(y.mT @ y)
+        return q @ sqrtm(s @ z.mT @ z @ s) @ q.mT
+
+    ours = derivatives(lambda x: polar(x[:m] @ x[m:].mT)[1], x, along, weights)
+    assert ours == pytest.approx(derivatives(by_regular_matrices, x, along, weights), rel=1e-9, abs=1e-9)
 
 
 def test_third_derivative_of_a_number() -> None:
