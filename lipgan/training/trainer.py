@@ -229,6 +229,12 @@ class Trainer:
             OSError: the file cannot be written; a file at ``path`` stays as it is.
         """
         self._check_finite()
+        if distributed.world_size() > 1 and self._unlogged:
+            # One file for any number of processes: what is logged of them all.
+            means = distributed.average(_stacked(self._unlogged))
+            self._unlogged = [
+                dict(zip(terms, row, strict=True)) for terms, row in zip(self._unlogged, means, strict=True)
+            ]
         if distributed.rank() == 0:
             checkpoint.write(path, self.state_dict())
 

@@ -49,9 +49,37 @@ def trained(name: str) -> dict[str, Any]:
     }
 
 
+# A logged step, and one between two of them.
+SPLITS = (2, 3)
+
+
+def resumable(path: Path | None = None) -> Trainer:
+    """A trainer in float64 that logs every second step, fresh or from a checkpoint."""
+    row = dataclasses.replace(recipes.get("sngan"), architecture="mlp", batch_size=16, steps=5)
+    ring = data.load("ring")
+    torch.manual_seed(1)
+    generator, critic = (network.double() for network in GAN.build(row, ring.shape, ring.classes))
+    if path is None:
+        return Trainer(generator, critic, row, ring, seed=2, log_every=2)
+    return Trainer.load(path, generator=generator, critic=critic, data=ring)
+
+
+def outcome(trainer: Trainer) -> dict[str, Any]:
+    return {"history": trainer.history, "average": [p.detach() for p in trainer.ema.parameters()]}
+
+
 def process(rank: int, folder: Path) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=2)
     torch.save({name: trained(name) for name in RUNS}, folder / f"{rank}.pt")
+
+    # Checkpoints of one process go on with two, and those of two with one.
+    continued = {}
+    for split in SPLITS:
+        resumable().fit(split).save(folder / f"two-{split}")
+        distributed.wait()
+        for saved in ("one", "two"):
+            continued[f"{saved}-{split}"] = outcome(resumable(folder / f"{saved}-{split}").fit(5 - split))
+    torch.save(continued, folder / f"{rank}-continued.pt")
 
     # A stop in one process ends all of them after the same step.
     row = dataclasses.replace(recipes.get("gan"), batch_size=8)
@@ -75,7 +103,17 @@ def process(rank: int, folder: Path) -> None:
     leave()
 
 
+def assert_same_rows(rows: list[dict[str, Any]], expected: list[dict[str, Any]], name: str) -> None:
+    for row, wanted in zip(rows, expected, strict=True):
+        assert row.keys() == wanted.keys()
+        for key, value in wanted.items():
+            error = 0.0 if value is None else abs(row[key] - value) / max(1.0, abs(value))
+            assert error < 1e-10, (name, key, row["step"], error)
+
+
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
+    for split in SPLITS:
+        resumable().fit(split).save(tmp_path / f"one-{split}")
     run(process, tmp_path)
     errors = [(tmp_path / f"{rank}.txt").read_text() for rank in (0, 1)]
     sentence = "batch_size must be a multiple of accumulation times processes, 2, got 9"
@@ -92,14 +130,21 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
         torch.set_num_threads(before)
     for name, expected in alone.items():
         for ours in (first[name], second[name]):
-            for row, wanted in zip(ours["history"], expected["history"], strict=True):
-                assert row.keys() == wanted.keys()
-                for key, value in wanted.items():
-                    error = 0.0 if value is None else abs(row[key] - value) / max(1.0, abs(value))
-                    assert error < 1e-10, (name, key, row["step"], error)
+            assert_same_rows(ours["history"], expected["history"], name)
             for part in ("parameters", "average"):
                 for a, b in zip(ours[part], expected[part], strict=True):
                     assert float((a - b).abs().max()) < 1e-10, (name, part)
+
+    whole = outcome(resumable().fit(5))
+    continued = {f"{rank}": torch.load(tmp_path / f"{rank}-continued.pt", weights_only=True) for rank in (0, 1)}
+    continued["alone"] = {
+        f"two-{split}": outcome(resumable(tmp_path / f"two-{split}").fit(5 - split)) for split in SPLITS
+    }
+    for whose, runs in continued.items():
+        for name, ours in runs.items():
+            assert_same_rows(ours["history"], whole["history"], f"{whose}: {name}")
+            for a, b in zip(ours["average"], whole["average"], strict=True):
+                assert float((a - b).abs().max()) < 1e-10, (whose, name)
 
 
 # --- the command line
