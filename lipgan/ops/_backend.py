@@ -211,11 +211,12 @@ def is_plain(tensors: Sequence[Tensor]) -> bool:
 
 
 def is_unobserved(tensors: Sequence[Tensor]) -> bool:
-    """Whether tensors are PyTorch's own, and neither a tracer nor a mode looks at what is done to them."""
+    """Whether tensors are PyTorch's own and have values, and neither a tracer nor a mode looks at what is done."""
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() != 0:
         return False
-    for tensor in tensors:  # noqa: SIM110 -- all() of a generator takes three times as long
-        if type(tensor) is not Tensor and type(tensor) is not Parameter:
+    # all() of a generator takes three times as long.
+    for tensor in tensors:
+        if (type(tensor) is not Tensor and type(tensor) is not Parameter) or tensor.is_meta:
             return False
     return True
 
