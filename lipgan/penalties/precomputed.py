@@ -12,10 +12,14 @@ from lipgan._dtypes import accumulation_dtype
 
 
 def with_gradients(value: Tensor, parameters: Sequence[Tensor], grads: Sequence[Tensor | None]) -> Tensor:
-    """``value`` as a function of the parameters whose derivatives are ``grads``, None for zeros."""
+    """``value`` as a function of the parameters whose derivatives are ``grads``, None for zeros.
+
+    ``value`` is a tensor that was made for it, and becomes the result.
+    """
     if not parameters:
         return value
-    return PrecomputedGradients.apply(value, grads, *parameters)  # type: ignore[no-any-return, no-untyped-call]
+    # In a tuple autograd does not take it for an input, of which it would make a view, or we a copy.
+    return PrecomputedGradients.apply((value,), grads, *parameters)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def with_zeros(value: Tensor, scores: Tensor, parameters: Sequence[Tensor]) -> Tensor:
@@ -44,14 +48,15 @@ class PrecomputedGradients(torch.autograd.Function):
     """A value whose derivatives are known; its backward only scales them."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, grads: Sequence[Tensor | None], *parameters: Tensor) -> Tensor:
-        # Zeros are made when they are asked for.
-        ctx.like = [p if grad is None else None for p, grad in zip(parameters, grads, strict=True)]
+    def forward(ctx: Any, value: tuple[Tensor], grads: Sequence[Tensor | None], *parameters: Tensor) -> Tensor:
         ctx.dtypes = [p.dtype for p in parameters]
         # Whether the gradients are what a backward of 1 hands out.
         ctx.ready = ctx.dtypes == [None if grad is None else grad.dtype for grad in grads]
+        # Zeros are made when they are asked for.
+        ctx.like = None if ctx.ready else [p if g is None else None for p, g in zip(parameters, grads, strict=True)]
+        # What autograd holds it frees after the backward, with its error for a second one.
         ctx.save_for_backward(*grads)
-        return value.clone()
+        return value[0]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -66,7 +71,8 @@ class PrecomputedGradients(torch.autograd.Function):
             return None, None, *ctx.saved_tensors
         products: list[Tensor | None] = []
         together: dict[int, Tensor] = {}
-        for g, p, dtype, need in zip(ctx.saved_tensors, ctx.like, ctx.dtypes, needed, strict=True):
+        like = ctx.like or [None] * len(needed)
+        for g, p, dtype, need in zip(ctx.saved_tensors, like, ctx.dtypes, needed, strict=True):
             if need and g is not None and g.dtype == dtype == grad.dtype and not unchanged:
                 together[len(products)] = g
                 products.append(None)

@@ -1,5 +1,6 @@
 """`lipgan.gradient_penalty` in a training step: graphs, hooks, modes of autograd."""
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lipgan import gradient_penalty
 from lipgan.penalties import explain
+from lipgan.penalties.precomputed import with_gradients
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -47,6 +49,32 @@ def test_accumulated_gradients_are_nobody_elses() -> None:
     assert_same([p.grad for p in critic.parameters()], [2 * g for g in once], 1e-12)
     with pytest.raises(RuntimeError, match="second time"):
         penalty.backward()
+
+
+def test_a_penalty_is_changed_in_place() -> None:
+    """As any result of an operation, which a view that a function of autograd has made could not be."""
+    critic = image_critic()
+    grads = []
+    for factor in (1, 3):
+        critic.zero_grad()
+        penalty = gradient_penalty(critic, REAL, kind="r1", engine="fused")
+        penalty *= factor
+        penalty.backward()
+        grads.append([p.grad.clone() for p in critic.parameters()])
+    assert_same(grads[1], [3 * g for g in grads[0]], 1e-12)
+
+
+def test_a_backward_hands_its_gradients_over() -> None:
+    """It copies none, and holds none of them any more."""
+    parameter, grad = torch.zeros(3, requires_grad=True), torch.ones(3)
+    place, gone = grad.data_ptr(), weakref.ref(grad)
+    penalty = with_gradients(torch.zeros(()), [parameter], [grad])
+    del grad
+    penalty.backward()
+    assert parameter.grad is not None
+    assert parameter.grad.data_ptr() == place
+    parameter.grad = None
+    assert gone() is None
 
 
 def test_create_graph_is_refused() -> None:
