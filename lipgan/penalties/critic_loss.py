@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -10,14 +11,15 @@ from torch import Tensor
 
 from lipgan._checks import check_no_nan
 from lipgan.objectives import losses
-from lipgan.penalties import engines
+from lipgan.penalties import engines, shortcut
 from lipgan.penalties.conditions import OutsideOfInferenceMode, uncompiled
 from lipgan.penalties.coupling import CoupledSamples
 from lipgan.penalties.critic_call import Critic, CriticCall, Output
 from lipgan.penalties.engines import Execution, PenaltyForm
 from lipgan.penalties.parts import Samples
+from lipgan.penalties.plans import Loss, OfScoresAlone
 from lipgan.penalties.points import points
-from lipgan.penalties.request import request
+from lipgan.penalties.request import Request, request
 
 LossOfScores = Callable[[Tensor, Tensor], Tensor]
 
@@ -119,13 +121,41 @@ def critic_loss(
             return CriticLoss(
                 value + penalty, value.detach(), penalty.detach(), real_scores.detach(), fake_scores.detach()
             )
-    of_scores = losses.get(loss).critic_loss if isinstance(loss, str) else loss
+    of_scores = _named(loss) if isinstance(loss, str) else loss
     arguments = (critic, real, fake, kind, weight, target, norm, engine, compile, critic_args, output)
-    result: CriticLoss = uncompiled(_critic_loss, arguments, of_scores, generator)
+    name = loss if type(loss) is str else None
+    result: CriticLoss = uncompiled(_critic_loss, arguments, of_scores, generator, name)
     return result
 
 
-def _critic_loss(arguments: tuple[Any, ...], of_scores: LossOfScores, generator: torch.Generator | None) -> CriticLoss:
+@functools.lru_cache(maxsize=64)
+def _named(loss: str) -> LossOfScores:
+    return losses.get(loss).critic_loss
+
+
+def _critic_loss(
+    arguments: tuple[Any, ...], of_scores: LossOfScores, generator: torch.Generator | None, name: str | None
+) -> CriticLoss:
+    """`critic_loss`, given the loss as a function, and its name if it has one."""
+    short = None if name is None else shortcut.find(*arguments, loss=name)
+    if short is not None:
+        critic, real, fake, *_ = arguments
+        found = short.loss_and_penalty(critic, real, fake, of_scores)
+        if found is not None:
+            return CriticLoss(*found)
+    result, asked = _by_request(arguments, of_scores, generator, name)
+    if name is not None and short is None and asked.kind in ("r1", "r2", "r1+r2"):
+        real, fake = asked.real, asked.fake
+        assert fake is not None
+        if real.dtype == fake.dtype and (len(real) > 1 or asked.kind == "r1+r2"):
+            shortcut.note(asked, arguments[1], arguments[2], arguments[3:9], lambda: torch.cat([real, fake]), name)
+    return result
+
+
+def _by_request(
+    arguments: tuple[Any, ...], of_scores: LossOfScores, generator: torch.Generator | None, name: str | None
+) -> tuple[CriticLoss, Request]:
+    """The long way, and what was asked for."""
     asked = request(*arguments)
     kind, form = asked.kind, asked.form
     if asked.fake is None:
@@ -141,7 +171,7 @@ def _critic_loss(arguments: tuple[Any, ...], of_scores: LossOfScores, generator:
 
         def judge(critic: Critic, real: Tensor, fake: Tensor, *args: Any) -> CriticLoss:
             call = asked.call(critic, args)
-            judged = _Judged(call, form, asked.execution, of_scores)
+            judged = _Judged(call, form, asked.execution, of_scores, named=name is not None)
             if kind is None:
                 loss = judged.loss(call.scores(real), call.scores(fake))
                 penalty = torch.zeros((), dtype=loss.dtype, device=loss.device)
@@ -159,7 +189,7 @@ def _critic_loss(arguments: tuple[Any, ...], of_scores: LossOfScores, generator:
             return CriticLoss(loss + penalty, loss.detach(), penalty.detach(), *judged.scores)
 
         result: CriticLoss = asked.run(judge, real, fake)
-        return result
+        return result, asked
 
 
 def _in_graph(
@@ -171,7 +201,7 @@ def _in_graph(
     output: Output,
 ) -> tuple[Callable[..., CriticLoss], Callable[..., Tensor]]:
     """What runs an operation of a graph, and tells the scores, see `lipgan.penalties.traced`."""
-    of_scores = losses.get(loss).critic_loss
+    of_scores = _named(loss)
 
     def run(
         critic: Critic,
@@ -183,7 +213,7 @@ def _in_graph(
         generator: torch.Generator | None,
     ) -> CriticLoss:
         arguments = (critic, real, fake, kind, weight, target, norm, engine, compile, args, output)
-        result: CriticLoss = uncompiled(_critic_loss, arguments, of_scores, generator)
+        result: CriticLoss = uncompiled(_critic_loss, arguments, of_scores, generator, loss)
         return result
 
     return run, _score(output)
@@ -207,7 +237,7 @@ def _in_graph_for_function(
     ) -> CriticLoss:
         of_kind = kind if penalized else None
         arguments = (critic, real, fake, of_kind, weight, target, norm, engine, compile, args, output)
-        result: CriticLoss = uncompiled(_critic_loss, arguments, of_scores, generator)
+        result: CriticLoss = uncompiled(_critic_loss, arguments, of_scores, generator, None)
         return result
 
     return run, _score(output)
@@ -238,10 +268,14 @@ class _Judged:
         form: of the penalty of one batch.
         execution: how they are computed.
         of_scores: the loss.
+        named: whether it is one of `lipgan.losses`, which depend on the scores alone.
     """
 
-    def __init__(self, call: CriticCall, form: PenaltyForm, execution: Execution, of_scores: LossOfScores) -> None:
+    def __init__(
+        self, call: CriticCall, form: PenaltyForm, execution: Execution, of_scores: LossOfScores, *, named: bool
+    ) -> None:
         self._call, self._form, self._execution, self._of_scores = call, form, execution, of_scores
+        self._named = named
         self.scores: tuple[Tensor, Tensor]
 
     def loss(self, real_scores: Tensor, fake_scores: Tensor) -> Tensor:
@@ -265,7 +299,7 @@ class _Judged:
             joined, form = engines.as_one_batch(self._call, self._form, x)
             return engines.loss_and_penalty(
                 *(joined, x, form, self._execution),
-                lambda scores: self.loss(*_halves(scores)),
+                self._of_both(),
                 apart=True,
             )
         except CoupledSamples:
@@ -306,10 +340,17 @@ class _Judged:
             return None
         if kind == "r1+r2":
             form = engines.as_one_batch(call, form, both)[1]
-        penalized = {"r1": range(n), "r2": range(n, 2 * n), "r1+r2": range(2 * n)}[kind]
         return engines.loss_and_penalty_in_closed_form(
-            perceptron, call, both, form, execution, lambda scores: self.loss(*_halves(scores)), penalized
+            perceptron, call, both, form, execution, self._of_both(), shortcut.penalized(kind, n)
         )
+
+    def _of_both(self) -> Loss:
+        """The loss of real and fake scores in one batch."""
+
+        def loss(scores: Tensor) -> Tensor:
+            return self.loss(*_halves(scores))
+
+        return OfScoresAlone(loss) if self._named else loss
 
     def _penalized(self, x: Tensor, loss: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         return engines.loss_and_penalty(self._call, x, self._form, self._execution, loss)

@@ -128,27 +128,41 @@ class Again:
         plan, perceptron: the keys of what may have been kept; None for none.
     """
 
-    def __init__(self, form: PenaltyForm, execution: Execution, plan: Hashable, perceptron: Hashable | None) -> None:
+    def __init__(
+        self, form: PenaltyForm, execution: Execution, plan: Hashable | None, perceptron: Hashable | None
+    ) -> None:
         self._form, self._execution, self._plan, self._perceptron = form, execution, plan, perceptron
 
     @classmethod
-    def of(cls, call: CriticCall, x: Tensor, form: PenaltyForm, execution: Execution, *, joined: bool) -> Again | None:
+    def of(
+        cls,
+        call: CriticCall,
+        x: Tensor,
+        form: PenaltyForm,
+        execution: Execution,
+        *,
+        joined: bool,
+        loss: bool = False,
+        partly: bool = False,
+    ) -> Again | None:
         """That of a call of `penalty` for points ``x``; None where nothing can be kept.
 
         Args:
             joined: whether they are real and fake samples in one batch, with a penalty of each.
+            loss: whether of `loss_and_penalty` in its stead.
+            partly: whether at some of the points alone, which only the closed form can do.
         """
         if joined:
             call, form = as_one_batch(call, form, x)
-        case = None if execution.engine == "autograd" else plans.case(call, x, form, execution, joined, False)
+        case = None if execution.engine == "autograd" else plans.case(call, x, form, execution, joined, loss)
         if case is None:
             return None
         closed = asked_for(call, x) if _takes_closed_forms(form, execution) else None
-        return cls(form, execution, case.key, None if closed is None else closed.key)
+        return cls(form, execution, None if partly else case.key, None if closed is None else closed.key)
 
     def find(self, critic: nn.Module) -> tuple[Any, list[Tensor]] | None:
         """What was kept, and the critic's tensors; None if there is nothing, or the critic has changed."""
-        found = plans.find(critic, self._plan)
+        found = None if self._plan is None else plans.find(critic, self._plan)
         return plans.find(critic, self._perceptron) if found is None and self._perceptron is not None else found
 
     def run(self, found: tuple[Any, list[Tensor]], x: Tensor) -> Tensor | None:
@@ -163,6 +177,35 @@ class Again:
                 return None
             _, result, parameters, grads = perceptron.solve(form.kind, form.weight, form.target)
         return with_gradients(result, parameters, grads) if differentiable else result
+
+    def run_with_loss(
+        self, found: tuple[Any, list[Tensor]], x: Tensor, loss: plans.OfScoresAlone, penalized: range
+    ) -> tuple[Tensor, Tensor, Tensor] | None:
+        """The loss of the scores of ``x``, the penalty at some of them, and their sum, which alone has gradients.
+
+        Args:
+            found: what `find` has returned.
+            Others as for `loss_and_penalty_in_closed_form`.
+
+        Returns:
+            None, with nothing drawn or changed, if it cannot serve now.
+        """
+        kept, held = found
+        execution = self._execution
+        if isinstance(kept, plans.Plan):
+            outcome = kept.run([x, *held], loss, execution.differentiable)
+        else:
+            perceptron = known(kept, [x, *held])
+            if perceptron is None or perceptron.is_random:
+                return None
+            outcome = _solved_with_loss(perceptron, self._form, execution, loss, penalized)
+        value, penalty, parameters, grads = outcome
+        assert value is not None
+        # A critic that is not trained: the loss still has a backward.
+        total = (value.detach() if parameters else value) + penalty
+        if execution.differentiable:
+            total = with_gradients(total, parameters, grads)
+        return value.detach(), penalty, total
 
 
 def loss_and_penalty(
@@ -357,12 +400,6 @@ def loss_and_penalty_in_closed_form(
         Others as for `loss_and_penalty`.
     """
 
-    def run() -> plans.Outcome:
-        scores, activations = perceptron.forward()
-        value, by_score = loss_by_scores(loss, scores, execution.differentiable)
-        grads = torch.zeros_like(scores) if by_score is None else by_score
-        return value, *perceptron.solve_with_loss(form.kind, form.weight, form.target, activations, grads, penalized)
-
     def by_autograd() -> plans.Outcome:
         leaf = x.detach().requires_grad_()
         parameters = call.parameters()
@@ -375,10 +412,20 @@ def loss_and_penalty_in_closed_form(
             grads = torch.autograd.grad(value + result, parameters, allow_unused=True)
         return value, result, parameters, [*grads]
 
+    run = functools.partial(_solved_with_loss, perceptron, form, execution, loss, penalized)
     outcome = plans.checked(run, by_autograd, call, x, reordered=x.dtype) if plans.checking() else run()
     value, result, parameters, grads = outcome
     assert value is not None
     return value, with_gradients(result, parameters, grads) if execution.differentiable else result
+
+
+def _solved_with_loss(
+    perceptron: Perceptron, form: PenaltyForm, execution: Execution, loss: Loss, penalized: range
+) -> plans.Outcome:
+    scores, activations = perceptron.forward()
+    value, by_score = loss_by_scores(loss, scores, execution.differentiable)
+    grads = torch.zeros_like(scores) if by_score is None else by_score
+    return value, *perceptron.solve_with_loss(form.kind, form.weight, form.target, activations, grads, penalized)
 
 
 # Multiplications of a forward pass, below which Python takes the tape more time than double backward takes: perceptrons

@@ -184,7 +184,7 @@ def _gradient_penalty(arguments: tuple[Any, ...], generator: torch.Generator | N
 
         result: Tensor = asked.run(penalty, x)
     if short is None:
-        shortcut.note(asked, arguments[1], arguments[2], arguments[3:9], x)
+        shortcut.note(asked, arguments[1], arguments[2], arguments[3:9], lambda: x)
     return result
 
 

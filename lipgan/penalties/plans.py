@@ -47,6 +47,17 @@ _KEYS, _KEPT = 16, 4
 Loss = Callable[[Tensor], Tensor]  # of scores
 
 
+class OfScoresAlone:
+    """A loss of scores that is known to depend on nothing else that autograd follows."""
+
+    def __init__(self, loss: Loss) -> None:
+        self._loss = loss
+
+    def __call__(self, scores: Tensor) -> Tensor:
+        """The loss."""
+        return self._loss(scores)
+
+
 # (the loss, the penalty, parameters, a gradient for each)
 Outcome = tuple[Tensor | None, Tensor, list[Tensor], list[Tensor | None]]
 
@@ -123,8 +134,9 @@ def loss_by_scores(loss: Loss, scores: Tensor, differentiable: bool) -> tuple[Te
     with torch.set_grad_enabled(differentiable):
         value = loss(leaf)
     if value.requires_grad:
-        (by_score,) = torch.autograd.grad(value, leaf, retain_graph=True, allow_unused=True)
-        if _depends_on_alone(value, leaf):
+        alone = isinstance(loss, OfScoresAlone)
+        (by_score,) = torch.autograd.grad(value, leaf, retain_graph=not alone, allow_unused=True)
+        if alone or _depends_on_alone(value, leaf):
             # Or a backward of the total would go through the loss again, for a derivative that nobody reads.
             value = value.detach().requires_grad_()
     return value, by_score

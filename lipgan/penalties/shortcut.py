@@ -1,4 +1,4 @@
-"""The short way of a penalty that is like an earlier one.
+"""The short way of a penalty, or of a loss with its penalty, that is like an earlier one.
 
 Around a small critic the checks of a call take longer than the penalty. What they found holds as long as what they
 looked at is the same: the settings, classes, dtypes and shapes of the samples, and the settings of the process. Those
@@ -22,6 +22,7 @@ from lipgan.penalties import plans
 from lipgan.penalties.comparison import tensor_guards
 from lipgan.penalties.conditions import hooks_may_change, unwrap
 from lipgan.penalties.engines import Again
+from lipgan.penalties.plans import OfScoresAlone
 from lipgan.penalties.points import points
 from lipgan.penalties.request import Request, are_plain
 
@@ -67,6 +68,39 @@ class Shortcut:
         check_no_nan(x, real, fake)
         return self._again.run(found, x)
 
+    def loss_and_penalty(
+        self, critic: nn.Module, real: Tensor, fake: Tensor, of_scores: Callable[[Tensor, Tensor], Tensor]
+    ) -> tuple[Tensor, ...] | None:
+        """What a `lipgan.penalties.CriticLoss` consists of; None as for `penalty`.
+
+        Args:
+            of_scores: the loss, which depends on the scores alone.
+        """
+        found = self._again.find(critic)
+        if found is None:
+            return None
+        n = len(real)
+        with torch.no_grad():
+            x = torch.cat([real, fake])
+        check_no_nan(x, real, fake)
+        halves: list[Tensor] = []
+
+        def loss(scores: Tensor) -> Tensor:
+            one, other = scores.chunk(2)
+            halves[:] = one.detach(), other.detach()
+            return of_scores(one, other)
+
+        outcome = self._again.run_with_loss(found, x, OfScoresAlone(loss), penalized(self._kind, n))
+        if outcome is None:
+            return None
+        value, penalty, total = outcome
+        return total, value, penalty, *halves
+
+
+def penalized(kind: str, n: int) -> range:
+    """Which of n real and n fake samples in one batch a penalty is taken at that is taken at samples."""
+    return {"r1": range(n), "r2": range(n, 2 * n), "r1+r2": range(2 * n)}[kind]
+
 
 class _OfOneCritic:
     """The shortcuts of one critic, the newest first, and how often there was none."""
@@ -91,8 +125,14 @@ def find(
     compile: Any,
     critic_args: Any,
     output: Any,
+    *,
+    loss: str | None = None,
 ) -> Shortcut | None:
-    """The shortcut for the arguments of `lipgan.gradient_penalty`, None if there is none."""
+    """The shortcut for the arguments of `lipgan.gradient_penalty`, None if there is none.
+
+    Args:
+        loss: its name, for those of `lipgan.critic_loss`.
+    """
     if not isinstance(critic, nn.Module) or type(real) is not Tensor or type(fake) not in (Tensor, type(None)):
         return None
     known = _known.get(critic)
@@ -100,21 +140,24 @@ def find(
         return None
     if not are_plain(kind, weight, target, norm, engine, compile) or plans.checking():
         return None
-    settings = kind, weight, target, norm, engine, compile, fake is None
+    settings = kind, weight, target, norm, engine, compile, loss, fake is None
     for key, shortcut in known.kept:
         if key == settings and shortcut.fits(real, fake):
             return shortcut
     return None
 
 
-def note(asked: Request, real: Any, fake: Any, settings: tuple[Any, ...], x: Tensor) -> None:
+def note(
+    asked: Request, real: Any, fake: Any, settings: tuple[Any, ...], x: Callable[[], Tensor], loss: str | None = None
+) -> None:
     """Remember a call that went the long way, if one like it can go the short one.
 
     Args:
         asked: the call.
         real, fake: the samples, as they were given.
         settings: of the call: kind, weight, target, norm, engine, compile.
-        x: the points.
+        x: makes the points; all samples in one batch where there is a loss.
+        loss: its name; the penalty is taken at samples then.
     """
     critic = asked.critic
     if not isinstance(critic, nn.Module) or unwrap(critic) is not critic:
@@ -125,7 +168,7 @@ def note(asked: Request, real: Any, fake: Any, settings: tuple[Any, ...], x: Ten
         return
     if (
         torch.is_autocast_enabled("cpu")
-        or torch.is_autocast_enabled(x.device.type)
+        or torch.is_autocast_enabled(real.device.type)
         or torch.is_inference_mode_enabled()
     ):
         return
@@ -135,8 +178,14 @@ def note(asked: Request, real: Any, fake: Any, settings: tuple[Any, ...], x: Ten
     known.misses += 1
     if known.misses & (known.misses - 1) and known.misses > _KEPT:  # a critic for which nothing is kept, time and again
         return
-    again = Again.of(asked.call(critic, ()), x, asked.form, asked.execution, joined=asked.kind == "r1+r2")
+    joined = asked.kind == "r1+r2"
+    again = Again.of(
+        *(asked.call(critic, ()), x(), asked.form, asked.execution),
+        joined=joined,
+        loss=loss is not None,
+        partly=loss is not None and not joined,
+    )
     if again is not None and again.find(critic) is not None:
         assert asked.kind is not None
-        known.kept.insert(0, ((*settings, fake is None), Shortcut(real, fake, asked.kind, again)))
+        known.kept.insert(0, ((*settings, loss, fake is None), Shortcut(real, fake, asked.kind, again)))
         del known.kept[_KEPT:]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import lipgan
+from lipgan.objectives import losses
 
 # A plan stands for plain tensors; those of a device that is written in Python are of a class of their own.
 pytestmark = pytest.mark.hardware
@@ -33,6 +34,11 @@ def curved() -> nn.Sequential:
     return nn.Sequential(*layers, nn.Linear(64, 1)).double()
 
 
+def smooth() -> nn.Sequential:
+    torch.manual_seed(4)
+    return nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 1)).double()
+
+
 def apart() -> nn.Sequential:
     torch.manual_seed(3)
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.SiLU(), nn.Flatten(), nn.Linear(16, 1)).double()
@@ -41,28 +47,31 @@ def apart() -> nn.Sequential:
 @pytest.fixture
 def long_ways(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The requests of the calls that went the long way."""
-    module = sys.modules["lipgan.penalties.gradient_penalty"]
     made: list[Any] = []
-    request = module.request
+    request = sys.modules["lipgan.penalties.request"].request
 
     def noted(*arguments: Any) -> Any:
         made.append(request(*arguments))
         return made[-1]
 
-    monkeypatch.setattr(module, "request", noted)
+    for module in ("gradient_penalty", "critic_loss"):
+        monkeypatch.setattr(sys.modules[f"lipgan.penalties.{module}"], "request", noted)
     monkeypatch.setenv("LIPGAN_CHECK_PLANS", "0")
     return made
 
 
 def outcome(critic: nn.Module, real: Tensor, fake: Tensor | None, seed: int = 0, **options: Any) -> list[Tensor]:
-    """Value, gradients, buffers and random state of one call."""
+    """Values, gradients, buffers and random state of one call; ``loss`` among the options is of a loss with penalty."""
     critic.zero_grad()
     torch.manual_seed(seed)
-    value = lipgan.gradient_penalty(critic, real, fake, generator=draws(seed), **options)
+    function = lipgan.critic_loss if "loss" in options else lipgan.gradient_penalty
+    result = function(critic, real, fake, generator=draws(seed), **options)
+    value, *others = result if "loss" in options else (result,)
+    assert not any(other.requires_grad for other in others)
     if value.requires_grad:
         value.backward()
     grads = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in critic.parameters()]
-    return [value.detach(), *grads, *(buffer.clone() for buffer in critic.buffers()), torch.get_rng_state()]
+    return [value.detach(), *others, *grads, *(buffer.clone() for buffer in critic.buffers()), torch.get_rng_state()]
 
 
 def agree(
@@ -101,19 +110,44 @@ def test_it_is_taken_from_the_third_call_on(make: Callable[[], nn.Module], kind:
     assert len(by_us) == (1 if make is perceptron else 2)
 
 
+@pytest.mark.parametrize(("make", "kind"), [(smooth, "r1"), (smooth, "r2"), (smooth, "r1+r2"), (apart, "r1+r2")])
+@pytest.mark.parametrize("loss", ["hinge", "non-saturating"])
+def test_a_loss_takes_it_from_the_third_call_on(
+    make: Callable[[], nn.Module], kind: str, loss: str, long_ways: list[Any]
+) -> None:
+    critic, (real, fake) = make(), POINTS if make is smooth else (REAL, FAKE)
+    for seed in range(5):
+        agree(critic, real, fake, kind=kind, seed=seed, loss=loss)
+        with torch.no_grad():
+            for p in critic.parameters():
+                p.mul_(1.1)
+    by_us = [asked for asked in long_ways if asked.execution.engine == "auto"]
+    assert len(by_us) == (1 if make is smooth else 2)
+
+
+def test_critics_whose_losses_go_the_long_way(long_ways: list[Any]) -> None:
+    """A critic that draws numbers, one whose penalty is taken elsewhere, one that couples samples, and no penalty."""
+    for make, kind in ((perceptron, "r1"), (apart, "r1"), (smooth, "wgan-gp"), (curved, "r1+r2"), (smooth, None)):
+        critic, (real, fake) = make(), (REAL, FAKE) if make in (apart, curved) else POINTS
+        for seed in range(3):
+            agree(critic, real, fake, kind=kind, seed=seed, loss="minimax")
+    assert len(long_ways) == 30
+
+
 class Passing(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return func(*args, **(kwargs or {}))
 
 
-def test_what_is_not_the_same(long_ways: list[Any]) -> None:
+@pytest.mark.parametrize("options", [{}, {"loss": "hinge", "kind": "r1+r2"}], ids=["penalty", "loss"])
+def test_what_is_not_the_same(options: dict[str, Any], long_ways: list[Any]) -> None:
     """Each goes the long way, and gets what it asks for."""
     critic, (real, fake) = perceptron().eval(), POINTS
-    agree(critic, real, fake)
+    agree(critic, real, fake, **options)
 
     def differs(around: AbstractContextManager[Any] | None = None, **changes: Any) -> None:
         before = len(long_ways)
-        agree(critic, **{"real": real, "fake": fake, **changes}, around=around)
+        agree(critic, **{"real": real, "fake": fake, **options, **changes}, around=around)
         assert len(long_ways) == before + 2  # one of them is autograd's
 
     differs(real=real[:3], fake=fake[:3])
@@ -122,7 +156,13 @@ def test_what_is_not_the_same(long_ways: list[Any]) -> None:
     differs(weight=3)
     differs(target=0.0)
     differs(kind="lp")
-    differs(fake=None, kind="r1")
+    if options:
+        differs(loss="least-squares")
+        differs(kind="r2")
+        differs(loss=losses.get("hinge").critic_loss)
+        differs(real=real.float())
+    else:
+        differs(fake=None, kind="r1")
     differs(engine="fused")
     differs(torch.autocast("cpu", torch.bfloat16))
     differs(torch.no_grad())
@@ -140,6 +180,34 @@ def test_what_is_not_the_same(long_ways: list[Any]) -> None:
     differs()
 
 
+def test_the_penalty_of_a_batch_is_not_that_of_half_of_one(long_ways: list[Any]) -> None:
+    """The samples of a loss with R1 are as many as those of a penalty of a batch twice as large."""
+    critic, real, fake = apart(), REAL, FAKE
+    twice = torch.cat([real, fake]), torch.cat([fake, real])
+    for _ in range(3):
+        agree(critic, *twice, kind="r1")
+        agree(critic, *twice, kind="r1", loss="hinge")
+        agree(critic, real, fake, kind="r1", loss="hinge")
+        agree(critic, real, fake, kind="r1+r2")
+        agree(critic, real, fake, kind="r1+r2", loss="hinge")
+
+
+def test_losses_of_images_in_channels_last(long_ways: list[Any]) -> None:
+    critic, last = apart(), torch.channels_last
+    for _ in range(4):
+        agree(critic, REAL, FAKE, kind="r1+r2", loss="hinge")
+    for _ in range(4):
+        agree(critic, REAL.to(memory_format=last), FAKE.to(memory_format=last), kind="r1+r2", loss="hinge")
+    assert len([asked for asked in long_ways if asked.execution.engine == "auto"]) == 4
+
+
+def test_a_loss_of_a_critic_that_is_not_trained(long_ways: list[Any]) -> None:
+    critic, (real, fake) = smooth().requires_grad_(False), POINTS
+    for _ in range(3):
+        agree(critic, real, fake, kind="r1", loss="hinge")
+        lipgan.critic_loss(critic, real, fake, "hinge", kind="r1").total.backward()
+
+
 class Doubled(torch.overrides.TorchFunctionMode):
     """In which a sum is twice what it is."""
 
@@ -150,10 +218,11 @@ class Doubled(torch.overrides.TorchFunctionMode):
 
 def test_a_mode_of_functions(long_ways: list[Any]) -> None:
     critic, (real, fake) = perceptron().eval(), POINTS
-    agree(critic, real, fake)
-    before = len(long_ways)
-    agree(critic, real, fake, around=Doubled())
-    assert len(long_ways) == before + 2
+    for options in ({}, {"loss": "hinge", "kind": "r1+r2"}):
+        agree(critic, real, fake, **options)
+        before = len(long_ways)
+        agree(critic, real, fake, around=Doubled(), **options)
+        assert len(long_ways) == before + 2
 
 
 def test_bad_input_behind_a_good_one(long_ways: list[Any]) -> None:
@@ -173,11 +242,30 @@ def test_bad_input_behind_a_good_one(long_ways: list[Any]) -> None:
             lipgan.gradient_penalty(critic, **{"real": real, "fake": fake, "weight": 1.0, **changes})
 
 
+def test_bad_input_behind_a_good_loss(long_ways: list[Any]) -> None:
+    (real, fake), options = POINTS, {"loss": "hinge", "kind": "r1", "weight": 1.0}
+    critic, nan = smooth(), float("nan")
+    for _ in range(2):
+        lipgan.critic_loss(critic, real, fake, **options)
+    for error, words, changes in (
+        (ValueError, "real must not contain NaN", {"real": torch.full_like(real, nan)}),
+        (ValueError, "fake must not contain NaN", {"fake": torch.full_like(fake, nan)}),
+        (ValueError, "fake must have the shape of real", {"fake": fake[:3]}),
+        (TypeError, "fake must be a tensor", {"fake": None}),
+        (TypeError, "weight must be a number, got True", {"weight": True}),
+        (ValueError, "unknown loss", {"loss": "hing"}),
+        (TypeError, "critic_args must be a list or tuple", {"critic_args": real}),
+    ):
+        with pytest.raises(error, match=words):
+            lipgan.critic_loss(critic, **{"real": real, "fake": fake, **options, **changes})
+
+
 def test_it_does_not_keep_a_critic(long_ways: list[Any]) -> None:
     critic = apart()
     for _ in range(3):
         lipgan.gradient_penalty(critic, REAL, kind="r1")
-    assert len(long_ways) == 2
+        lipgan.critic_loss(critic, REAL, FAKE, "hinge", kind="r1+r2")
+    assert len(long_ways) == 4
     long_ways.clear()
     gone = weakref.ref(critic)
     del critic
