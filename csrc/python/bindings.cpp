@@ -58,7 +58,8 @@ Extents extents_of(const View& weight, int64_t dim) {
   for (int d = 0; d < weight.ndim(); ++d) {
     (d < dim ? extents.outer : d == dim ? extents.h : extents.inner) *= weight.size(d);
   }
-  return extents;
+  // One row is one piece of memory.
+  return extents.h == 1 ? Extents{1, 1, extents.w()} : extents;
 }
 
 py::tuple spectral_norm_fwd(const py::sequence& weights, const py::sequence& us, const py::sequence& vs,

@@ -25,6 +25,7 @@ from tape_critics import (
     stack,
 )
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import lipgan
 from lipgan.penalties.tape import RULES, Tape
@@ -387,3 +388,38 @@ def test_layouts_of_samples_and_weights() -> None:
     build = after_conv(nn.SiLU, lambda: nn.BatchNorm2d(4), lambda: nn.Conv2d(4, 3, 3))
     compare(build, IMAGES, real=real, fake=fake)
     compare(lambda: build().to(memory_format=torch.channels_last), IMAGES)
+
+
+class _LayoutsOfInputGradients(TorchDispatchMode):
+    """Which weights the derivatives of convolutions by their inputs have: whether each lies in a format."""
+
+    def __init__(self, layout: torch.memory_format) -> None:
+        super().__init__()
+        self.layout = layout
+        self.seen: list[bool] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.convolution_backward.default and args[-1] == [True, False, False]:
+            weight = args[2]
+            self.seen.append(weight.is_contiguous(memory_format=self.layout) and not weight.is_contiguous())
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize("convert", [True, False])
+@pytest.mark.parametrize(
+    ("conv", "layout", "sides"),
+    [(nn.Conv2d, torch.channels_last, (8, 8)), (nn.Conv3d, torch.channels_last_3d, (6, 6, 6))],
+)
+def test_a_derivative_by_the_input_learns_the_layout_of_the_samples_from_the_weight(
+    conv: Any, layout: torch.memory_format, sides: tuple[int, ...], convert: bool
+) -> None:
+    # In float64, where a CPU prefers no layout: as on a GPU, it is that of samples and weights.
+    real, fake = samples((5, 3, *sides))
+    critic = nn.Sequential(conv(3, 4, 3), nn.SiLU(), nn.Flatten(), nn.LazyLinear(1)).double()
+    critic(real)
+    if convert:
+        real, fake = real.contiguous(memory_format=layout), fake.contiguous(memory_format=layout)
+    with _LayoutsOfInputGradients(layout) as mode:
+        lipgan.gradient_penalty(critic, real, fake, engine="fused")
+    assert mode.seen == [convert]
