@@ -227,8 +227,8 @@ SOURCE: dict[str, tuple[str, str, str, Driver]] = {
         "rows", "tl.store(top, m)\n            tl.store(top + 1,", "tl.store(top, m)\n            tl.store(top,",
         penalty((31, 61, 1), "max")),
     "v, one too many": (
-        "iterate", "x = tl.load(v + cols, mask=cols < w,",
-        "x = tl.load(v + cols, mask=cols <= w,", spectral(9, 1031, 1)),
+        "iterate", "x = tl.load(v + entries, mask=cols < w,",
+        "x = tl.load(v + entries, mask=cols <= w,", spectral(9, 1031, 1)),
     "the partial sums, unmasked": (
         "iterate", "tl.store(partial + cols, sums, mask=cols < padded_w)", "tl.store(partial + cols, sums)", spectral(9, 1030, 1)),
     "the padding of the partial sums, left out": (
@@ -248,8 +248,8 @@ SOURCE: dict[str, tuple[str, str, str, Driver]] = {
         "grad_weight", "u_scaled = tl.load(u + rows, mask=rows < h,", "u_scaled = tl.load(u + rows, mask=rows <= h,",
         spectral(9, 61, 0, backward=True)),
     "v of the second order, one too many": (
-        "double_dot", "v = tl.load(uv + h + cols, mask=cols < w,", "v = tl.load(uv + h + cols, mask=cols <= w,",
-        second_order(9, 61)),
+        "double_dot", "mask=rows < h, other=0.0).to(ACC)\n    v_tile = tl.load(v + entries, mask=cols < w,",
+        "mask=rows < h, other=0.0).to(ACC)\n    v_tile = tl.load(v + entries, mask=cols <= w,", second_order(9, 61)),
     "sums of the second order, of one tile alone": (
         "double_grads", "along = load_sum(partials, tiles, STEP)", "along = load_sum(partials, 1, STEP)",
         second_order(9, 1030)),
