@@ -103,7 +103,9 @@ def _forward_plan(
     )  # fmt: skip
     scale = partial(
         spectral_norm_scale_kernel[(sum(chunks),)], **common, BLOCK=config.flat_block(itemsize),
-        BLOCK_H=tile.block_h, STRIDED_H=strided_h, **numbers, **launch(config.FLAT_WARPS),
+        BLOCK_H=tile.block_h, STRIDED_H=strided_h, **numbers,
+        # As above, but of what other orders of memory need alone.
+        **launch(config.FLAT_WARPS, registers=128 if common["ORDERED"] else None),
     )  # fmt: skip
     return _ForwardPlan(
         geometry=torch.tensor(geometry, dtype=torch.int64, device=device),
