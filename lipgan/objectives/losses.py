@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar, Protocol
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -41,7 +42,12 @@ __all__ = [
 
 
 class Loss(Protocol):
-    """What a trainer asks of an objective. Scores are ``[B]``, floating point; results are 0-dim."""
+    """What a trainer asks of an objective. Scores are ``[B]``, floating point; results are 0-dim.
+
+    One may also have ``critic_derivatives(real_scores, fake_scores)``, the derivatives of its ``critic_loss`` by either
+    as tensors like them, of scores that are float32 or wider. :func:`lipgan.critic_loss` takes them where it can, as
+    autograd takes longer than they do.
+    """
 
     @property
     def paired(self) -> bool:
@@ -59,6 +65,15 @@ class Loss(Protocol):
     def estimate(self, real_scores: Tensor, fake_scores: Tensor, critic_loss: Tensor | None = None) -> Tensor:
         """What the critic has measured, for a log; ``critic_loss``, where known, is its loss for these scores."""
         ...
+
+
+# By the scores of real and of fake samples, each of the shape of the scores.
+Derivatives = tuple[Tensor, Tensor]
+
+
+def _falling(hinged: Tensor) -> Tensor:
+    """The derivative of ``relu(hinged).mean()`` by what ``hinged`` falls with; as torch has it at 0 and at NaN."""
+    return torch.full_like(hinged, -1 / hinged.numel()).masked_fill_(hinged <= 0, 0.0)
 
 
 def _check_smoothing(label_smoothing: float) -> None:
@@ -97,6 +112,13 @@ class Minimax:
         loss = softplus(-real).mean() + softplus(fake).mean()
         # (1 - eps) softplus(-s) + eps softplus(s) = softplus(-s) + eps s
         return loss + self.label_smoothing * real.mean() if self.label_smoothing else loss
+
+    def critic_derivatives(self, real_scores: Tensor, fake_scores: Tensor) -> Derivatives:
+        """Those of `critic_loss`."""
+        real = -torch.sigmoid(-real_scores)
+        if self.label_smoothing:
+            real += self.label_smoothing
+        return real / real.numel(), torch.sigmoid(fake_scores) / fake_scores.numel()
 
     def generator_loss(self, fake_scores: Tensor, real_scores: Tensor | None = None) -> Tensor:
         """Scores ``[B]`` of fake samples -> 0-dim."""
@@ -147,6 +169,11 @@ class LeastSquares:
         real, fake = widen(real_scores), widen(fake_scores)
         return 0.5 * ((real - (1 - self.label_smoothing)).square().mean() + fake.square().mean())
 
+    def critic_derivatives(self, real_scores: Tensor, fake_scores: Tensor) -> Derivatives:
+        """Those of `critic_loss`."""
+        real = (real_scores - (1 - self.label_smoothing)) / real_scores.numel()
+        return real, fake_scores / fake_scores.numel()
+
     def generator_loss(self, fake_scores: Tensor, real_scores: Tensor | None = None) -> Tensor:
         """Scores ``[B]`` of fake samples -> 0-dim."""
         return 0.5 * (widen(fake_scores) - 1).square().mean()
@@ -174,6 +201,10 @@ class Hinge:
         """Scores ``[B]`` of real and of fake samples -> 0-dim."""
         return F.relu(1 - widen(real_scores)).mean() + F.relu(1 + widen(fake_scores)).mean()
 
+    def critic_derivatives(self, real_scores: Tensor, fake_scores: Tensor) -> Derivatives:
+        """Those of `critic_loss`."""
+        return _falling(1 - real_scores), -_falling(1 + fake_scores)
+
     def generator_loss(self, fake_scores: Tensor, real_scores: Tensor | None = None) -> Tensor:
         """Scores ``[B]`` of fake samples -> 0-dim."""
         return -widen(fake_scores).mean()
@@ -196,6 +227,11 @@ class Wasserstein:
     def critic_loss(self, real_scores: Tensor, fake_scores: Tensor) -> Tensor:
         """Scores ``[B]`` of real and of fake samples -> 0-dim."""
         return widen(fake_scores).mean() - widen(real_scores).mean()
+
+    def critic_derivatives(self, real_scores: Tensor, fake_scores: Tensor) -> Derivatives:
+        """Those of `critic_loss`."""
+        real = torch.full_like(real_scores, -1 / real_scores.numel())
+        return real, torch.full_like(fake_scores, 1 / fake_scores.numel())
 
     def generator_loss(self, fake_scores: Tensor, real_scores: Tensor | None = None) -> Tensor:
         """Scores ``[B]`` of fake samples -> 0-dim."""
@@ -227,6 +263,10 @@ class KLWasserstein:
     def critic_loss(self, real_scores: Tensor, fake_scores: Tensor) -> Tensor:
         """Scores ``[B]`` of real and of fake samples -> 0-dim."""
         return self._weighted(fake_scores) - widen(real_scores).mean()
+
+    def critic_derivatives(self, real_scores: Tensor, fake_scores: Tensor) -> Derivatives:
+        """Those of `critic_loss`, whose weights are constants."""
+        return torch.full_like(real_scores, -1 / real_scores.numel()), fake_scores.softmax(0)
 
     def generator_loss(self, fake_scores: Tensor, real_scores: Tensor | None = None) -> Tensor:
         """Scores ``[B]`` of fake samples -> 0-dim."""
@@ -262,6 +302,11 @@ class Relativistic:
             ValueError: numbers of samples that differ.
         """
         return softplus(-self._margins(real_scores, fake_scores)).mean()
+
+    def critic_derivatives(self, real_scores: Tensor, fake_scores: Tensor) -> Derivatives:
+        """Those of `critic_loss`."""
+        fake = torch.sigmoid(-self._margins(real_scores, fake_scores)) / real_scores.numel()
+        return -fake, fake
 
     def generator_loss(self, fake_scores: Tensor, real_scores: Tensor | None = None) -> Tensor:
         """Scores ``[B]`` of fake and of as many real samples -> 0-dim.
@@ -316,6 +361,10 @@ class Energy:
     def critic_loss(self, real_scores: Tensor, fake_scores: Tensor) -> Tensor:
         """Scores ``[B]`` of real and of fake samples -> 0-dim."""
         return F.relu(-widen(real_scores)).mean() + F.relu(self.margin + widen(fake_scores)).mean()
+
+    def critic_derivatives(self, real_scores: Tensor, fake_scores: Tensor) -> Derivatives:
+        """Those of `critic_loss`."""
+        return _falling(-real_scores), -_falling(self.margin + fake_scores)
 
     def generator_loss(self, fake_scores: Tensor, real_scores: Tensor | None = None) -> Tensor:
         """Scores ``[B]`` of fake samples -> 0-dim."""

@@ -16,12 +16,10 @@ from lipgan.penalties.conditions import OutsideOfInferenceMode, uncompiled
 from lipgan.penalties.coupling import CoupledSamples
 from lipgan.penalties.critic_call import Critic, CriticCall, Output
 from lipgan.penalties.engines import Execution, PenaltyForm
+from lipgan.penalties.loss_of_scores import Loss, LossOfBoth, OwnLoss, checked, halves, named, own
 from lipgan.penalties.parts import Samples
-from lipgan.penalties.plans import Loss, OfScoresAlone
-from lipgan.penalties.points import points
+from lipgan.penalties.points import AT_SAMPLES, points
 from lipgan.penalties.request import Request, request
-
-LossOfScores = Callable[[Tensor, Tensor], Tensor]
 
 
 class CriticLoss(NamedTuple):
@@ -45,7 +43,7 @@ def critic_loss(
     critic: Critic,
     real: Samples,
     fake: Samples,
-    loss: str | LossOfScores,
+    loss: str | LossOfBoth,
     *,
     kind: str | None = None,
     weight: float = 10.0,
@@ -114,48 +112,49 @@ def critic_loss(
             penalty, *scores = traced.call(
                 OfScores, _in_graph_for_function, (kind, norm, engine, compile, output), 3, *asked
             )
-            value = _checked(loss(*scores))
+            value = checked(loss(*scores))
             if kind is None:
                 penalty = torch.zeros_like(value.detach())
             real_scores, fake_scores = scores
             return CriticLoss(
                 value + penalty, value.detach(), penalty.detach(), real_scores.detach(), fake_scores.detach()
             )
-    of_scores = _named(loss) if isinstance(loss, str) else loss
     arguments = (critic, real, fake, kind, weight, target, norm, engine, compile, critic_args, output)
-    name = loss if type(loss) is str else None
-    result: CriticLoss = uncompiled(_critic_loss, arguments, of_scores, generator, name)
+    result: CriticLoss = uncompiled(_critic_loss, arguments, named(loss) if isinstance(loss, str) else loss, generator)
     return result
 
 
-@functools.lru_cache(maxsize=64)
-def _named(loss: str) -> LossOfScores:
-    return losses.get(loss).critic_loss
-
-
 def _critic_loss(
-    arguments: tuple[Any, ...], of_scores: LossOfScores, generator: torch.Generator | None, name: str | None
+    arguments: tuple[Any, ...], loss: losses.Loss | LossOfBoth, generator: torch.Generator | None
 ) -> CriticLoss:
-    """`critic_loss`, given the loss as a function, and its name if it has one."""
-    short = None if name is None else shortcut.find(*arguments, loss=name)
-    if short is not None:
+    """`critic_loss`, given the loss as one of `lipgan.losses` or as a function."""
+    known = own(loss) if callable(loss) else loss
+    of_scores: LossOfBoth = loss if callable(loss) else loss.critic_loss
+    short = None if known is None else shortcut.find(*arguments, loss=known)
+    if short is not None and known is not None:
         critic, real, fake, *_ = arguments
-        found = short.loss_and_penalty(critic, real, fake, of_scores)
+        found = short.loss_and_penalty(critic, real, fake, known, generator)
         if found is not None:
             return CriticLoss(*found)
-    result, asked = _by_request(arguments, of_scores, generator, name)
-    if name is not None and short is None and asked.kind in ("r1", "r2", "r1+r2"):
+    result, asked = _by_request(arguments, of_scores, generator, known)
+    if known is not None and short is None and asked.kind is not None:
         real, fake = asked.real, asked.fake
         assert fake is not None
-        if real.dtype == fake.dtype and (len(real) > 1 or asked.kind == "r1+r2"):
-            shortcut.note(asked, arguments[1], arguments[2], arguments[3:9], lambda: torch.cat([real, fake]), name)
+        if real.dtype == fake.dtype and real.shape == fake.shape and (len(real) > 1 or asked.kind == "r1+r2"):
+            beside = None if asked.kind in AT_SAMPLES else real  # of the same shape
+            x = functools.partial(torch.cat, shortcut.batch(real, fake, beside))
+            shortcut.note(asked, arguments[1], arguments[2], arguments[3:9], x, known)
     return result
 
 
 def _by_request(
-    arguments: tuple[Any, ...], of_scores: LossOfScores, generator: torch.Generator | None, name: str | None
+    arguments: tuple[Any, ...], of_scores: LossOfBoth, generator: torch.Generator | None, known: losses.Loss | None
 ) -> tuple[CriticLoss, Request]:
-    """The long way, and what was asked for."""
+    """The long way, and what was asked for.
+
+    Args:
+        known: the loss, if it is one of `lipgan.losses`.
+    """
     asked = request(*arguments)
     kind, form = asked.kind, asked.form
     if asked.fake is None:
@@ -167,11 +166,11 @@ def _by_request(
         for samples in (real, fake):
             check_no_nan(samples, real, fake)
         # Points that are no samples are drawn before the critic draws: as `gradient_penalty` does it.
-        beside = None if kind in (None, "r1", "r2", "r1+r2") else points(real, fake, kind, generator, asked.parts)
+        beside = None if kind is None or kind in AT_SAMPLES else points(real, fake, kind, generator, asked.parts)
 
         def judge(critic: Critic, real: Tensor, fake: Tensor, *args: Any) -> CriticLoss:
             call = asked.call(critic, args)
-            judged = _Judged(call, form, asked.execution, of_scores, named=name is not None)
+            judged = _Judged(call, form, asked.execution, of_scores, known)
             if kind is None:
                 loss = judged.loss(call.scores(real), call.scores(fake))
                 penalty = torch.zeros((), dtype=loss.dtype, device=loss.device)
@@ -201,7 +200,7 @@ def _in_graph(
     output: Output,
 ) -> tuple[Callable[..., CriticLoss], Callable[..., Tensor]]:
     """What runs an operation of a graph, and tells the scores, see `lipgan.penalties.traced`."""
-    of_scores = _named(loss)
+    known = named(loss)
 
     def run(
         critic: Critic,
@@ -213,7 +212,7 @@ def _in_graph(
         generator: torch.Generator | None,
     ) -> CriticLoss:
         arguments = (critic, real, fake, kind, weight, target, norm, engine, compile, args, output)
-        result: CriticLoss = uncompiled(_critic_loss, arguments, of_scores, generator, loss)
+        result: CriticLoss = uncompiled(_critic_loss, arguments, known, generator)
         return result
 
     return run, _score(output)
@@ -232,12 +231,12 @@ def _in_graph_for_function(
         weight: float,
         target: float,
         generator: torch.Generator | None,
-        of_scores: LossOfScores,
+        of_scores: LossOfBoth,
         penalized: bool,
     ) -> CriticLoss:
         of_kind = kind if penalized else None
         arguments = (critic, real, fake, of_kind, weight, target, norm, engine, compile, args, output)
-        result: CriticLoss = uncompiled(_critic_loss, arguments, of_scores, generator, None)
+        result: CriticLoss = uncompiled(_critic_loss, arguments, of_scores, generator)
         return result
 
     return run, _score(output)
@@ -252,14 +251,6 @@ def _score(output: Output) -> Callable[..., Tensor]:
     return score
 
 
-def _checked(value: Any) -> Tensor:
-    """What a loss returned, with its errors."""
-    if not isinstance(value, Tensor) or not value.is_floating_point() or value.ndim != 0:
-        got = f"shape {tuple(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else f"{value!r}"
-        raise ValueError(f"loss must return a 0-dim floating-point tensor, got {got}")
-    return value
-
-
 class _Judged:
     """The loss, and a penalty at samples that it scores.
 
@@ -268,20 +259,25 @@ class _Judged:
         form: of the penalty of one batch.
         execution: how they are computed.
         of_scores: the loss.
-        named: whether it is one of `lipgan.losses`, which depend on the scores alone.
+        known: it, if it is one of `lipgan.losses`.
     """
 
     def __init__(
-        self, call: CriticCall, form: PenaltyForm, execution: Execution, of_scores: LossOfScores, *, named: bool
+        self,
+        call: CriticCall,
+        form: PenaltyForm,
+        execution: Execution,
+        of_scores: LossOfBoth,
+        known: losses.Loss | None,
     ) -> None:
         self._call, self._form, self._execution, self._of_scores = call, form, execution, of_scores
-        self._named = named
+        self._known = known
         self.scores: tuple[Tensor, Tensor]
 
     def loss(self, real_scores: Tensor, fake_scores: Tensor) -> Tensor:
         """The loss, as autograd knows it; the scores are noted."""
-        self.scores = real_scores.detach(), fake_scores.detach()
-        return _checked(self._of_scores(real_scores, fake_scores))
+        self._note(real_scores, fake_scores)
+        return checked(self._of_scores(real_scores, fake_scores))
 
     def real_penalized(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
         """The loss and the penalty at real samples."""
@@ -299,7 +295,7 @@ class _Judged:
             joined, form = engines.as_one_batch(self._call, self._form, x)
             return engines.loss_and_penalty(
                 *(joined, x, form, self._execution),
-                self._of_both(),
+                self._of_both(len(real)),
                 apart=True,
             )
         except CoupledSamples:
@@ -326,36 +322,29 @@ class _Judged:
         if not engines.may_be_in_closed_form(call, real, form, execution):
             return None
         n = len(real)
-        # A critic may drop a dimension of one.
-        joined = n > 1 or kind == "r1+r2"
-        both = torch.cat([real, fake]) if joined else None
-        if both is None or beside is not None:
+        if n == 1 and kind != "r1+r2":  # a critic may drop a dimension of one
             x = points(real, fake, kind, None, None) if beside is None else beside
             if engines.in_closed_form(call, x, form, execution) is None:
                 return None
-            scores = (call.scores(real), call.scores(fake)) if both is None else _halves(call.scores(both))
-            return self.loss(*scores), engines.penalty(call, x, form, execution)
-        perceptron = engines.in_closed_form(call, both, form, execution)
+            return self.loss(call.scores(real), call.scores(fake)), engines.penalty(call, x, form, execution)
+        x = torch.cat(shortcut.batch(real, fake, beside))
+        perceptron = engines.in_closed_form(call, x, form, execution)
         if perceptron is None:
             return None
         if kind == "r1+r2":
-            form = engines.as_one_batch(call, form, both)[1]
+            form = engines.as_one_batch(call, form, x)[1]
         return engines.loss_and_penalty_in_closed_form(
-            perceptron, call, both, form, execution, self._of_both(), shortcut.penalized(kind, n)
+            perceptron, call, x, form, execution, self._of_both(n), shortcut.penalized(kind, n)
         )
 
-    def _of_both(self) -> Loss:
-        """The loss of real and fake scores in one batch."""
+    def _of_both(self, n: int) -> Loss:
+        """The loss of n real and of n fake scores, the first of one batch."""
+        if self._known is not None:
+            return OwnLoss(self._known, n, self._note)
+        return lambda scores: self.loss(*halves(scores, n))
 
-        def loss(scores: Tensor) -> Tensor:
-            return self.loss(*_halves(scores))
-
-        return OfScoresAlone(loss) if self._named else loss
+    def _note(self, real_scores: Tensor, fake_scores: Tensor) -> None:
+        self.scores = real_scores.detach(), fake_scores.detach()
 
     def _penalized(self, x: Tensor, loss: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         return engines.loss_and_penalty(self._call, x, self._form, self._execution, loss)
-
-
-def _halves(scores: Tensor) -> tuple[Tensor, Tensor]:
-    real_scores, fake_scores = scores.chunk(2)
-    return real_scores, fake_scores

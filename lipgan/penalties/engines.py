@@ -25,10 +25,10 @@ from lipgan.penalties.conditions import (
 )
 from lipgan.penalties.coupling import CoupledSamples, SampleTracker, Watched
 from lipgan.penalties.critic_call import Critic, CriticCall
+from lipgan.penalties.loss_of_scores import Loss, OwnLoss, loss_by_scores
 from lipgan.penalties.memory import CriticMemory
-from lipgan.penalties.perceptron import Perceptron, asked_for, known, may_be_perceptron, recognize
+from lipgan.penalties.perceptron import Perceptron, asked_for, known, may_be_perceptron, recognize, serves
 from lipgan.penalties.plan import Recorder
-from lipgan.penalties.plans import Loss, loss_by_scores
 from lipgan.penalties.precomputed import with_gradients, with_zeros
 from lipgan.penalties.tape import HOOKS_ON_SAVED, Tape, Unsupported
 
@@ -178,26 +178,29 @@ class Again:
             _, result, parameters, grads = perceptron.solve(form.kind, form.weight, form.target)
         return with_gradients(result, parameters, grads) if differentiable else result
 
+    def serves(self, found: tuple[Any, list[Tensor]], samples: Tensor, rows: int) -> bool:
+        """Whether `run_with_loss` will serve, given what `find` has returned, for a batch of ``rows`` such samples."""
+        kept, held = found
+        if isinstance(kept, plans.Plan):
+            return True
+        return not kept.is_random and serves(kept, held, samples, rows)
+
     def run_with_loss(
-        self, found: tuple[Any, list[Tensor]], x: Tensor, loss: plans.OfScoresAlone, penalized: range
-    ) -> tuple[Tensor, Tensor, Tensor] | None:
+        self, found: tuple[Any, list[Tensor]], x: Tensor, loss: OwnLoss, penalized: range
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """The loss of the scores of ``x``, the penalty at some of them, and their sum, which alone has gradients.
 
         Args:
-            found: what `find` has returned.
+            found: what `find` has returned, which `serves`.
             Others as for `loss_and_penalty_in_closed_form`.
 
-        Returns:
-            None, with nothing drawn or changed, if it cannot serve now.
         """
         kept, held = found
         execution = self._execution
         if isinstance(kept, plans.Plan):
             outcome = kept.run([x, *held], loss, execution.differentiable)
         else:
-            perceptron = known(kept, [x, *held])
-            if perceptron is None or perceptron.is_random:
-                return None
+            perceptron = Perceptron(kept, [x, *held])
             outcome = _solved_with_loss(perceptron, self._form, execution, loss, penalized)
         value, penalty, parameters, grads = outcome
         assert value is not None

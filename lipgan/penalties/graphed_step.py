@@ -13,9 +13,10 @@ from torch.nn.parallel import DistributedDataParallel
 from lipgan._checks import check_count
 from lipgan.penalties.conditions import FreshCasts
 from lipgan.penalties.critic_call import Output
-from lipgan.penalties.critic_loss import CriticLoss, LossOfScores, critic_loss
+from lipgan.penalties.critic_loss import CriticLoss, critic_loss
 from lipgan.penalties.engines import UnsupportedCriticError
 from lipgan.penalties.known import NotRepeatable
+from lipgan.penalties.loss_of_scores import LossOfBoth
 from lipgan.penalties.repeatable import Conditions
 
 # Each holds the memory of a step.
@@ -129,7 +130,7 @@ class GraphedCriticStep:
         self,
         critic: nn.Module,
         optimizer: torch.optim.Optimizer,
-        loss: str | LossOfScores,
+        loss: str | LossOfBoth,
         options: dict[str, Any],
         generator: torch.Generator | None,
         warmup: int,
@@ -249,7 +250,7 @@ def _can_be_captured(real: Any, fake: Any, args: Sequence[Any]) -> bool:
 def graphed_critic_step(
     critic: nn.Module,
     optimizer: torch.optim.Optimizer,
-    loss: str | LossOfScores,
+    loss: str | LossOfBoth,
     *,
     kind: str | None = None,
     weight: float = 10.0,

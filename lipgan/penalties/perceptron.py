@@ -232,9 +232,19 @@ def asked_for(call: CriticCall, x: Tensor) -> Case | None:
 
 def known(chain: _Chain, inputs: list[Tensor]) -> Perceptron | None:
     """A perceptron of what was kept, and of the samples and the critic's tensors; None as for `recognize`."""
-    x, layers = inputs[0], chain.layers
-    widths = [inputs[layers[0].weight].shape[1], *(inputs[layer.weight].shape[0] for layer in layers)]
-    return Perceptron(chain, inputs) if op.serves(x.shape[0], widths, x.dtype, x.device.type) else None
+    x, *held = inputs
+    return Perceptron(chain, inputs) if serves(chain, held, x, x.shape[0]) else None
+
+
+def serves(chain: _Chain, held: list[Tensor], samples: Tensor, rows: int) -> bool:
+    """Whether the op pays for ``rows`` such samples.
+
+    Args:
+        held: the critic's tensors.
+    """
+    places = [layer.weight - 1 for layer in chain.layers]  # among the inputs, where samples come first
+    widths = [held[places[0]].shape[1], *(held[place].shape[0] for place in places)]
+    return op.serves(rows, widths, samples.dtype, samples.device.type)
 
 
 def may_be_perceptron(call: CriticCall, x: Tensor) -> bool:

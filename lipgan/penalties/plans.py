@@ -35,6 +35,7 @@ from lipgan.penalties.conditions import (
 )
 from lipgan.penalties.critic_call import Critic, CriticCall
 from lipgan.penalties.known import NotRepeatable
+from lipgan.penalties.loss_of_scores import Loss, loss_by_scores
 from lipgan.penalties.plan import Recorder
 from lipgan.penalties.program import Program
 from lipgan.penalties.reach import form, owner
@@ -43,20 +44,6 @@ from lipgan.penalties.undo import Undo
 
 # Of one critic: enough for the batch sizes and states that a training program goes through.
 _KEYS, _KEPT = 16, 4
-
-Loss = Callable[[Tensor], Tensor]  # of scores
-
-
-class OfScoresAlone:
-    """A loss of scores that is known to depend on nothing else that autograd follows."""
-
-    def __init__(self, loss: Loss) -> None:
-        self._loss = loss
-
-    def __call__(self, scores: Tensor) -> Tensor:
-        """The loss."""
-        return self._loss(scores)
-
 
 # (the loss, the penalty, parameters, a gradient for each)
 Outcome = tuple[Tensor | None, Tensor, list[Tensor], list[Tensor | None]]
@@ -125,43 +112,6 @@ class Plan:
         left = iter(norms)
         for group, calls in self._norms:
             group.last_sigmas = [(names, next(left)) for names in calls]
-
-
-def loss_by_scores(loss: Loss, scores: Tensor, differentiable: bool) -> tuple[Tensor, Tensor | None]:
-    """A loss, which stays what autograd knows but for the scores, and its derivative with respect to them."""
-    leaf = scores.detach().requires_grad_()
-    by_score: Tensor | None = None
-    with torch.set_grad_enabled(differentiable):
-        value = loss(leaf)
-    if value.requires_grad:
-        alone = isinstance(loss, OfScoresAlone)
-        (by_score,) = torch.autograd.grad(value, leaf, retain_graph=not alone, allow_unused=True)
-        if alone or _depends_on_alone(value, leaf):
-            # Or a backward of the total would go through the loss again, for a derivative that nobody reads.
-            value = value.detach().requires_grad_()
-    return value, by_score
-
-
-# Nodes of the graph of a loss that are looked at; larger graphs are those of networks.
-_NODES = 64
-
-
-def _depends_on_alone(value: Tensor, leaf: Tensor) -> bool:
-    """Whether a leaf is the only tensor that autograd would hand a gradient of the value; False for a large graph."""
-    nodes, seen = [value.grad_fn], set()
-    while nodes:
-        node = nodes.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if len(seen) > _NODES:
-            return False
-        following = node.next_functions
-        # The end of a graph: AccumulateGrad, or a function whose backward is the user's own business.
-        if not following and getattr(node, "variable", None) is not leaf:
-            return False
-        nodes += [function for function, _ in following]
-    return True
 
 
 class _OfOneCritic:

@@ -13,6 +13,9 @@ from lipgan._transfer import to_device
 from lipgan.ops.gradient_penalty import mixtures
 from lipgan.penalties.parts import Parts
 
+#: The kinds that are taken at samples, which a loss scores anyway; those of others are drawn.
+AT_SAMPLES = ("r1", "r2", "r1+r2")
+
 
 def interpolate(real: Tensor, fake: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
     """``eps_i real_i + (1 - eps_i) fake_i`` with ``eps_i ~ U(0, 1)``, one for each sample.

@@ -18,12 +18,13 @@ from torch._C._dynamo.guards import GlobalStateGuard
 from torch.autograd import forward_ad
 
 from lipgan._checks import check_no_nan
+from lipgan.objectives import losses
 from lipgan.penalties import plans
 from lipgan.penalties.comparison import tensor_guards
 from lipgan.penalties.conditions import hooks_may_change, unwrap
 from lipgan.penalties.engines import Again
-from lipgan.penalties.plans import OfScoresAlone
-from lipgan.penalties.points import points
+from lipgan.penalties.loss_of_scores import OwnLoss
+from lipgan.penalties.points import AT_SAMPLES, points
 from lipgan.penalties.request import Request, are_plain
 
 # Of one critic: enough for the batch sizes and settings that a training program goes through.
@@ -69,37 +70,38 @@ class Shortcut:
         return self._again.run(found, x)
 
     def loss_and_penalty(
-        self, critic: nn.Module, real: Tensor, fake: Tensor, of_scores: Callable[[Tensor, Tensor], Tensor]
+        self, critic: nn.Module, real: Tensor, fake: Tensor, loss: losses.Loss, generator: torch.Generator | None
     ) -> tuple[Tensor, ...] | None:
         """What a `lipgan.penalties.CriticLoss` consists of; None as for `penalty`.
 
         Args:
-            of_scores: the loss, which depends on the scores alone.
+            loss: of the scores.
         """
         found = self._again.find(critic)
-        if found is None:
-            return None
         n = len(real)
-        with torch.no_grad():
-            x = torch.cat([real, fake])
-        check_no_nan(x, real, fake)
-        halves: list[Tensor] = []
-
-        def loss(scores: Tensor) -> Tensor:
-            one, other = scores.chunk(2)
-            halves[:] = one.detach(), other.detach()
-            return of_scores(one, other)
-
-        outcome = self._again.run_with_loss(found, x, OfScoresAlone(loss), penalized(self._kind, n))
-        if outcome is None:
+        if found is None or not self._again.serves(found, real, (2 if self._kind in AT_SAMPLES else 3) * n):
             return None
-        value, penalty, total = outcome
-        return total, value, penalty, *halves
+        with torch.no_grad():
+            beside = None if self._kind in AT_SAMPLES else points(real, fake, self._kind, generator, None)
+            x = torch.cat(batch(real, fake, beside))
+        check_no_nan(x, real, fake)
+        scores: list[Tensor] = []
+
+        def note(real_scores: Tensor, fake_scores: Tensor) -> None:
+            scores[:] = real_scores.detach(), fake_scores.detach()
+
+        value, penalty, total = self._again.run_with_loss(found, x, OwnLoss(loss, n, note), penalized(self._kind, n))
+        return total, value, penalty, *scores
 
 
 def penalized(kind: str, n: int) -> range:
-    """Which of n real and n fake samples in one batch a penalty is taken at that is taken at samples."""
-    return {"r1": range(n), "r2": range(n, 2 * n), "r1+r2": range(2 * n)}[kind]
+    """Which samples of a `batch` of n real samples and as many fake ones have the penalty."""
+    return {"r1": range(n), "r2": range(n, 2 * n), "r1+r2": range(2 * n)}.get(kind, range(2 * n, 3 * n))
+
+
+def batch(real: Tensor, fake: Tensor, beside: Tensor | None) -> list[Tensor]:
+    """What is scored at once: the samples, and the points of a penalty that is taken elsewhere."""
+    return [real, fake] if beside is None else [real, fake, beside]
 
 
 class _OfOneCritic:
@@ -126,12 +128,12 @@ def find(
     critic_args: Any,
     output: Any,
     *,
-    loss: str | None = None,
+    loss: losses.Loss | None = None,
 ) -> Shortcut | None:
     """The shortcut for the arguments of `lipgan.gradient_penalty`, None if there is none.
 
     Args:
-        loss: its name, for those of `lipgan.critic_loss`.
+        loss: for those of `lipgan.critic_loss`.
     """
     if not isinstance(critic, nn.Module) or type(real) is not Tensor or type(fake) not in (Tensor, type(None)):
         return None
@@ -148,7 +150,12 @@ def find(
 
 
 def note(
-    asked: Request, real: Any, fake: Any, settings: tuple[Any, ...], x: Callable[[], Tensor], loss: str | None = None
+    asked: Request,
+    real: Any,
+    fake: Any,
+    settings: tuple[Any, ...],
+    x: Callable[[], Tensor],
+    loss: losses.Loss | None = None,
 ) -> None:
     """Remember a call that went the long way, if one like it can go the short one.
 
@@ -156,8 +163,8 @@ def note(
         asked: the call.
         real, fake: the samples, as they were given.
         settings: of the call: kind, weight, target, norm, engine, compile.
-        x: makes the points; all samples in one batch where there is a loss.
-        loss: its name; the penalty is taken at samples then.
+        x: makes the points, or what has their shape; a `batch` where there is a loss.
+        loss: whose penalty it is.
     """
     critic = asked.critic
     if not isinstance(critic, nn.Module) or unwrap(critic) is not critic:

@@ -13,13 +13,10 @@ from lipgan.models import Output
 from lipgan.objectives import losses
 from lipgan.objectives.regularizers import HistoricalAverage, clip_weights, feature_matching
 from lipgan.penalties import critic_loss, gradient_penalty
+from lipgan.penalties.points import AT_SAMPLES
 from lipgan.systems.base import Batch, LossOutput, System
 
 __all__ = ["GAN"]
-
-
-# Penalties at the samples that are scored anyway.
-_AT_SAMPLES = ("r1", "r2", "r1+r2")
 
 
 class GAN(System):
@@ -50,7 +47,7 @@ class GAN(System):
         """The objective, the penalty and whatever the recipe adds to them."""
         recipe = self.recipe
         real, fake = self.seen(batch.real, batch), self.seen(self.fake(batch), batch)
-        if recipe.penalty in _AT_SAMPLES and recipe.conditioning == "none":
+        if recipe.penalty in AT_SAMPLES and recipe.conditioning == "none":
             return self._penalized_at_samples(real, fake)
         real_output, fake_output = self.judge_both(real, fake, batch)
         loss = self.loss.critic_loss(real_output.scores, fake_output.scores)

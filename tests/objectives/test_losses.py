@@ -140,6 +140,34 @@ def test_gradients(name: str) -> None:
     assert torch.autograd.gradcheck(loss.generator_loss, (fake, real))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        *((name, {}) for name in NAMES if not name.startswith("f-")),
+        *((name, {"label_smoothing": 0.1}) for name in ("minimax", "non-saturating", "least-squares")),
+        ("energy", {"margin": 2.5}),
+    ],
+)
+def test_derivatives_of_the_critics_loss(name: str, options: dict[str, float], dtype: torch.dtype) -> None:
+    """As autograd has them: at ordinary scores, far out, at kinks, at NaN and infinity, for columns of scores."""
+    loss = losses.get(name, **options)
+    kinks = [-2.5, -1.0, 0.0, 1.0, 1.0000001, -0.9999999, 2.5]
+    for more in (kinks, [1e3, -1e3, 1e-30], [float("nan")], [float("inf")]):
+        for columns in (False, True):
+            real, fake = (
+                torch.tensor([*scores, *more], dtype=dtype, requires_grad=True)
+                for scores in (REAL, [*FAKE, 0.3][: len(REAL)])
+            )
+            given = [x[:, None] if columns else x for x in (real, fake)]
+            expected = torch.autograd.grad(loss.critic_loss(*given), given)
+            got = loss.critic_derivatives(*(x.detach() for x in given))  # type: ignore[attr-defined]
+            # As a rounding of the largest: softmax and sigmoid round once more on one of the two ways.
+            for ours, theirs in zip(got, expected, strict=True):
+                bound = 4 * torch.finfo(dtype).eps
+                torch.testing.assert_close(ours, theirs, rtol=bound, atol=bound / 100, equal_nan=True)
+
+
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in ("f-kl", "f-hellinger", "f-reverse-kl")])
 def test_far_scores_stay_finite(name: str) -> None:
     """All rows but those whose loss is an exponential of the score."""

@@ -295,14 +295,26 @@ def test_the_loss_costs_no_pass_where_it_need_not(name: str, monkeypatch: pytest
 # ---- what is asked of it ----
 
 
+@pytest.mark.parametrize("kind", ["r1", "r1+r2", "wgan-gp"])
+@pytest.mark.parametrize("form", ["perceptron", "images"])
 @pytest.mark.parametrize("name", losses.names())
-def test_losses_by_name(name: str) -> None:
-    real, fake = samples(VECTORS, 1), samples(VECTORS, 2)
-    critic, other = (
-        fresh(lambda: nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 1), nn.Flatten(0))) for _ in "ab"
-    )
-    ours = critic_loss(critic, real, fake, name, kind="r1", weight=3.0, engine="fused")
-    agree(ours, critic, textbook(other, real, fake, losses.get(name).critic_loss, "r1", joined=False), other)
+def test_losses_by_name(name: str, form: str, kind: str) -> None:
+    """By its name, and as the function that it is: by the first calls, by what they kept, and by the textbook."""
+    shape = VECTORS if form == "perceptron" else IMAGES
+    real, fake = samples(shape, 1), samples(shape, 2)
+
+    def body() -> nn.Module:
+        if form == "perceptron":
+            return nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 1), nn.Flatten(0))
+        return nn.Sequential(image_stack(nn.SiLU()), nn.Flatten(0))
+
+    critic, other = fresh(body), fresh(body)
+    loss = losses.get(name).critic_loss
+    for given in (name, loss, lambda real, fake: loss(real, fake)):
+        for _ in range(3):
+            draws = torch.Generator().manual_seed(9)
+            ours = critic_loss(critic, real, fake, given, kind=kind, weight=3.0, generator=draws)
+            agree(ours, critic, textbook(other, real, fake, loss, kind, joined=kind == "r1+r2"), other)
 
 
 class Conditional(nn.Module):

@@ -1,0 +1,119 @@
+"""A critic's loss as a function of its scores, and what it owes to each of them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lipgan.objectives import losses
+from lipgan.objectives.divergences import widen
+
+Loss = Callable[[Tensor], Tensor]  # of the scores of one batch
+LossOfBoth = Callable[[Tensor, Tensor], Tensor]  # of the scores of real and of fake samples
+
+
+@functools.lru_cache(maxsize=64)
+def named(name: str) -> losses.Loss:
+    """The loss of `lipgan.losses` called ``name``, with its errors."""
+    return losses.get(name)
+
+
+def own(loss: str | LossOfBoth) -> losses.Loss | None:
+    """The loss of `lipgan.losses` that is meant by its name or by its ``critic_loss``; None for any other function."""
+    if type(loss) is str:
+        return named(loss)
+    one: Any = getattr(loss, "__self__", None)
+    kind = type(one)
+    if kind.__module__ != losses.__name__ or getattr(loss, "__func__", None) is not getattr(kind, "critic_loss", None):
+        return None
+    known: losses.Loss = one
+    return known
+
+
+def halves(scores: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """The scores of n real and of n fake samples, which are the first of a batch."""
+    return scores[:n], scores[n : 2 * n]
+
+
+def checked(value: Any) -> Tensor:
+    """What a loss returned, with its errors."""
+    if not isinstance(value, Tensor) or not value.is_floating_point() or value.ndim != 0:
+        got = f"shape {tuple(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else f"{value!r}"
+        raise ValueError(f"loss must return a 0-dim floating-point tensor, got {got}")
+    return value
+
+
+class OwnLoss:
+    """One of `lipgan.losses` as a function of a batch of scores: it depends on nothing else that autograd follows.
+
+    Args:
+        loss: which.
+        n: how many real samples come first, and how many fake ones then; others have no part in it.
+        note: is told the scores of real and of fake samples at each call.
+    """
+
+    def __init__(self, loss: losses.Loss, n: int, note: Callable[[Tensor, Tensor], None]) -> None:
+        self._loss, self._n, self._note = loss, n, note
+
+    def __call__(self, scores: Tensor) -> Tensor:
+        """The loss."""
+        real, fake = halves(scores, self._n)
+        self._note(real, fake)
+        return checked(self._loss.critic_loss(real, fake))
+
+    def with_derivative(self, scores: Tensor) -> tuple[Tensor, Tensor] | None:
+        """The loss, detached, and its derivative, without autograd; None, and nothing done, where that is not known."""
+        derivatives = getattr(self._loss, "critic_derivatives", None)
+        if derivatives is None:
+            return None
+        with torch.no_grad():
+            value = self(scores)
+            parts = derivatives(*map(widen, halves(scores, self._n)))
+            if len(scores) > 2 * self._n:
+                parts = *parts, torch.zeros_like(scores[2 * self._n :])
+            by_score = torch.cat(parts)
+        return value, by_score if by_score.dtype == scores.dtype else by_score.to(scores.dtype)
+
+
+def loss_by_scores(loss: Loss, scores: Tensor, differentiable: bool) -> tuple[Tensor, Tensor | None]:
+    """A loss, which stays what autograd knows but for the scores, and its derivative with respect to them."""
+    if isinstance(loss, OwnLoss) and differentiable and (known := loss.with_derivative(scores)) is not None:
+        value, derivative = known
+        return value.requires_grad_(), derivative
+    alone = isinstance(loss, OwnLoss)
+    leaf = scores.detach().requires_grad_()
+    by_score: Tensor | None = None
+    with torch.set_grad_enabled(differentiable):
+        value = loss(leaf)
+    if value.requires_grad:
+        (by_score,) = torch.autograd.grad(value, leaf, retain_graph=not alone, allow_unused=True)
+        if alone or _depends_on_alone(value, leaf):
+            # Or a backward of the total would go through the loss again, for a derivative that nobody reads.
+            value = value.detach().requires_grad_()
+    return value, by_score
+
+
+# Nodes of the graph of a loss that are looked at; larger graphs are those of networks.
+_NODES = 64
+
+
+def _depends_on_alone(value: Tensor, leaf: Tensor) -> bool:
+    """Whether a leaf is the only tensor that autograd would hand a gradient of the value; False for a large graph."""
+    nodes, seen = [value.grad_fn], set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if len(seen) > _NODES:
+            return False
+        following = node.next_functions
+        # The end of a graph: AccumulateGrad, or a function whose backward is the user's own business.
+        if not following and getattr(node, "variable", None) is not leaf:
+            return False
+        nodes += [function for function, _ in following]
+    return True
