@@ -32,7 +32,7 @@ from lipgan.bench.spectral_norm import resnet_128, sngan_32
 from lipgan.ops import _backend
 from lipgan.ops._address import DTYPE_NUMBERS
 from lipgan.ops.gradient_penalty import KINDS
-from lipgan.ops.spectral_norm import backends
+from lipgan.ops.spectral_norm import cuda
 from lipgan.reference import gradient_penalty as reference_penalty
 from lipgan.reference import spectral_norm as reference_norm
 
@@ -469,7 +469,7 @@ def _spectral_rows(name: str, shapes: list[tuple[int, ...]], dtype: torch.dtype)
         Row("spectral_norm, backward", name, dtype,
             lambda: spectral_norm.spectral_norm_bwd(weights, None, weights, sigma, uv), torch_backward),
         Row("spectral_norm, backward by CUDA", name, dtype,
-            lambda: backends._cuda_bwd(weights, None, weights, sigma, uv, dims), torch_backward),
+            lambda: cuda.bwd(weights, None, weights, sigma, uv, dims), torch_backward),
         Row("spectral_norm, second order", name, dtype,
             lambda: spectral_norm.spectral_norm_double_bwd(weights, weights, weights, sigma, uv),
             lambda: reference_norm.spectral_norm_double_bwd(meta[0], meta[0], meta[0], meta_sigma, *meta[1:], dims)),

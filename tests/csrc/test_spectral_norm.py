@@ -19,7 +19,7 @@ from matrix_memory import in_memory, out_of_memory
 from tolerance import assert_as_accurate
 
 from lipgan.ops import _backend
-from lipgan.ops.spectral_norm import backends
+from lipgan.ops.spectral_norm import backends, cuda
 from lipgan.reference import spectral_norm as reference
 
 needs_gxx = pytest.mark.skipif(host_executor.GXX is None, reason=host_executor.NO_GXX)
@@ -557,7 +557,7 @@ def executed(library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> Executed:
     """In place of lipgan._cuda."""
     module = Executed(library)
     monkeypatch.setattr(_backend, "cuda", lambda: module)
-    backends._bwd_sizes.cache_clear()
+    cuda._bwd_sizes.cache_clear()
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=7))
     return module
@@ -588,7 +588,7 @@ def test_forward_of_the_op(executed: Executed, n: int) -> None:
         torch.nn.functional.normalize(torch.randn(size), dim=0) for size in backends._vector_sizes(weights, dims)
     ]
     arguments = weights, vectors[::2], vectors[1::2], n, EPS, dims
-    ys, sigma, uv = backends._cuda_fwd(*arguments)
+    ys, sigma, uv = cuda.fwd(*arguments)
     exact_ys, exact_sigma, us, vs = reference.spectral_norm_fwd(*arguments)
     torch.testing.assert_close(sigma, exact_sigma, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(uv, backends.join_vectors(us, vs), rtol=1e-4, atol=1e-5)
@@ -606,7 +606,7 @@ def test_backward_of_the_op(executed: Executed, with_sigma: bool) -> None:
     vectors = [torch.randn(size) for size in backends._vector_sizes(ys, dims)]
     sigma, grad_sigma = torch.rand(len(ys)) + 0.5, torch.randn(len(ys)) if with_sigma else None
     arguments = grads, grad_sigma, ys, sigma
-    results = backends._cuda_bwd(*arguments, torch.cat(vectors), dims)
+    results = cuda.bwd(*arguments, torch.cat(vectors), dims)
     exact = reference.spectral_norm_bwd(*arguments, vectors[::2], vectors[1::2], dims)
     for y, grad, mine, theirs in zip(ys, grads, results, exact, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
@@ -625,13 +625,13 @@ def test_what_does_not_lie_alike_is_copied(executed: Executed, dims: tuple[int, 
              torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last)]  # fmt: skip
     vectors = [torch.randn(size) for size in backends._vector_sizes(ys, dims)]
     arguments = grads, None, ys, torch.rand(4) + 0.5
-    results = backends._cuda_bwd(*arguments, torch.cat(vectors), dims)
+    results = cuda.bwd(*arguments, torch.cat(vectors), dims)
     exact = reference.spectral_norm_bwd(*arguments, vectors[::2], vectors[1::2], dims)
     for y, mine, theirs in zip(ys, results, exact, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
         assert mine.stride() == torch.empty_like(y).stride()
     forward = ys, vectors[::2], vectors[1::2], 1, EPS, dims
-    for mine, theirs in zip(backends._cuda_fwd(*forward)[0], reference.spectral_norm_fwd(*forward)[0], strict=True):
+    for mine, theirs in zip(cuda.fwd(*forward)[0], reference.spectral_norm_fwd(*forward)[0], strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
 
 

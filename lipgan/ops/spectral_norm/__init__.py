@@ -1,6 +1,8 @@
 """The op ``spectral_norm``: its public functions.
 
 backends.py  schema, one implementation per backend, fake implementations
+cuda.py      that of CUDA C++
+layout.py    how weights lie in memory
 autograd.py  first and second order
 """
 

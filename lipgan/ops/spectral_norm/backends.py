@@ -15,8 +15,9 @@ from torch import Tensor
 
 from lipgan._dtypes import accumulation_dtype
 from lipgan.ops import _backend, _transforms
-from lipgan.ops._address import DTYPE_NUMBERS, address, addresses, materialized
-from lipgan.ops.spectral_norm.layout import memory_order
+from lipgan.ops._address import DTYPE_NUMBERS, materialized
+from lipgan.ops.spectral_norm import cuda
+from lipgan.ops.spectral_norm.layout import Layouts, are_contiguous, as_lying, laid_alike, layouts_of
 from lipgan.reference import spectral_norm as reference
 
 # (ys, sigma, uv): uv holds u and v of the first weight, u and v of the second, ... in one tensor of one dimension.
@@ -76,54 +77,6 @@ def move_vectors(uv: Tensor, vectors: Sequence[Tensor]) -> bool:
     return moved
 
 
-# ---- how weights lie ----
-
-# (dim, inner, channels) of each weight; None where each is contiguous and its rows are dimension 0.
-_Layouts = tuple[tuple[int, int, int], ...] | None
-
-
-def _are_contiguous(tensors: Sequence[Tensor]) -> bool:
-    for tensor in tensors:  # noqa: SIM110 -- all() of a generator takes three times as long
-        if not tensor.is_contiguous():
-            return False
-    return True
-
-
-def _layouts(tensors: Sequence[Tensor], dims: Sequence[int]) -> tuple[Sequence[Tensor], _Layouts]:
-    """``tensors`` and how they lie; in place of one that no layout describes a copy that is contiguous."""
-    if not any(dims) and _are_contiguous(tensors):
-        return tensors, None
-    lying, layouts = list(tensors), []
-    for layer, dim in enumerate(dims):
-        order = memory_order(lying[layer], dim)
-        if order is None:
-            lying[layer] = lying[layer].contiguous()
-            order = memory_order(lying[layer], dim)
-            assert order is not None
-        layouts.append((dim, *order))
-    return lying, tuple(layouts)
-
-
-def _laid_alike(tensors: Sequence[Tensor], lying: Sequence[Tensor], layouts: _Layouts) -> list[Tensor]:
-    """Gradients of Y, or by dW, where they lie as their Y does, else copies that do."""
-    if layouts is None:
-        return [tensor.contiguous() for tensor in tensors]
-    return [
-        tensor if memory_order(tensor, dim) == tuple(order) else torch.empty_like(y).copy_(tensor)
-        for tensor, y, (dim, *order) in zip(tensors, lying, layouts, strict=True)
-    ]
-
-
-def _as_lying(results: list[Tensor], tensors: Sequence[Tensor], lying: Sequence[Tensor]) -> list[Tensor]:
-    """Results that lie as ``lying``, in the memory format of ``tensors``."""
-    if lying is tensors:
-        return results
-    return [
-        result if copy is tensor else torch.empty_like(tensor).copy_(result)
-        for result, tensor, copy in zip(results, tensors, lying, strict=True)
-    ]
-
-
 # ---- reference: PyTorch, everywhere ----
 
 
@@ -166,7 +119,7 @@ def _reference_double_bwd(
 # ---- native: C++ on CPU tensors, arrays [outer, h, inner], as which it reads whatever layout.py describes ----
 
 
-def _arrays(tensors: Sequence[Tensor], layouts: _Layouts) -> list[Tensor]:
+def _arrays(tensors: Sequence[Tensor], layouts: Layouts) -> list[Tensor]:
     """The memory of tensors, ``[outer, h, inner]`` each."""
     arrays = []
     for tensor, (dim, inner, _) in zip(tensors, layouts or (), strict=True):
@@ -176,7 +129,7 @@ def _arrays(tensors: Sequence[Tensor], layouts: _Layouts) -> list[Tensor]:
     return arrays
 
 
-def _in_memory_order(vs: Sequence[Tensor], layouts: _Layouts) -> list[Tensor]:
+def _in_memory_order(vs: Sequence[Tensor], layouts: Layouts) -> list[Tensor]:
     return [
         v.reshape(channels, -1).t().reshape(-1) if channels < v.numel() else v
         for v, (_, _, channels) in zip(vs, layouts or (), strict=True)
@@ -198,16 +151,16 @@ def _native_fwd(
 ) -> Forward:
     module, threads = _backend.serving_native(), torch.get_num_threads()
     ys: list[Tensor]
-    if _are_contiguous(weights):
+    if are_contiguous(weights):
         ys, sigma, uv = module.spectral_norm_fwd(weights, us, vs, n_power_iterations, eps, dims, threads)
         return ys, sigma, uv
-    lying, layouts = _layouts(weights, dims)
+    lying, layouts = layouts_of(weights, dims)
     arrays, columns, ones = _arrays(lying, layouts), _in_memory_order(vs, layouts), [1] * len(weights)
     ys, sigma, uv = module.spectral_norm_fwd(arrays, us, columns, n_power_iterations, eps, ones, threads)
     for v, (_, _, channels) in zip(split_vectors(uv, weights, dims)[1], layouts or (), strict=True):
         if channels < v.numel():
             v.view(channels, -1).copy_(v.view(-1, channels).t().clone())
-    return _as_lying(_like(ys, lying), weights, lying), sigma, uv
+    return as_lying(_like(ys, lying), weights, lying), sigma, uv
 
 
 def _native_bwd(
@@ -222,17 +175,17 @@ def _native_bwd(
     module, threads = _backend.serving_native(), torch.get_num_threads()
     grads: list[Tensor]
     spent = spent or [False] * len(ys)
-    if _are_contiguous(ys):
+    if are_contiguous(ys):
         grads = module.spectral_norm_bwd(grad_ys, grad_sigma, ys, sigma, uv, dims, spent, threads)
         return grads
-    lying, layouts = _layouts(ys, dims)
+    lying, layouts = layouts_of(ys, dims)
     us, vs = split_vectors(uv, ys, dims)
     vectors = join_vectors(us, _in_memory_order(vs, layouts))
-    grad_arrays, ones = _arrays(_laid_alike(grad_ys, lying, layouts), layouts), [1] * len(ys)
+    grad_arrays, ones = _arrays(laid_alike(grad_ys, lying, layouts), layouts), [1] * len(ys)
     grads = module.spectral_norm_bwd(
         grad_arrays, grad_sigma, _arrays(lying, layouts), sigma, vectors, ones, spent, threads
     )
-    return _as_lying(_like(grads, lying), ys, lying)
+    return as_lying(_like(grads, lying), ys, lying)
 
 
 def _native_double_bwd(
@@ -245,12 +198,12 @@ def _native_double_bwd(
 ) -> DoubleBackward:
     module, threads = _backend.serving_native(), torch.get_num_threads()
     result: DoubleBackward
-    if _are_contiguous(ys):
+    if are_contiguous(ys):
         result = module.spectral_norm_double_bwd(grads, grad_ys, ys, sigma, uv, dims, threads)
         return result
-    lying, layouts = _layouts(ys, dims)
+    lying, layouts = layouts_of(ys, dims)
     us, vs = split_vectors(uv, ys, dims)
-    arrays = [_arrays(_laid_alike(tensors, lying, layouts), layouts) for tensors in (grads, grad_ys, lying)]
+    arrays = [_arrays(laid_alike(tensors, lying, layouts), layouts) for tensors in (grads, grad_ys, lying)]
     vectors = join_vectors(us, _in_memory_order(vs, layouts))
     result = module.spectral_norm_double_bwd(*arrays, sigma, vectors, [1] * len(ys), threads)
     return _like(result[0], lying), _like(result[1], lying), result[2], result[3]
@@ -274,11 +227,11 @@ def _triton_fwd(
     eps: float,
     dims: Sequence[int],
 ) -> Forward:
-    lying, layouts = _layouts(weights, dims)
+    lying, layouts = layouts_of(weights, dims)
     ys, sigma, uv = _kernels().spectral_norm_fwd(
         lying, [u.contiguous() for u in us], [v.contiguous() for v in vs], n_power_iterations, eps, layouts
     )
-    return _as_lying(ys, weights, lying), sigma, uv
+    return as_lying(ys, weights, lying), sigma, uv
 
 
 def _triton_bwd(
@@ -289,10 +242,10 @@ def _triton_bwd(
     uv: Tensor,
     dims: Sequence[int],
 ) -> list[Tensor]:
-    lying, layouts = _layouts(ys, dims)
-    grads = _laid_alike(grad_ys, lying, layouts)
+    lying, layouts = layouts_of(ys, dims)
+    grads = laid_alike(grad_ys, lying, layouts)
     results: list[Tensor] = _kernels().spectral_norm_bwd(grads, grad_sigma, lying, sigma, uv.contiguous(), layouts)
-    return _as_lying(results, ys, lying)
+    return as_lying(results, ys, lying)
 
 
 def _triton_double_bwd(
@@ -303,10 +256,10 @@ def _triton_double_bwd(
     uv: Tensor,
     dims: Sequence[int],
 ) -> DoubleBackward:
-    lying, layouts = _layouts(ys, dims)
+    lying, layouts = layouts_of(ys, dims)
     results: DoubleBackward = _kernels().spectral_norm_double_bwd(
-        _laid_alike(grads, lying, layouts),
-        _laid_alike(grad_ys, lying, layouts),
+        laid_alike(grads, lying, layouts),
+        laid_alike(grad_ys, lying, layouts),
         lying,
         sigma,
         uv.contiguous(),
@@ -315,129 +268,17 @@ def _triton_double_bwd(
     return results
 
 
-# ---- cuda: the group as one cooperative launch, each weight as it lies ----
-
-
-def _layers(
-    shapes: Sequence[torch.Size], dims: Sequence[int], layouts: _Layouts
-) -> tuple[list[tuple[int, int, int, int]], list[int]]:
-    """h, w, inner and channels of weights, and their numbers of elements."""
-    layers, numels = [], [shape.numel() for shape in shapes]
-    for layer, (shape, dim) in enumerate(zip(shapes, dims, strict=True)):
-        h = shape[dim]
-        w = numels[layer] // h
-        _, inner, channels = (dim, w, w) if layouts is None else layouts[layer]
-        layers.append((h, w, inner, channels))
-    return layers, numels
-
-
-def _cuda_fwd(
-    weights: Sequence[Tensor],
-    us: Sequence[Tensor],
-    vs: Sequence[Tensor],
-    n_power_iterations: int,
-    eps: float,
-    dims: Sequence[int],
-) -> Forward:
-    module = _backend.cuda()
-    assert module is not None
-    device, dtype = weights[0].device, weights[0].dtype
-    lying, layouts = _layouts(weights, dims)
-    layers, numels = _layers([weight.shape for weight in weights], dims, layouts)
-    copies: list[Tensor] = []
-    us, vs = [u.contiguous() for u in us], [v.contiguous() for v in vs]
-    weight_addresses = addresses(lying, dtype, numels, device, copies, is_plain=layouts is None)
-    u_addresses = addresses(us, dtype, [h for h, _, _, _ in layers], device, copies)
-    v_addresses = addresses(vs, dtype, [w for _, w, _, _ in layers], device, copies)
-    ys = [torch.empty_like(weight) for weight in lying]
-    uv = torch.empty(sum([h + w for h, w, _, _ in layers]), dtype=dtype, device=device)
-    sigma = torch.empty(len(weights), dtype=accumulation_dtype(dtype), device=device)
-    rows, new_u, itemsize = [], uv.data_ptr(), dtype.itemsize
-    for weight, u, v, y, layer in zip(weight_addresses, u_addresses, v_addresses, ys, layers, strict=True):
-        new_v = new_u + layer[0] * itemsize
-        rows.append((weight, u, v, y.data_ptr(), new_u, new_v, *layer))
-        new_u = new_v + layer[1] * itemsize
-    workspace_size = module.spectral_norm_fwd_workspace(rows)
-    table_size = module.spectral_norm_fwd_table_size(len(rows))
-    workspace = torch.empty(workspace_size, dtype=torch.uint8, device=device)
-    table = torch.empty(table_size, dtype=torch.uint8, device=device)
-    with torch.cuda.device(device):
-        module.spectral_norm_fwd(
-            DTYPE_NUMBERS[dtype],
-            rows,
-            address(sigma, sigma.dtype, len(rows), device.type),
-            n_power_iterations,
-            eps,
-            address(workspace, torch.uint8, workspace_size, device.type),
-            address(table, torch.uint8, table_size, device.type),
-            torch.cuda.current_stream(device).cuda_stream,
-        )
-    return _as_lying(ys, weights, lying), sigma, uv
-
-
-@functools.lru_cache(maxsize=256)
-def _bwd_sizes(
-    shapes: tuple[torch.Size, ...], dims: tuple[int, ...], layouts: _Layouts
-) -> tuple[list[tuple[int, int, int, int]], list[int], int]:
-    """:func:`_layers` of weights, and the bytes of workspace for them."""
-    module = _backend.cuda()
-    assert module is not None
-    layers, numels = _layers(shapes, dims, layouts)
-    return layers, numels, module.spectral_norm_bwd_workspace([(0, 0, 0, 0, 0, *layer) for layer in layers])
-
-
-def _cuda_bwd(
-    grad_ys: Sequence[Tensor],
-    grad_sigma: Tensor | None,
-    ys: Sequence[Tensor],
-    sigma: Tensor,
-    uv: Tensor,
-    dims: Sequence[int],
-) -> list[Tensor]:
-    module = _backend.cuda()
-    assert module is not None
-    device, dtype, count = ys[0].device, ys[0].dtype, len(ys)
-    lying, layouts = _layouts(ys, dims)
-    grads = _laid_alike(grad_ys, lying, layouts)
-    uv, sigma = uv.contiguous(), sigma.contiguous()
-    scalars = accumulation_dtype(dtype)
-    copies: list[Tensor] = []
-    layers, numels, size = _bwd_sizes(tuple([y.shape for y in ys]), tuple(dims), layouts)
-    (u,) = addresses((uv,), dtype, (sum([h + w for h, w, _, _ in layers]),), device, copies)
-    values = (sigma,) if grad_sigma is None else (sigma, grad_sigma.contiguous())
-    sigma_address, *grad_sigma_address = addresses(values, scalars, (count,) * len(values), device, copies)
-    grad_addresses = addresses(grads, dtype, numels, device, copies, is_plain=layouts is None)
-    y_addresses = addresses(lying, dtype, numels, device, copies, is_plain=layouts is None)
-    results = [torch.empty_like(y) for y in lying]
-    rows, itemsize = [], dtype.itemsize
-    for grad, y, result, layer in zip(grad_addresses, y_addresses, results, layers, strict=True):
-        v = u + layer[0] * itemsize
-        rows.append((grad, y, u, v, result.data_ptr(), *layer))
-        u = v + layer[1] * itemsize
-    workspace = torch.empty(size, dtype=torch.uint8, device=device)
-    with torch.cuda.device(device):
-        module.spectral_norm_bwd(
-            DTYPE_NUMBERS[dtype],
-            rows,
-            sigma_address,
-            *(grad_sigma_address or (0,)),
-            address(workspace, torch.uint8, size, device.type),
-            torch.cuda.current_stream(device).cuda_stream,
-        )
-    return _as_lying(results, ys, lying)
-
-
 _FORWARD: dict[str, Callable[..., Forward]] = {
     "reference": _reference_fwd,
     "native": _native_fwd,
     "triton": _triton_fwd,
-    "cuda": _cuda_fwd,
+    "cuda": cuda.fwd,
 }
 _BACKWARD: dict[str, Callable[..., list[Tensor]]] = {
     "reference": _reference_bwd,
     "native": _native_bwd,
     "triton": _triton_bwd,
-    "cuda": _cuda_bwd,
+    "cuda": cuda.bwd,
 }
 _DOUBLE_BACKWARD: dict[str, Callable[..., DoubleBackward]] = {
     "reference": _reference_double_bwd,

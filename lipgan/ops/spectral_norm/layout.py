@@ -1,4 +1,4 @@
-"""How a weight lies in memory, in the two integers that the kernels on a GPU take.
+"""How a weight lies in memory, in the two integers that the kernels take.
 
 The memory of a dense weight is ``[outer, h, inner]``, with h the rows of its matrix ``[h, w]`` and
 ``w = outer * inner``: row i of memory column m lies at ``i * inner + m // inner * h * inner + m % inner``. The entry of
@@ -18,7 +18,9 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 
@@ -56,3 +58,49 @@ def memory_order(weight: Tensor, dim: int) -> tuple[int, int] | None:
         dim: not negative.
     """
     return _memory_order(weight.shape, weight.stride(), dim)
+
+
+# (dim, inner, channels) of each weight; None where each is contiguous and its rows are dimension 0.
+Layouts = tuple[tuple[int, int, int], ...] | None
+
+
+def are_contiguous(tensors: Sequence[Tensor]) -> bool:
+    for tensor in tensors:  # noqa: SIM110 -- all() of a generator takes three times as long
+        if not tensor.is_contiguous():
+            return False
+    return True
+
+
+def layouts_of(tensors: Sequence[Tensor], dims: Sequence[int]) -> tuple[Sequence[Tensor], Layouts]:
+    """``tensors`` and how they lie; in place of one that no layout describes a copy that is contiguous."""
+    if not any(dims) and are_contiguous(tensors):
+        return tensors, None
+    lying, layouts = list(tensors), []
+    for layer, dim in enumerate(dims):
+        order = memory_order(lying[layer], dim)
+        if order is None:
+            lying[layer] = lying[layer].contiguous()
+            order = memory_order(lying[layer], dim)
+            assert order is not None
+        layouts.append((dim, *order))
+    return lying, tuple(layouts)
+
+
+def laid_alike(tensors: Sequence[Tensor], lying: Sequence[Tensor], layouts: Layouts) -> list[Tensor]:
+    """Gradients of Y, or by dW, where they lie as their Y does, else copies that do."""
+    if layouts is None:
+        return [tensor.contiguous() for tensor in tensors]
+    return [
+        tensor if memory_order(tensor, dim) == tuple(order) else torch.empty_like(y).copy_(tensor)
+        for tensor, y, (dim, *order) in zip(tensors, lying, layouts, strict=True)
+    ]
+
+
+def as_lying(results: list[Tensor], tensors: Sequence[Tensor], lying: Sequence[Tensor]) -> list[Tensor]:
+    """Results that lie as ``lying``, in the memory format of ``tensors``."""
+    if lying is tensors:
+        return results
+    return [
+        result if copy is tensor else torch.empty_like(tensor).copy_(result)
+        for result, tensor, copy in zip(results, tensors, lying, strict=True)
+    ]
