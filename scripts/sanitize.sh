@@ -19,6 +19,7 @@ flags=(-std=c++17 -O1 -g1 -fPIC -fvisibility=hidden -fopenmp-simd -fno-omit-fram
   -Wall -Wextra -Wshadow -Wconversion -Wsign-conversion -Werror)
 kernels=(gradient_penalty matrix_sqrt mlp_gradient_penalty nearest_neighbours polar_factor spectral_norm spectral_norm_backward
   spectral_norm_double_backward symmetrize)
+bindings=(bindings gradient_penalty matrix_sqrt mlp_gradient_penalty nearest_neighbours polar_factor spectral_norm symmetrize)
 isas=(baseline)
 if ((short)) || [[ $(uname -m) != x86_64 ]]; then
   flags+=(-DLIPGAN_BASELINE_ONLY)
@@ -49,10 +50,12 @@ compile() {
 echo "== lipgan._C with AddressSanitizer and UndefinedBehaviorSanitizer (${isas[*]}; $SECONDS s)"
 sanitizers="-fsanitize=address,undefined -fno-sanitize-recover=all"
 includes=$("$python" -m pybind11 --includes | sed 's/-I/-isystem /g')
-compile "$sanitizers" "$scratch/asan" "${isas[@]}" <<END
-${flags[*]} $sanitizers -c csrc/cpu/isa.cpp -o $scratch/asan/isa.o
-${flags[*]} $sanitizers $includes -c csrc/python/bindings.cpp -o $scratch/asan/bindings.o
-END
+{
+  echo "${flags[*]} $sanitizers -c csrc/cpu/isa.cpp -o $scratch/asan/isa.o"
+  for binding in "${bindings[@]}"; do
+    echo "${flags[*]} $sanitizers $includes -c csrc/python/$binding.cpp -o $scratch/asan/python_$binding.o"
+  done
+} | compile "$sanitizers" "$scratch/asan" "${isas[@]}"
 suffix=$("$python" -c "import sysconfig; print(sysconfig.get_config_var('EXT_SUFFIX'))")
 # shellcheck disable=SC2086
 "$cxx" -shared $sanitizers "$scratch"/asan/*.o -ldl -pthread -o "$scratch/_C$suffix"
