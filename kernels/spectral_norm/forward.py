@@ -1,4 +1,4 @@
-"""Forward: power iteration, sigma and ``W / sigma`` of a group of weights, in launches of `forward_kernels`."""
+"""Forward: power iteration, sigma and ``W / sigma`` of a group of weights, in launches of `iterate` and `scale`."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,13 +10,9 @@ from torch import Tensor
 
 from .. import config
 from ..common import accumulation_dtype
-from .forward_kernels import (
-    FWD_FIELDS,
-    spectral_norm_iterate_kernel,
-    spectral_norm_reduce_kernel,
-    spectral_norm_scale_kernel,
-    spectral_norm_sigma_kernel,
-)
+from .forward_fields import FWD_FIELDS
+from .iterate import spectral_norm_iterate_kernel, spectral_norm_reduce_kernel
+from .scale import spectral_norm_scale_kernel, spectral_norm_sigma_kernel
 from .tables import (
     TRITON_DTYPES,
     Layout,
