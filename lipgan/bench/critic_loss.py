@@ -47,7 +47,13 @@ def by_gradient_penalty(critic: nn.Module, real: Tensor, fake: Tensor, kind: str
 
 
 def by_critic_loss(critic: nn.Module, real: Tensor, fake: Tensor, kind: str, seed: int) -> Tensor:
-    """`lipgan.critic_loss`."""
+    """`lipgan.critic_loss` of that loss by its name."""
+    generator = torch.Generator().manual_seed(seed)
+    return lipgan.critic_loss(critic, real, fake, "non-saturating", kind=kind, generator=generator).total
+
+
+def of_a_function(critic: nn.Module, real: Tensor, fake: Tensor, kind: str, seed: int) -> Tensor:
+    """`lipgan.critic_loss` of the function that the textbook takes."""
     generator = torch.Generator().manual_seed(seed)
     return lipgan.critic_loss(critic, real, fake, loss_of, kind=kind, generator=generator).total
 
@@ -55,5 +61,6 @@ def by_critic_loss(critic: nn.Module, real: Tensor, fake: Tensor, kind: str, see
 STEPS: dict[str, Step] = {
     "textbook": by_textbook,
     "gradient_penalty": by_gradient_penalty,
+    "of a function": of_a_function,
     "critic_loss": by_critic_loss,
 }

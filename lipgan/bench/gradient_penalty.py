@@ -239,7 +239,8 @@ def run(seed: int = 0, seconds: float = 1.0) -> list[Table]:
         ["critic", "kind", *critic_loss.STEPS, "ratio"],
         notes=[
             "textbook: double backward, from one forward pass where loss and penalty are taken at the same samples, in",
-            "the faster of PyTorch's two layouts. ratio: textbook / critic_loss.",
+            "the faster of PyTorch's two layouts. critic_loss: of the loss by its name; of a function: of that of the",
+            "textbook. ratio: textbook / critic_loss.",
         ],
     )
     for name in STEP_CRITICS:

@@ -130,20 +130,21 @@ def _critic_loss(
     """`critic_loss`, given the loss as one of `lipgan.losses` or as a function."""
     known = own(loss) if callable(loss) else loss
     of_scores: LossOfBoth = loss if callable(loss) else loss.critic_loss
-    short = None if known is None else shortcut.find(*arguments, loss=known)
-    if short is not None and known is not None:
+    key = shortcut.A_FUNCTION if known is None else known
+    short = shortcut.find(*arguments, loss=key)
+    if short is not None:
         critic, real, fake, *_ = arguments
-        found = short.loss_and_penalty(critic, real, fake, known, generator)
+        found = short.loss_and_penalty(critic, real, fake, of_scores if known is None else known, generator)
         if found is not None:
             return CriticLoss(*found)
     result, asked = _by_request(arguments, of_scores, generator, known)
-    if known is not None and short is None and asked.kind is not None:
+    if short is None and asked.kind is not None:
         real, fake = asked.real, asked.fake
         assert fake is not None
         if real.dtype == fake.dtype and real.shape == fake.shape and (len(real) > 1 or asked.kind == "r1+r2"):
             beside = None if asked.kind in AT_SAMPLES else real  # of the same shape
             x = functools.partial(torch.cat, shortcut.batch(real, fake, beside))
-            shortcut.note(asked, arguments[1], arguments[2], arguments[3:9], x, known)
+            shortcut.note(asked, arguments[1], arguments[2], arguments[3:9], x, key)
     return result
 
 

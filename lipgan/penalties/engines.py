@@ -186,14 +186,13 @@ class Again:
         return not kept.is_random and serves(kept, held, samples, rows)
 
     def run_with_loss(
-        self, found: tuple[Any, list[Tensor]], x: Tensor, loss: OwnLoss, penalized: range
+        self, found: tuple[Any, list[Tensor]], x: Tensor, loss: Loss, penalized: range
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The loss of the scores of ``x``, the penalty at some of them, and their sum, which alone has gradients.
 
         Args:
             found: what `find` has returned, which `serves`.
             Others as for `loss_and_penalty_in_closed_form`.
-
         """
         kept, held = found
         execution = self._execution
@@ -204,11 +203,11 @@ class Again:
             outcome = _solved_with_loss(perceptron, self._form, execution, loss, penalized)
         value, penalty, parameters, grads = outcome
         assert value is not None
-        # A critic that is not trained: the loss still has a backward.
-        total = (value.detach() if parameters else value) + penalty
-        if execution.differentiable:
-            total = with_gradients(total, parameters, grads)
-        return value.detach(), penalty, total
+        if isinstance(loss, OwnLoss) and parameters and execution.differentiable:
+            return value.detach(), penalty, with_gradients(value.detach() + penalty, parameters, grads)
+        # What else the loss depends on gets its gradients, and the loss of a critic that is not trained has a backward.
+        steep = with_gradients(penalty, parameters, grads) if execution.differentiable else penalty
+        return value.detach(), steep.detach(), value + steep
 
 
 def loss_and_penalty(

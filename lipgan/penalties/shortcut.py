@@ -8,6 +8,7 @@ are compared by two calls; the critic itself is compared as ever, by the conditi
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Hashable
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -23,9 +24,13 @@ from lipgan.penalties import plans
 from lipgan.penalties.comparison import tensor_guards
 from lipgan.penalties.conditions import hooks_may_change, unwrap
 from lipgan.penalties.engines import Again
-from lipgan.penalties.loss_of_scores import OwnLoss
+from lipgan.penalties.loss_of_scores import LossOfBoth, OwnLoss, checked, halves
 from lipgan.penalties.points import AT_SAMPLES, points
 from lipgan.penalties.request import Request, are_plain
+
+# The caller's, which is called anew each time, and of which nothing is kept.
+A_FUNCTION = "a function"
+OfBoth = losses.Loss | LossOfBoth
 
 # Of one critic: enough for the batch sizes and settings that a training program goes through.
 _KEPT = 8
@@ -70,7 +75,7 @@ class Shortcut:
         return self._again.run(found, x)
 
     def loss_and_penalty(
-        self, critic: nn.Module, real: Tensor, fake: Tensor, loss: losses.Loss, generator: torch.Generator | None
+        self, critic: nn.Module, real: Tensor, fake: Tensor, loss: OfBoth, generator: torch.Generator | None
     ) -> tuple[Tensor, ...] | None:
         """What a `lipgan.penalties.CriticLoss` consists of; None as for `penalty`.
 
@@ -90,8 +95,15 @@ class Shortcut:
         def note(real_scores: Tensor, fake_scores: Tensor) -> None:
             scores[:] = real_scores.detach(), fake_scores.detach()
 
-        value, penalty, total = self._again.run_with_loss(found, x, OwnLoss(loss, n, note), penalized(self._kind, n))
+        of_scores = OwnLoss(loss, n, note) if not callable(loss) else functools.partial(_noted, loss, n, note)
+        value, penalty, total = self._again.run_with_loss(found, x, of_scores, penalized(self._kind, n))
         return total, value, penalty, *scores
+
+
+def _noted(loss: LossOfBoth, n: int, note: Callable[[Tensor, Tensor], None], scores: Tensor) -> Tensor:
+    both = halves(scores, n)
+    note(*both)
+    return checked(loss(*both))
 
 
 def penalized(kind: str, n: int) -> range:
@@ -128,12 +140,12 @@ def find(
     critic_args: Any,
     output: Any,
     *,
-    loss: losses.Loss | None = None,
+    loss: losses.Loss | str | None = None,
 ) -> Shortcut | None:
     """The shortcut for the arguments of `lipgan.gradient_penalty`, None if there is none.
 
     Args:
-        loss: for those of `lipgan.critic_loss`.
+        loss: for those of `lipgan.critic_loss`, `A_FUNCTION` for any function.
     """
     if not isinstance(critic, nn.Module) or type(real) is not Tensor or type(fake) not in (Tensor, type(None)):
         return None
@@ -155,7 +167,7 @@ def note(
     fake: Any,
     settings: tuple[Any, ...],
     x: Callable[[], Tensor],
-    loss: losses.Loss | None = None,
+    loss: losses.Loss | str | None = None,
 ) -> None:
     """Remember a call that went the long way, if one like it can go the short one.
 
@@ -164,7 +176,7 @@ def note(
         real, fake: the samples, as they were given.
         settings: of the call: kind, weight, target, norm, engine, compile.
         x: makes the points, or what has their shape; a `batch` where there is a loss.
-        loss: whose penalty it is.
+        loss: as for `find`.
     """
     critic = asked.critic
     if not isinstance(critic, nn.Module) or unwrap(critic) is not critic:

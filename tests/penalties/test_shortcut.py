@@ -117,7 +117,9 @@ def test_it_is_taken_from_the_third_call_on(make: Callable[[], nn.Module], kind:
         (apart, "r1+r2"),
     ],
 )
-@pytest.mark.parametrize("loss", ["hinge", "non-saturating", losses.get("relativistic").critic_loss])
+@pytest.mark.parametrize(
+    "loss", ["hinge", "non-saturating", losses.get("relativistic").critic_loss, lambda r, f: (f - r).exp().mean()]
+)
 def test_a_loss_takes_it_from_the_third_call_on(
     make: Callable[[], nn.Module], kind: str, loss: Any, long_ways: list[Any]
 ) -> None:
@@ -129,6 +131,41 @@ def test_a_loss_takes_it_from_the_third_call_on(
                 p.mul_(1.1)
     by_us = [asked for asked in long_ways if asked.execution.engine == "auto"]
     assert len(by_us) == (1 if make is smooth else 2)
+
+
+def test_each_function_is_called_anew(long_ways: list[Any]) -> None:
+    """Functions that differ go the same short way; what else they depend on gets its gradients each time."""
+    critic, (real, fake) = smooth(), POINTS
+    factor = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
+    ours: list[Any] = []
+    for power in (1, 2, 3, 2):
+
+        def loss(real_scores: Tensor, fake_scores: Tensor, power: int = power) -> Tensor:
+            return (factor * (fake_scores - real_scores)).pow(power).mean()
+
+        results = []
+        for engine in ("auto", "autograd"):
+            step = lipgan.critic_loss(critic, real, fake, loss, kind="r1", engine=engine)
+            grads = torch.autograd.grad(step.total, [factor, *critic.parameters()], allow_unused=True)
+            results.append([*step, *(torch.zeros(1).double() if grad is None else grad for grad in grads)])
+        for a, b in zip(*results, strict=True):
+            torch.testing.assert_close(a.detach(), b.detach().reshape(a.shape), rtol=1e-10, atol=1e-12)
+        ours.append(results[0][5])
+    assert torch.equal(ours[1], ours[3])
+    assert not torch.equal(ours[0], ours[1])
+    assert len([asked for asked in long_ways if asked.execution.engine == "auto"]) == 1
+    for bad, sentence in ((lambda r, f: r - f, "loss must return a 0-dim"), (lambda r, f: 1.0, "got 1.0")):
+        with pytest.raises(ValueError, match=sentence):
+            lipgan.critic_loss(critic, real, fake, bad, kind="r1")
+
+
+def test_a_function_of_a_critic_that_is_not_trained(long_ways: list[Any]) -> None:
+    critic, (real, fake) = smooth().requires_grad_(False), POINTS
+    for _ in range(3):
+        agree(critic, real, fake, kind="r1", loss=lambda r, f: (f - r).exp().mean())
+    with torch.no_grad():
+        for _ in range(3):
+            agree(critic, real, fake, kind="wgan-gp", loss=lambda r, f: (f - r).exp().mean())
 
 
 def test_critics_whose_losses_go_the_long_way(long_ways: list[Any]) -> None:
