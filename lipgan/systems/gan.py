@@ -3,13 +3,14 @@ objective, constraint and technique that leaves it so."""
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lipgan.models import Output
+from lipgan.models import MLPCritic, Output
 from lipgan.objectives import losses
 from lipgan.objectives.regularizers import HistoricalAverage, clip_weights, feature_matching
 from lipgan.penalties import critic_loss, gradient_penalty
@@ -17,6 +18,12 @@ from lipgan.penalties.points import AT_SAMPLES
 from lipgan.systems.base import Batch, LossOutput, System
 
 __all__ = ["GAN"]
+
+
+# Penalties at points between a real and a fake sample each.
+_BETWEEN_SAMPLES = ("wgan-gp", "lp", "max")
+# What a critic consists of that scores samples and those points by one pass, and better so: see `lipgan.critic_loss`.
+_OF_PERCEPTRONS = (MLPCritic, nn.Sequential, nn.Flatten, nn.Linear, nn.LeakyReLU)
 
 
 class GAN(System):
@@ -31,6 +38,9 @@ class GAN(System):
         recipe = self.recipe
         smoothing = {"label_smoothing": recipe.label_smoothing} if recipe.label_smoothing else {}
         self.loss = losses.get(recipe.loss, **smoothing)
+        self.is_perceptron = recipe.penalty in _BETWEEN_SAMPLES and all(
+            type(module) in _OF_PERCEPTRONS for module in self.critic.modules()
+        )
         self.joined = not any(mixes_samples(module) for module in self.critic.modules())
         if recipe.critic_norm == "gradient" and not self.joined:
             raise ValueError(
@@ -47,8 +57,8 @@ class GAN(System):
         """The objective, the penalty and whatever the recipe adds to them."""
         recipe = self.recipe
         real, fake = self.seen(batch.real, batch), self.seen(self.fake(batch), batch)
-        if recipe.penalty in AT_SAMPLES and recipe.conditioning == "none":
-            return self._penalized_at_samples(real, fake)
+        if recipe.conditioning == "none" and (recipe.penalty in AT_SAMPLES or self.is_perceptron):
+            return self._penalized_with_scores(real, fake, batch)
         real_output, fake_output = self.judge_both(real, fake, batch)
         loss = self.loss.critic_loss(real_output.scores, fake_output.scores)
         estimate = self.loss.estimate(real_output.scores, fake_output.scores, loss.detach())
@@ -61,19 +71,21 @@ class GAN(System):
             loss = loss + terms["penalty"]
         return LossOutput(self.averaged(loss, "critic"), terms)
 
-    def _penalized_at_samples(self, real: Tensor, fake: Tensor) -> LossOutput:
-        """`critic_loss` with a penalty that shares the forward pass of the scores."""
+    def _penalized_with_scores(self, real: Tensor, fake: Tensor, batch: Batch) -> LossOutput:
+        """`critic_loss` with a penalty that is taken along with the scores."""
         recipe = self.recipe
-        step = critic_loss(
-            self.critic,
-            real,
-            fake,
-            self.loss.critic_loss,
-            kind=recipe.penalty,
-            weight=recipe.penalty_weight,
-            target=recipe.penalty_target,
-            engine=self.penalty_engine,
-        )
+        with _drawing(batch, recipe.penalty, real):
+            step = critic_loss(
+                self.critic,
+                real,
+                fake,
+                self.loss.critic_loss,
+                kind=recipe.penalty,
+                weight=recipe.penalty_weight,
+                target=recipe.penalty_target,
+                engine=self.penalty_engine,
+                generator=batch.random,
+            )
         estimate = self.loss.estimate(step.real_scores, step.fake_scores, step.loss)
         terms = {"critic_loss": step.loss, "estimate": estimate, "penalty": step.penalty}
         return LossOutput(self.averaged(step.total, "critic"), terms)
@@ -170,9 +182,7 @@ class GAN(System):
             whole = batch.real if batch.whole is None else batch.whole
             fake = real = real + 0.5 * whole.std(correction=0) * batch.rand(real)
             kind = "wgan-gp"
-        per_sample = 1 if kind in ("wgan-gp", "lp", "max") else 0
-        dtype = torch.float64 if real.dtype == torch.float64 else torch.float32
-        with batch.drawing(per_sample, dtype):
+        with _drawing(batch, kind, real):
             return gradient_penalty(
                 self.critic,
                 real,
@@ -195,6 +205,13 @@ class GAN(System):
 def mixes_samples(module: nn.Module) -> bool:
     """Whether the output of a layer for one sample depends on the others of its batch."""
     return isinstance(module, nn.modules.batchnorm._BatchNorm) or getattr(module, "mixes_samples", False)
+
+
+def _drawing(batch: Batch, kind: str, real: Tensor) -> AbstractContextManager[None]:
+    """Within it a penalty draws what it draws of the whole batch, of which this may be a part."""
+    if kind not in _BETWEEN_SAMPLES:
+        return nullcontext()
+    return batch.drawing(1, torch.float64 if real.dtype == torch.float64 else torch.float32)
 
 
 def _halves(output: Output) -> tuple[Output, Output]:

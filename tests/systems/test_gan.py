@@ -335,24 +335,37 @@ def test_thirty_updates_lower_the_critics_own_criterion(name: str) -> None:
         assert after == pytest.approx(before, rel=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["r1", "r2", "r1+r2"])
-@pytest.mark.parametrize("name", ["r3gan", "dcgan", "lsgan"])
-def test_penalties_at_samples_share_the_forward_pass(name: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And give the loss and the gradients of the objective and the penalty apart."""
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        *((name, kind) for name in ("r3gan", "dcgan", "lsgan") for kind in ("r1", "r2", "r1+r2")),
+        *(("wgan-gp", "wgan-gp"), ("wgan-gp", "lp"), ("dragan", "max")),
+    ],
+)
+def test_penalties_share_the_forward_pass(name: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those at samples, and in the closed form of a perceptron all but dragan's.
+
+    And give the loss and the gradients of the objective and the penalty apart."""
     system = system_of(recipe(name, penalty=kind, penalty_weight=3.0), points())
     assert isinstance(system, GAN)
     system.generator.double(), system.critic.double()
     before = {key: value.clone() for key, value in system.critic.state_dict().items()}
     drawn = batch(system)
+    shared: list[Any] = []
+    judged = system._penalized_with_scores
+    monkeypatch.setattr(system, "_penalized_with_scores", lambda *given: shared.append(1) or judged(*given))
     outcome = system.critic_loss(drawn)
+    assert shared
     parameters = [*system.critic.parameters()]
     ours = torch.autograd.grad(outcome.loss, parameters, allow_unused=True, materialize_grads=True)
     system.critic.load_state_dict(before)
-    monkeypatch.setattr("lipgan.systems.gan._AT_SAMPLES", ())
+    monkeypatch.setattr("lipgan.systems.gan.AT_SAMPLES", ())
+    system.is_perceptron = False
     apart = system.critic_loss(batch(system))
     theirs = torch.autograd.grad(apart.loss, parameters, allow_unused=True, materialize_grads=True)
     assert outcome.terms.keys() == apart.terms.keys()
     for term, value in outcome.terms.items():
         torch.testing.assert_close(value.detach(), apart.terms[term].detach(), rtol=1e-9, atol=1e-11)
+    assert len(shared) == 1
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-11)
