@@ -343,9 +343,7 @@ def test_thirty_updates_lower_the_critics_own_criterion(name: str) -> None:
     ],
 )
 def test_penalties_share_the_forward_pass(name: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those at samples, and in the closed form of a perceptron all but dragan's.
-
-    And give the loss and the gradients of the objective and the penalty apart."""
+    """Those at samples, and of perceptrons those between them; with the loss and the gradients of the two apart."""
     system = system_of(recipe(name, penalty=kind, penalty_weight=3.0), points())
     assert isinstance(system, GAN)
     system.generator.double(), system.critic.double()
