@@ -16,7 +16,7 @@ from lipgan.penalties.conditions import OutsideOfInferenceMode, uncompiled
 from lipgan.penalties.coupling import CoupledSamples
 from lipgan.penalties.critic_call import Critic, CriticCall, Output
 from lipgan.penalties.engines import Execution, PenaltyForm
-from lipgan.penalties.loss_of_scores import Loss, LossOfBoth, OwnLoss, checked, halves, named, own
+from lipgan.penalties.loss_of_scores import Loss, LossOfBoth, OwnLoss, checked, named, own, real_and_fake
 from lipgan.penalties.parts import Samples
 from lipgan.penalties.points import AT_SAMPLES, points
 from lipgan.penalties.request import Request, request
@@ -296,7 +296,7 @@ class _Judged:
             joined, form = engines.as_one_batch(self._call, self._form, x)
             return engines.loss_and_penalty(
                 *(joined, x, form, self._execution),
-                self._of_both(len(real)),
+                self._of_both(2),
                 apart=True,
             )
         except CoupledSamples:
@@ -335,14 +335,14 @@ class _Judged:
         if kind == "r1+r2":
             form = engines.as_one_batch(call, form, x)[1]
         return engines.loss_and_penalty_in_closed_form(
-            perceptron, call, x, form, execution, self._of_both(n), shortcut.penalized(kind, n)
+            perceptron, call, x, form, execution, self._of_both(shortcut.parts_of(kind)), shortcut.penalized(kind, n)
         )
 
-    def _of_both(self, n: int) -> Loss:
-        """The loss of n real and of n fake scores, the first of one batch."""
+    def _of_both(self, parts: int) -> Loss:
+        """The loss of the scores of a batch of so many parts: real samples, fake ones, others that it does not see."""
         if self._known is not None:
-            return OwnLoss(self._known, n, self._note)
-        return lambda scores: self.loss(*halves(scores, n))
+            return OwnLoss(self._known, parts, self._note)
+        return lambda scores: self.loss(*real_and_fake(scores, parts))
 
     def _note(self, real_scores: Tensor, fake_scores: Tensor) -> None:
         self.scores = real_scores.detach(), fake_scores.detach()

@@ -34,8 +34,12 @@ def own(loss: str | LossOfBoth) -> losses.Loss | None:
     return known
 
 
-def halves(scores: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """The scores of n real and of n fake samples, which are the first of a batch."""
+def real_and_fake(scores: Tensor, parts: int) -> tuple[Tensor, Tensor]:
+    """The scores of real and of fake samples, which are the first of so many parts of a batch, of equal size.
+
+    There may be more scores than samples, or fewer: those of patches in one dimension.
+    """
+    n = len(scores) // parts
     return scores[:n], scores[n : 2 * n]
 
 
@@ -52,16 +56,16 @@ class OwnLoss:
 
     Args:
         loss: which.
-        n: how many real samples come first, and how many fake ones then; others have no part in it.
+        parts: of the batch, see `real_and_fake`; the loss does not depend on the third.
         note: is told the scores of real and of fake samples at each call.
     """
 
-    def __init__(self, loss: losses.Loss, n: int, note: Callable[[Tensor, Tensor], None]) -> None:
-        self._loss, self._n, self._note = loss, n, note
+    def __init__(self, loss: losses.Loss, parts: int, note: Callable[[Tensor, Tensor], None]) -> None:
+        self._loss, self._parts, self._note = loss, parts, note
 
     def __call__(self, scores: Tensor) -> Tensor:
         """The loss."""
-        real, fake = halves(scores, self._n)
+        real, fake = real_and_fake(scores, self._parts)
         self._note(real, fake)
         return checked(self._loss.critic_loss(real, fake))
 
@@ -72,10 +76,10 @@ class OwnLoss:
             return None
         with torch.no_grad():
             value = self(scores)
-            parts = derivatives(*map(widen, halves(scores, self._n)))
-            if len(scores) > 2 * self._n:
-                parts = *parts, torch.zeros_like(scores[2 * self._n :])
-            by_score = torch.cat(parts)
+            pieces = derivatives(*map(widen, real_and_fake(scores, self._parts)))
+            if self._parts > 2:
+                pieces = *pieces, torch.zeros_like(scores[2 * (len(scores) // self._parts) :])
+            by_score = torch.cat(pieces)
         return value, by_score if by_score.dtype == scores.dtype else by_score.to(scores.dtype)
 
 

@@ -24,7 +24,7 @@ from lipgan.penalties import plans
 from lipgan.penalties.comparison import tensor_guards
 from lipgan.penalties.conditions import hooks_may_change, unwrap
 from lipgan.penalties.engines import Again
-from lipgan.penalties.loss_of_scores import LossOfBoth, OwnLoss, checked, halves
+from lipgan.penalties.loss_of_scores import LossOfBoth, OwnLoss, checked, real_and_fake
 from lipgan.penalties.points import AT_SAMPLES, points
 from lipgan.penalties.request import Request, are_plain
 
@@ -83,8 +83,8 @@ class Shortcut:
             loss: of the scores.
         """
         found = self._again.find(critic)
-        n = len(real)
-        if found is None or not self._again.serves(found, real, (2 if self._kind in AT_SAMPLES else 3) * n):
+        n, parts = len(real), parts_of(self._kind)
+        if found is None or not self._again.serves(found, real, parts * n):
             return None
         with torch.no_grad():
             beside = None if self._kind in AT_SAMPLES else points(real, fake, self._kind, generator, None)
@@ -95,15 +95,20 @@ class Shortcut:
         def note(real_scores: Tensor, fake_scores: Tensor) -> None:
             scores[:] = real_scores.detach(), fake_scores.detach()
 
-        of_scores = OwnLoss(loss, n, note) if not callable(loss) else functools.partial(_noted, loss, n, note)
+        of_scores = functools.partial(_noted, loss, parts, note) if callable(loss) else OwnLoss(loss, parts, note)
         value, penalty, total = self._again.run_with_loss(found, x, of_scores, penalized(self._kind, n))
         return total, value, penalty, *scores
 
 
-def _noted(loss: LossOfBoth, n: int, note: Callable[[Tensor, Tensor], None], scores: Tensor) -> Tensor:
-    both = halves(scores, n)
+def _noted(loss: LossOfBoth, parts: int, note: Callable[[Tensor, Tensor], None], scores: Tensor) -> Tensor:
+    both = real_and_fake(scores, parts)
     note(*both)
     return checked(loss(*both))
+
+
+def parts_of(kind: str) -> int:
+    """Of how many parts a `batch` is."""
+    return 2 if kind in AT_SAMPLES else 3
 
 
 def penalized(kind: str, n: int) -> range:

@@ -317,6 +317,24 @@ def test_losses_by_name(name: str, form: str, kind: str) -> None:
             agree(ours, critic, textbook(other, real, fake, loss, kind, joined=kind == "r1+r2"), other)
 
 
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.SiLU])
+@pytest.mark.parametrize("flat", [False, True])
+def test_scores_of_patches(flat: bool, activation: Callable[[], nn.Module]) -> None:
+    """In one dimension for all samples too: half of the scores belong to the real ones."""
+
+    def body() -> nn.Module:
+        layers = [nn.Conv2d(2, 4, 3), activation(), nn.Conv2d(4, 1, 3)]
+        return nn.Sequential(*layers, *([nn.Flatten(0)] if flat else []))
+
+    critic, other, (real, fake) = fresh(body), fresh(body), (samples(IMAGES, 1), samples(IMAGES, 2))
+    for given, loss in ((name, losses.get(name).critic_loss) for name in ("hinge", "relativistic")):
+        for way in (given, loss, lambda real, fake, loss=loss: loss(real, fake)):
+            for kind in ("r1", "r1+r2", "wgan-gp"):
+                draws = torch.Generator().manual_seed(9)
+                ours = critic_loss(critic, real, fake, way, kind=kind, weight=3.0, generator=draws)
+                agree(ours, critic, textbook(other, real, fake, loss, kind, joined=kind == "r1+r2"), other)
+
+
 class Conditional(nn.Module):
     """Of several tensors and labels, with the scores among other things."""
 
