@@ -66,7 +66,9 @@ void Penalty<T>::weight_gradient(int64_t l, const Team& team) {
   });
 }
 
-// The sum of w delta_l, where a layer is smooth of p_l.
+// The sum of w delta_l, where a layer is smooth of p_l. In double: for a unit whose slope is the same at all samples what real
+// and fake ones give may cancel, and has to: optimizers that divide by the size of gradients make steps of what rounding
+// leaves.
 template <class T>
 void Penalty<T>::bias_gradient(int64_t l, const Team& team) {
   const Work& own = work[l];
@@ -77,9 +79,20 @@ void Penalty<T>::bias_gradient(int64_t l, const Team& team) {
     }
     return;
   }
-  sum_rows(l, team, grad, [&](int64_t first, int64_t vectors, T* sums) {
-    if (last_smooth) return add_rows_of(adjoined(), nullptr, own.adjoint + first * L, own.row, sums, vectors, true);
-    add_rows_of({0, batch}, score_grads, own.signal + first * L, own.row, sums, vectors, true);
+  const Range samples = last_smooth ? adjoined() : Range{0, batch};
+  const T* rows = last_smooth ? own.adjoint : own.signal;
+  const T* factors = last_smooth ? nullptr : score_grads;
+  double sums[static_cast<size_t>(kTileVectors * L)];
+  for_panels(Range{0, own.vectors}.part(team.thread, team.num_threads), [&](int64_t first, int64_t vectors) {
+    const int64_t columns = min(vectors * L, own.width - first * L);
+    for (int64_t j = 0; j < columns; ++j) sums[j] = 0;
+    for (int64_t i = samples.first; i < samples.last; ++i) {
+      const T* row = rows + i * own.row + first * L;
+      const double factor = factors ? static_cast<double>(factors[i]) : 1.0;
+#pragma omp simd
+      for (int64_t j = 0; j < columns; ++j) sums[j] += factor * static_cast<double>(row[j]);
+    }
+    for (int64_t j = 0; j < columns; ++j) grad[first * L + j] = static_cast<T>(sums[j]);
   });
 }
 

@@ -129,9 +129,9 @@ int usable_threads(int64_t wanted) {
   // library knows of it is not asked, which opens a file and took half as long as a small kernel.
   cpu_set_t allowed;
   const bool known = sched_getaffinity(0, sizeof allowed, &allowed) == 0;
-  const int64_t processors = known ? CPU_COUNT(&allowed) : std::thread::hardware_concurrency();
+  const int64_t processors = known ? CPU_COUNT(&allowed) : static_cast<int>(std::thread::hardware_concurrency());
 #else
-  static const int64_t processors = std::thread::hardware_concurrency();
+  static const int64_t processors = static_cast<int>(std::thread::hardware_concurrency());
 #endif
   return static_cast<int>(processors < 1 || wanted < processors ? wanted : processors);
 }

@@ -335,6 +335,23 @@ def test_scores_of_patches(flat: bool, activation: Callable[[], nn.Module]) -> N
                 agree(ours, critic, textbook(other, real, fake, loss, kind, joined=kind == "r1+r2"), other)
 
 
+@pytest.mark.cpu  # the op's sums of float32; PyTorch's elsewhere
+@pytest.mark.parametrize("kind", ["wgan-gp", "r1+r2"])
+def test_what_cancels_leaves_no_rounding(kind: str) -> None:
+    """Units that are active at all samples: Adam would make a step of its full size of what is left of their biases."""
+    torch.manual_seed(5)
+    critic = nn.Sequential(nn.Linear(3, 40), nn.LeakyReLU(0.2), nn.Linear(40, 24), nn.LeakyReLU(0.2), nn.Linear(24, 1))
+    with torch.no_grad():
+        for layer in (critic[0], critic[2]):
+            layer.bias += 50
+    for n in (48, 50, 64):
+        real, fake = torch.rand(n, 3), torch.rand(n, 3)
+        critic_loss(critic, real, fake, "wasserstein", kind=kind).total.backward()
+        for layer in (critic[0], critic[2], critic[4]):
+            assert layer.weight.grad.abs().max() > 0
+            assert not layer.bias.grad.any(), (n, layer.bias.grad)
+
+
 class Conditional(nn.Module):
     """Of several tensors and labels, with the scores among other things."""
 
