@@ -214,7 +214,7 @@ STUDY = Study(
         "scheduled": 700,
         "seconds": 20,
         "patience": 3,
-        "longer": {"recipes": list(_LONGER), "steps": 6000, "seconds": 120, "patience": 10},
+        "longer": {"recipes": list(_LONGER), "steps": 6000, "seconds": 600, "patience": 10},
         "every": 100,
         "faster": 1.0,
         "samples": 1500,
