@@ -327,6 +327,9 @@ def main() -> None:
     names = [name for name in CASES if not wanted or name.startswith(wanted)]
     if len(pythons) < 2 or not names:
         parser.error("two interpreters or more, as paths, and beginnings of cases' names if any")
+    for python in pythons:
+        if not Path(python).is_file():
+            parser.error(f"PYTHON must be an interpreter, got {python!r}")
     builds = [_Build(python) for python in pythons]
     rows = []
     for name in names:
@@ -339,7 +342,9 @@ def main() -> None:
         )
         print(f"{name:36s} ms {times}   ratio {ratios}  {'; '.join(told)}", flush=True)
         if arguments.json:
-            arguments.json.write_text(json.dumps(rows, indent=1))
+            partial = arguments.json.with_suffix(".partial")
+            partial.write_text(json.dumps(rows, indent=1))
+            partial.replace(arguments.json)
 
 
 if __name__ == "__main__":

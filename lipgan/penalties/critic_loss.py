@@ -16,7 +16,7 @@ from lipgan.penalties.conditions import OutsideOfInferenceMode, uncompiled
 from lipgan.penalties.coupling import CoupledSamples
 from lipgan.penalties.critic_call import Critic, CriticCall, Output
 from lipgan.penalties.engines import Execution, PenaltyForm
-from lipgan.penalties.loss_of_scores import Loss, LossOfBoth, OwnLoss, checked, named, own, real_and_fake
+from lipgan.penalties.loss_of_scores import Loss, LossOfBoth, checked, named, of_batch, own
 from lipgan.penalties.parts import Samples
 from lipgan.penalties.points import AT_SAMPLES, points
 from lipgan.penalties.request import Request, request
@@ -128,16 +128,15 @@ def _critic_loss(
     arguments: tuple[Any, ...], loss: losses.Loss | LossOfBoth, generator: torch.Generator | None
 ) -> CriticLoss:
     """`critic_loss`, given the loss as one of `lipgan.losses` or as a function."""
-    known = own(loss) if callable(loss) else loss
-    of_scores: LossOfBoth = loss if callable(loss) else loss.critic_loss
-    key = shortcut.A_FUNCTION if known is None else known
+    loss = (own(loss) or loss) if callable(loss) else loss
+    key = shortcut.A_FUNCTION if callable(loss) else loss
     short = shortcut.find(*arguments, loss=key)
     if short is not None:
         critic, real, fake, *_ = arguments
-        found = short.loss_and_penalty(critic, real, fake, of_scores if known is None else known, generator)
+        found = short.loss_and_penalty(critic, real, fake, loss, generator)
         if found is not None:
             return CriticLoss(*found)
-    result, asked = _by_request(arguments, of_scores, generator, known)
+    result, asked = _by_request(arguments, loss, generator)
     if short is None and asked.kind is not None:
         real, fake = asked.real, asked.fake
         assert fake is not None
@@ -149,13 +148,9 @@ def _critic_loss(
 
 
 def _by_request(
-    arguments: tuple[Any, ...], of_scores: LossOfBoth, generator: torch.Generator | None, known: losses.Loss | None
+    arguments: tuple[Any, ...], loss: losses.Loss | LossOfBoth, generator: torch.Generator | None
 ) -> tuple[CriticLoss, Request]:
-    """The long way, and what was asked for.
-
-    Args:
-        known: the loss, if it is one of `lipgan.losses`.
-    """
+    """The long way, and what was asked for."""
     asked = request(*arguments)
     kind, form = asked.kind, asked.form
     if asked.fake is None:
@@ -171,22 +166,22 @@ def _by_request(
 
         def judge(critic: Critic, real: Tensor, fake: Tensor, *args: Any) -> CriticLoss:
             call = asked.call(critic, args)
-            judged = _Judged(call, form, asked.execution, of_scores, known)
+            judged = _Judged(call, form, asked.execution, loss)
             if kind is None:
-                loss = judged.loss(call.scores(real), call.scores(fake))
-                penalty = torch.zeros((), dtype=loss.dtype, device=loss.device)
+                value = judged.loss(call.scores(real), call.scores(fake))
+                penalty = torch.zeros((), dtype=value.dtype, device=value.device)
             elif (both := judged.in_closed_form(real, fake, kind, beside)) is not None:
-                loss, penalty = both
+                value, penalty = both
             elif beside is not None:
-                loss = judged.loss(call.scores(real), call.scores(fake))
+                value = judged.loss(call.scores(real), call.scores(fake))
                 penalty = engines.penalty(call, beside, form, asked.execution)
             elif kind == "r1":
-                loss, penalty = judged.real_penalized(real, fake)
+                value, penalty = judged.real_penalized(real, fake)
             elif kind == "r2":
-                loss, penalty = judged.fake_penalized(real, fake)
+                value, penalty = judged.fake_penalized(real, fake)
             else:
-                loss, penalty = judged.both_penalized(real, fake)
-            return CriticLoss(loss + penalty, loss.detach(), penalty.detach(), *judged.scores)
+                value, penalty = judged.both_penalized(real, fake)
+            return CriticLoss(value + penalty, value.detach(), penalty.detach(), *judged.scores)
 
         result: CriticLoss = asked.run(judge, real, fake)
         return result, asked
@@ -259,8 +254,7 @@ class _Judged:
         call: of the critic.
         form: of the penalty of one batch.
         execution: how they are computed.
-        of_scores: the loss.
-        known: it, if it is one of `lipgan.losses`.
+        loss: one of `lipgan.losses` or a function.
     """
 
     def __init__(
@@ -268,11 +262,10 @@ class _Judged:
         call: CriticCall,
         form: PenaltyForm,
         execution: Execution,
-        of_scores: LossOfBoth,
-        known: losses.Loss | None,
+        loss: losses.Loss | LossOfBoth,
     ) -> None:
-        self._call, self._form, self._execution, self._of_scores = call, form, execution, of_scores
-        self._known = known
+        self._call, self._form, self._execution, self._loss = call, form, execution, loss
+        self._of_scores: LossOfBoth = loss if callable(loss) else loss.critic_loss
         self.scores: tuple[Tensor, Tensor]
 
     def loss(self, real_scores: Tensor, fake_scores: Tensor) -> Tensor:
@@ -340,9 +333,7 @@ class _Judged:
 
     def _of_both(self, parts: int) -> Loss:
         """The loss of the scores of a batch of so many parts: real samples, fake ones, others that it does not see."""
-        if self._known is not None:
-            return OwnLoss(self._known, parts, self._note)
-        return lambda scores: self.loss(*real_and_fake(scores, parts))
+        return of_batch(self._loss, parts, self._note)
 
     def _note(self, real_scores: Tensor, fake_scores: Tensor) -> None:
         self.scores = real_scores.detach(), fake_scores.detach()

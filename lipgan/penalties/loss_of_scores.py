@@ -51,6 +51,17 @@ def checked(value: Any) -> Tensor:
     return value
 
 
+def of_batch(loss: losses.Loss | LossOfBoth, parts: int, note: Callable[[Tensor, Tensor], None]) -> OwnLoss | Loss:
+    """A loss, one of `lipgan.losses` or a function, of the scores of a batch: the arguments of `OwnLoss`."""
+    return functools.partial(_noted, loss, parts, note) if callable(loss) else OwnLoss(loss, parts, note)
+
+
+def _noted(loss: LossOfBoth, parts: int, note: Callable[[Tensor, Tensor], None], scores: Tensor) -> Tensor:
+    both = real_and_fake(scores, parts)
+    note(*both)
+    return checked(loss(*both))
+
+
 class OwnLoss:
     """One of `lipgan.losses` as a function of a batch of scores: it depends on nothing else that autograd follows.
 
@@ -65,9 +76,7 @@ class OwnLoss:
 
     def __call__(self, scores: Tensor) -> Tensor:
         """The loss."""
-        real, fake = real_and_fake(scores, self._parts)
-        self._note(real, fake)
-        return checked(self._loss.critic_loss(real, fake))
+        return _noted(self._loss.critic_loss, self._parts, self._note, scores)
 
     def with_derivative(self, scores: Tensor) -> tuple[Tensor, Tensor] | None:
         """The loss, detached, and its derivative, without autograd; None, and nothing done, where that is not known."""

@@ -8,7 +8,6 @@ are compared by two calls; the critic itself is compared as ever, by the conditi
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Hashable
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -24,7 +23,7 @@ from lipgan.penalties import plans
 from lipgan.penalties.comparison import tensor_guards
 from lipgan.penalties.conditions import hooks_may_change, unwrap
 from lipgan.penalties.engines import Again
-from lipgan.penalties.loss_of_scores import LossOfBoth, OwnLoss, checked, real_and_fake
+from lipgan.penalties.loss_of_scores import LossOfBoth, of_batch
 from lipgan.penalties.points import AT_SAMPLES, points
 from lipgan.penalties.request import Request, are_plain
 
@@ -95,15 +94,9 @@ class Shortcut:
         def note(real_scores: Tensor, fake_scores: Tensor) -> None:
             scores[:] = real_scores.detach(), fake_scores.detach()
 
-        of_scores = functools.partial(_noted, loss, parts, note) if callable(loss) else OwnLoss(loss, parts, note)
+        of_scores = of_batch(loss, parts, note)
         value, penalty, total = self._again.run_with_loss(found, x, of_scores, penalized(self._kind, n))
         return total, value, penalty, *scores
-
-
-def _noted(loss: LossOfBoth, parts: int, note: Callable[[Tensor, Tensor], None], scores: Tensor) -> Tensor:
-    both = real_and_fake(scores, parts)
-    note(*both)
-    return checked(loss(*both))
 
 
 def parts_of(kind: str) -> int:

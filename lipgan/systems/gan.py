@@ -38,7 +38,7 @@ class GAN(System):
         recipe = self.recipe
         smoothing = {"label_smoothing": recipe.label_smoothing} if recipe.label_smoothing else {}
         self.loss = losses.get(recipe.loss, **smoothing)
-        self.is_perceptron = recipe.penalty in _BETWEEN_SAMPLES and all(
+        self.penalized_with_scores = recipe.penalty in _BETWEEN_SAMPLES and all(
             type(module) in _OF_PERCEPTRONS for module in self.critic.modules()
         )
         self.joined = not any(mixes_samples(module) for module in self.critic.modules())
@@ -57,7 +57,7 @@ class GAN(System):
         """The objective, the penalty and whatever the recipe adds to them."""
         recipe = self.recipe
         real, fake = self.seen(batch.real, batch), self.seen(self.fake(batch), batch)
-        if recipe.conditioning == "none" and (recipe.penalty in AT_SAMPLES or self.is_perceptron):
+        if recipe.conditioning == "none" and (recipe.penalty in AT_SAMPLES or self.penalized_with_scores):
             return self._penalized_with_scores(real, fake, batch)
         real_output, fake_output = self.judge_both(real, fake, batch)
         loss = self.loss.critic_loss(real_output.scores, fake_output.scores)

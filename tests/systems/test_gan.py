@@ -358,7 +358,7 @@ def test_penalties_share_the_forward_pass(name: str, kind: str, monkeypatch: pyt
     ours = torch.autograd.grad(outcome.loss, parameters, allow_unused=True, materialize_grads=True)
     system.critic.load_state_dict(before)
     monkeypatch.setattr("lipgan.systems.gan.AT_SAMPLES", ())
-    system.is_perceptron = False
+    system.penalized_with_scores = False
     apart = system.critic_loss(batch(system))
     theirs = torch.autograd.grad(apart.loss, parameters, allow_unused=True, materialize_grads=True)
     assert outcome.terms.keys() == apart.terms.keys()
