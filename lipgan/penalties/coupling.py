@@ -78,10 +78,17 @@ class SampleTracker:
         self._storages: dict[int, tuple[StorageWeakRef, bool]] = {}
         self._mark(x, Rows(0, 1))
 
-    def apart(self, scores: Tensor) -> bool:
-        """Whether each of the scores depends on one sample only."""
+    def apart(self, scores: Tensor, *, in_order: bool = False) -> bool:
+        """Whether each of the scores depends on one sample only.
+
+        Args:
+            in_order: and whether the first half of the scores, along their first dimension, is that of the first half
+                of the samples.
+        """
         rows = self._rows(scores)
-        return not self._coupled and rows is not None and rows is not _MIXED
+        if self._coupled or rows is None or rows is _MIXED:
+            return False
+        return not in_order or (rows.dim == 0 and len(scores) == self._batch * rows.inner)
 
     def uncoupled(self, rows: Rows) -> bool:
         """Whether a part of a tensor depends on one sample only, by its `Rows`, which `given` told."""

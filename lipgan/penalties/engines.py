@@ -460,7 +460,7 @@ def _autograd(task: _Task) -> tuple[Tensor | None, Tensor]:
         check_not_dual(scores)
         if not scores.requires_grad:
             raise _independent()
-        if watched is not None and not watched.samples.apart(scores):
+        if watched is not None and not watched.samples.apart(scores, in_order=task.loss is not None):
             watched.undo.restore()
             raise CoupledSamples
         with torch.set_grad_enabled(differentiable):
@@ -487,7 +487,7 @@ def _fused(task: _Task, tape: Tape, recorder: Recorder | None = None) -> plans.O
         raise _independent()
     if recorder is not None:
         recorder.note_critic()
-    if task.apart and not (tape.samples is not None and tape.samples.apart(scores)):
+    if task.apart and not (tape.samples is not None and tape.samples.apart(scores, in_order=task.loss is not None)):
         raise CoupledSamples
     value: Tensor | None = None
     by_score: Tensor | None = None

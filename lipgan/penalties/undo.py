@@ -66,6 +66,18 @@ def is_random(func: Any) -> bool:
     return torch.Tag.nondeterministic_seeded in func.tags
 
 
+def _place(tensor: Tensor) -> tuple[Any, ...] | None:
+    """The memory of a tensor and where it lies in it, as ``Tensor.set_`` takes it; None for a sparse one."""
+    try:
+        return tensor.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride()
+    except (NotImplementedError, RuntimeError):
+        return None
+
+
+def _differ(place: tuple[Any, ...] | None, other: tuple[Any, ...]) -> bool:
+    return place is None or place[0]._cdata != other[0]._cdata or place[1:] != other[1:]
+
+
 class Undo:
     """The content of tensors before they were changed, and the states of generators before their first draw.
 
@@ -75,13 +87,13 @@ class Undo:
 
     def __init__(self, x: Tensor) -> None:
         self._device = x.get_device() if x.is_cuda else None
-        self._before: list[tuple[Tensor, Tensor, int]] = []
+        self._before: list[tuple[Tensor, Tensor, int, tuple[Any, ...] | None]] = []
         self._random_states: list[tuple[torch.Generator, Tensor]] = []
 
     def keep(self, tensor: Tensor) -> None:
         """Note the content of a tensor that is about to change."""
         version = 0 if tensor.is_inference() else tensor._version
-        self._before.append((tensor, tensor.detach().clone(), version))
+        self._before.append((tensor, tensor.detach().clone(), version, _place(tensor)))
 
     def keep_random_state(self, generator: torch.Generator | None = None) -> None:
         """Note the state of a generator, by default of those of the devices, before its first draw."""
@@ -95,7 +107,9 @@ class Undo:
     @torch.no_grad()
     def restore(self) -> None:
         """Give buffers that the critic changed (running means, singular vectors), and the random state, back."""
-        for target, before, version in reversed(self._before):
+        for target, before, version, place in reversed(self._before):
+            if place is not None and _differ(_place(target), place):  # transposed, squeezed or resized in place
+                target.set_(*place)
             target.copy_(before)
             if not target.is_inference():
                 # Autograd may have saved it for the backward of an earlier forward pass, and finds what it saved.

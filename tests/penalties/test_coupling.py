@@ -54,6 +54,20 @@ def changed_as_data(h: Tensor) -> Tensor:
     return h - mean
 
 
+class Turning(nn.Module):
+    """Transposes a buffer in place at every call, and squeezes a product, as a matrix by a vector does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mixing", torch.randn(6, 6))
+
+    def forward(self, h: Tensor) -> Tensor:
+        with torch.no_grad():
+            scale = (h.new_ones(6) @ self.mixing).norm()
+            mixing = self.mixing.t_().clone()
+        return minibatch_deviation(h @ mixing) / scale
+
+
 def attended(h: Tensor) -> Tensor:
     return torch.softmax(h @ h.t(), 1) @ h
 
@@ -88,6 +102,7 @@ BUILDS: dict[str, tuple[Build, tuple[int, ...]]] = {
     "grouped deviation": (after_linear(grouped_deviation), (4, 4)),
     "minibatch discrimination": (after_linear(lambda h: running_over(h.view(-1, 2, 3))), VECTORS),
     "running statistics": (lambda: stack(Running()), VECTORS),
+    "transposed in place": (lambda: stack(nn.Linear(4, 6), Turning()), VECTORS),
     "scaled without autograd": (after_linear(scaled_without_autograd), VECTORS),
     "scaled by a number": (after_linear(scaled_by_a_number), VECTORS),
     "written into a part": (after_linear(centered_in_place), VECTORS),

@@ -317,22 +317,39 @@ def test_losses_by_name(name: str, form: str, kind: str) -> None:
             agree(ours, critic, textbook(other, real, fake, loss, kind, joined=kind == "r1+r2"), other)
 
 
+# (scores [B, 1, 2, 2] as the critic returns them, whether the first half of them is that of the first half of a batch)
+LAYOUTS: dict[str, tuple[Callable[[Tensor], Tensor], bool]] = {
+    "as they are": (lambda scores: scores, True),
+    "in one dimension": (lambda scores: scores.flatten(), True),
+    "patches first": (lambda scores: scores.permute(2, 3, 0, 1), False),
+    "patches first, in one dimension": (lambda scores: scores.flatten(1).t().flatten(), False),
+    "a row": (lambda scores: scores.flatten(1)[:, 0][None], False),
+}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("activation", [nn.ReLU, nn.SiLU])
-@pytest.mark.parametrize("flat", [False, True])
-def test_scores_of_patches(flat: bool, activation: Callable[[], nn.Module]) -> None:
-    """In one dimension for all samples too: half of the scores belong to the real ones."""
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_scores_of_patches(layout: str, activation: Callable[[], nn.Module], engine: str) -> None:
+    """A batch of real and fake samples is scored only where half of the scores belong to the real ones."""
+    lay, in_order = LAYOUTS[layout]
 
-    def body() -> nn.Module:
-        layers = [nn.Conv2d(2, 4, 3), activation(), nn.Conv2d(4, 1, 3)]
-        return nn.Sequential(*layers, *([nn.Flatten(0)] if flat else []))
+    class Laid(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.Conv2d(2, 4, 3), activation(), nn.Conv2d(4, 1, 3))
 
-    critic, other, (real, fake) = fresh(body), fresh(body), (samples(IMAGES, 1), samples(IMAGES, 2))
+        def forward(self, x: Tensor) -> Tensor:
+            return lay(self.body(x))
+
+    critic, other, (real, fake) = fresh(Laid), fresh(Laid), (samples(IMAGES, 1), samples(IMAGES, 2))
     for given, loss in ((name, losses.get(name).critic_loss) for name in ("hinge", "relativistic")):
         for way in (given, loss, lambda real, fake, loss=loss: loss(real, fake)):
             for kind in ("r1", "r1+r2", "wgan-gp"):
                 draws = torch.Generator().manual_seed(9)
-                ours = critic_loss(critic, real, fake, way, kind=kind, weight=3.0, generator=draws)
-                agree(ours, critic, textbook(other, real, fake, loss, kind, joined=kind == "r1+r2"), other)
+                ours = critic_loss(critic, real, fake, way, kind=kind, weight=3.0, generator=draws, engine=engine)
+                joined = kind == "r1+r2" and in_order
+                agree(ours, critic, textbook(other, real, fake, loss, kind, joined=joined), other)
 
 
 @pytest.mark.cpu  # the op's sums of float32; PyTorch's elsewhere

@@ -44,8 +44,10 @@ def _avg_pool(tape: Tape, func: Any, args: tuple[Any, ...], kwargs: dict[str, An
     value = tape.value(a)
     if value is None or kwargs:
         return NotImplemented
-    backward = aten.avg_pool2d_backward if func is aten.avg_pool2d.default else aten.avg_pool3d_backward
-    defaults: list[Any] = [[], [0], False, True, None]
+    flat = func is aten.avg_pool2d.default
+    backward = aten.avg_pool2d_backward if flat else aten.avg_pool3d_backward
+    # All of it is written out: where a compiler lowers the backward it takes no number for a list of them.
+    defaults: list[Any] = [kernel, [0, 0] if flat else [0, 0, 0], False, True, None]
     options = [*rest, *defaults[len(rest) :]]
     shape, strides = a.shape, a.stride()
 
