@@ -13,6 +13,7 @@ from torch import Tensor, fx
 
 from lipgan.ops.gradient_penalty import fusible
 from lipgan.ops.gradient_penalty import undispatched as _penalty
+from lipgan.penalties import draws
 from lipgan.penalties.compiled import Compiled
 from lipgan.penalties.steps import Slot, Stage, Step, needed, operands, slots
 from lipgan.penalties.undo import changed_arguments, mutates
@@ -225,9 +226,21 @@ def _graph(steps: Sequence[Step], arguments: Sequence[Slot], results: Sequence[S
             if slots(inner):
                 note(inner, graph.call_function(operator.getitem, (node, place)))
 
+    fresh = set[Slot]()
     for step in steps:
+        drawn = draws.substitute(step.func, step.args, step.kwargs)
+        if drawn is not None and draws.overwrites(step.func) and step.args[0] not in fresh:
+            drawn = None  # what else lies in the same memory would not see it
+        fresh.difference_update(operands(step))
+        if drawn is not None:
+            function, args = drawn
+            made = step.args[0] if draws.overwrites(step.func) else step.results
+            note(made, graph.call_function(function, tuple(map(read, args))))
+            continue
         inputs = tuple(map(read, step.args)), {name: read(item) for name, item in step.kwargs.items()}
         note(step.results, graph.call_function(_FUSIBLE.get(step.func, step.func), *inputs))
+        if step.func in draws.FRESH:
+            fresh.add(step.results)
     graph.output(tuple(None if slot is None else nodes[slot] for slot in results))
     return fx.GraphModule({}, graph)
 

@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 import torch
 import torch._inductor
+import torch.nn.functional as F
 from penalty_critics import FAKE, REAL, draws, samples
 from torch import Tensor, nn
 from torch._dynamo.backends.debugging import aot_eager
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import lipgan
 from lipgan.penalties.engines import UnsupportedCriticError
@@ -52,7 +54,48 @@ def smooth() -> nn.Sequential:
     return nn.Sequential(nn.Flatten(), nn.Linear(48, 6), nn.Tanh(), nn.Linear(6, 1), nn.LeakyReLU(0.5)).double()
 
 
-CRITICS: dict[str, Callable[[], nn.Module]] = {"curved": curved, "independent": independent, "smooth": smooth}
+class Drawn(nn.Module):
+    """Draws of several kinds, into memory that lies in different orders."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x).sin().transpose(1, 3)  # [B, 4, 4, 4], the channels last
+        h = h * torch.rand_like(h) + torch.randn_like(h) * h
+        h = torch.dropout(h.cos().mT, 0.3, True) + h * torch.bernoulli(h.sigmoid())
+        mask, _ = torch.native_dropout(torch.ones_like(h), 0.2, True)
+        return self.last((h * mask + h * torch.zeros_like(h).normal_(0.1, 0.3)).mean((1, 2)))
+
+
+def drawn() -> nn.Module:
+    torch.manual_seed(4)
+    return Drawn().double()
+
+
+class Pooled(nn.Module):
+    """Averages, whose options are left to their defaults or are not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x).sin()
+        sums = F.avg_pool2d(h, 2).mean((2, 3)) + nn.AvgPool2d(3, 2, 1, count_include_pad=False)(h).sum((2, 3))
+        sums = sums + F.avg_pool1d(h.flatten(2), 3).sum(2) + F.avg_pool3d(h[:, None], (1, 2, 3))[:, 0].sum((2, 3))
+        return self.last(sums.cos())
+
+
+def pooled() -> nn.Module:
+    torch.manual_seed(5)
+    return Pooled().double()
+
+
+CRITICS: dict[str, Callable[[], nn.Module]] = {
+    **{"curved": curved, "independent": independent, "smooth": smooth, "drawn": drawn, "pooled": pooled}
+}
 
 
 @pytest.fixture
@@ -102,7 +145,7 @@ def agree(critic: nn.Module, run: Callable[..., Tensor], calls: int = 3) -> None
     ("kind", "name"),
     [
         *(("wgan-gp", "curved"), ("r1+r2", "curved"), ("r1+r2", "independent")),
-        *(("max", "independent"), ("dragan", "smooth"), ("lp", "smooth")),
+        *(("max", "independent"), ("dragan", "smooth"), ("lp", "smooth"), ("wgan-gp", "drawn"), ("lp", "pooled")),
     ],
 )
 def test_penalties(kind: str, name: str, compiled: list[Any]) -> None:
@@ -389,11 +432,37 @@ lipgan.gradient_penalty(Critic(3, 1), torch.randn(2, 3), kind="r1", compile=True
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
+P = torch.rand(3, 4, 5, dtype=torch.float64).transpose(0, 2)
+DRAWS: list[tuple[Callable[[], Any], Any, tuple[Any, ...]]] = [
+    (lambda: torch.empty_like(P).bernoulli_(0.3), torch.ops.lipgan.draw.default, (P, "bernoulli_", [0.3])),
+    (lambda: torch.zeros_like(P).normal_(1, 2), torch.ops.lipgan.draw.default, (P, "normal_", [1.0, 2.0])),
+    (lambda: torch.rand_like(P), torch.ops.lipgan.draw.default, (P, "uniform_", [0.0, 1.0])),
+    (lambda: torch.randn_like(P), torch.ops.lipgan.draw.default, (P, "normal_", [0.0, 1.0])),
+    (lambda: torch.bernoulli(P), torch.ops.lipgan.bernoulli.default, (P,)),
+    (lambda: torch.native_dropout(P, 0.3, True), torch.ops.lipgan.native_dropout.default, (P, 0.3, True)),
+]
+
+
+@pytest.mark.parametrize(("theirs", "op", "arguments"), DRAWS)
+def test_draws_as_a_compiler_is_given_them(theirs: Callable[[], Any], op: Any, arguments: tuple[Any, ...]) -> None:
+    """The numbers of PyTorch's draws, where they would lie, and a compiler is told so."""
+    torch.manual_seed(1)
+    expected = theirs()
+    torch.manual_seed(1)
+    ours = op(*arguments)
+    with FakeTensorMode() as mode:
+        told = op(*[mode.from_tensor(item) if isinstance(item, Tensor) else item for item in arguments])
+    for a, b, c in zip(*([t] if isinstance(t, Tensor) else t for t in (expected, ours, told)), strict=True):
+        assert torch.equal(a, b)
+        assert (a.stride(), a.dtype) == (b.stride(), b.dtype) == (c.stride(), c.dtype)
+
+
 @pytest.mark.slow
-def test_by_inductor() -> None:
+@pytest.mark.parametrize("name", ["curved", "drawn", "pooled"])
+def test_by_inductor(name: str) -> None:
     def loss(critic: nn.Module, seed: int, **options: Any) -> Tensor:
         return lipgan.critic_loss(critic, REAL, FAKE, "non-saturating", kind="r1", **options).total
 
     torch._dynamo.reset()
-    agree(curved(), loss)
+    agree(CRITICS[name](), loss)
     torch._dynamo.reset()
