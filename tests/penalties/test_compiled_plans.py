@@ -314,6 +314,21 @@ def test_uncompiled_and_compiled_plans_stand_side_by_side(compiled: list[Any]) -
     assert len(compiled) == 1
 
 
+@pytest.mark.cpu
+def test_what_has_no_calls_from_cpp_is_called_from_python(compiled: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    by_aot, asked = torch._inductor.compile, list[bool]()
+
+    def from_python(graph: Any, arguments: list[Tensor], *, options: dict[str, Any]) -> Any:
+        asked.append(options.get("cpp_wrapper", False))
+        if asked[-1]:
+            raise NotImplementedError("a kernel without a way in from C++")
+        return by_aot(graph, arguments, options=options)
+
+    monkeypatch.setattr(torch._inductor, "compile", from_python)
+    agree(curved(), lambda critic, seed, **options: lipgan.gradient_penalty(critic, REAL, kind="r1", **options))
+    assert asked == [True, False]
+
+
 # ---- what cannot be compiled ----
 
 
