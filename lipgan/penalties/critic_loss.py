@@ -66,9 +66,9 @@ def critic_loss(
     its first calls may differ from later ones by rounding.
 
     The critic is called on real, then on fake samples; "r1+r2" joins them in one batch unless the critic couples
-    samples (see :func:`lipgan.gradient_penalty`) or "autograd" serves it as above; the other kinds call it once more,
-    at their own points. Where forward passes change the critic (spectral normalization, batch norm), as many changes
-    are made as there are passes.
+    samples or fails for so many (see :func:`lipgan.gradient_penalty`), returns scores in another order than that of the
+    samples, or "autograd" serves it as above; the other kinds call it once more, at their own points. Where forward
+    passes change the critic (spectral normalization, batch norm), as many changes are made as there are passes.
 
     No gradient flows to ``real``, ``fake`` or the networks that made them. What else ``loss`` depends on gets its
     gradients as usual.

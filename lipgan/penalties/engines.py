@@ -454,15 +454,19 @@ def _autograd(task: _Task) -> tuple[Tensor | None, Tensor]:
     x = task.x.detach().requires_grad_()
     watched = Watched(x) if task.apart else None
     with torch.enable_grad():
-        with EagerMathAttention(), watched or nullcontext():
-            # A view: hooks that wait for the gradients of a module's inputs, as FlopCounterMode's, take no leaf.
-            scores = task.call.scores(x.view_as(x))
-        check_not_dual(scores)
-        if not scores.requires_grad:
-            raise _independent()
-        if watched is not None and not watched.samples.apart(scores, in_order=task.loss is not None):
+        try:
+            with EagerMathAttention(), watched or nullcontext():
+                # A view: hooks that wait for the gradients of a module's inputs, as FlopCounterMode's, take no leaf.
+                scores = _scores(task, x.view_as(x))
+            check_not_dual(scores)
+            if not scores.requires_grad:
+                raise _independent()
+            if watched is not None and not watched.samples.apart(scores, in_order=task.loss is not None):
+                raise CoupledSamples
+        except CoupledSamples:
+            assert watched is not None
             watched.undo.restore()
-            raise CoupledSamples
+            raise
         with torch.set_grad_enabled(differentiable):
             value = None if task.loss is None else task.loss(scores)
         (gradient,) = torch.autograd.grad(scores.sum(), x, create_graph=differentiable, allow_unused=True)
@@ -480,7 +484,7 @@ def _fused(task: _Task, tape: Tape, recorder: Recorder | None = None) -> plans.O
     recording = recorder or nullcontext()
     watch = nullcontext() if recorder is None else recorder.watch
     with torch.enable_grad(), EagerMathAttention(), FreshCasts(), recording, tape, watch:
-        scores = task.call.scores(task.x)
+        scores = _scores(task, task.x)
         output = tape.score(scores)
     check_not_dual(scores)
     if output is None:
@@ -509,6 +513,23 @@ def _fused(task: _Task, tape: Tape, recorder: Recorder | None = None) -> plans.O
             tape.differentiate(cotangent, output, by_score)
     parameter_gradients = tape.parameter_gradients.values() if differentiable else ()
     return value, result, [p.tensor for p in parameter_gradients], [p.grad for p in parameter_gradients]
+
+
+def _scores(task: _Task, x: Tensor) -> Tensor:
+    """The critic's scores.
+
+    Raises:
+        CoupledSamples: the samples must not see each other, and the critic has failed: it may serve the real and the
+            fake ones of a batch, but not all of them, because it knows their number, as it does where it has labels.
+    """
+    try:
+        return task.call.scores(x)
+    except (CoupledSamples, Unsupported):
+        raise
+    except Exception as error:
+        if task.apart:
+            raise CoupledSamples from error
+        raise
 
 
 def _independent() -> ValueError:

@@ -64,7 +64,8 @@ def gradient_penalty(
     them.
 
     "r1+r2" takes real and fake as one batch, unless the critic couples the samples of its batch, as batch norm in
-    training and minibatch standard deviation do: then it takes them one after the other, and the critic runs twice.
+    training and minibatch standard deviation do, or fails for so many, as one does that holds the labels of a batch:
+    then it takes them one after the other, and the critic runs twice.
 
     With the engine "fused" the gradients of the critic's parameters are ready when this returns, and the backward only
     scales them: it is first order, works with gradient accumulation and ``torch.amp.GradScaler``, and cannot be

@@ -68,6 +68,20 @@ class Turning(nn.Module):
         return minibatch_deviation(h @ mixing) / scale
 
 
+class OfItsBatch(nn.Module):
+    """Has as many labels as there are samples in a batch of real ones; counts and draws before it looks at them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.labels = nn.BatchNorm1d(6), nn.Embedding(3, 6)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, h: Tensor) -> Tensor:
+        self.calls += 1
+        h = torch.dropout(self.norm(h), 0.3, True)
+        return h.sin() * self.labels(torch.arange(3))
+
+
 def attended(h: Tensor) -> Tensor:
     return torch.softmax(h @ h.t(), 1) @ h
 
@@ -103,6 +117,7 @@ BUILDS: dict[str, tuple[Build, tuple[int, ...]]] = {
     "minibatch discrimination": (after_linear(lambda h: running_over(h.view(-1, 2, 3))), VECTORS),
     "running statistics": (lambda: stack(Running()), VECTORS),
     "transposed in place": (lambda: stack(nn.Linear(4, 6), Turning()), VECTORS),
+    "labels of its own": (lambda: stack(nn.Linear(4, 6), OfItsBatch()), VECTORS),
     "scaled without autograd": (after_linear(scaled_without_autograd), VECTORS),
     "scaled by a number": (after_linear(scaled_by_a_number), VECTORS),
     "written into a part": (after_linear(centered_in_place), VECTORS),
@@ -150,6 +165,26 @@ def test_r1_and_r2_of_coupled_samples_are_a_sum(name: str, engine: str) -> None:
             assert float((ours - grad).abs().max()) <= 1e-10 * largest
         for ours, buffer in zip(critics[1].buffers(), critics[0].buffers(), strict=True):
             torch.testing.assert_close(ours, buffer, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("engine", [*ENGINES, "auto"])
+def test_a_function_with_labels_in_it(engine: str) -> None:
+    """Real and fake samples are not scored in one batch, for which there are no labels; that is no error."""
+    critic, labels = nn.Sequential(nn.Linear(8, 5), nn.Tanh(), nn.Linear(5, 1)).double(), torch.eye(3, 4).double()
+    real, fake = samples(VECTORS)
+
+    def score(x: Tensor) -> Tensor:
+        return critic(torch.cat([x, labels], 1))  # type: ignore[no-any-return]
+
+    apart = [lipgan.gradient_penalty(score, x, kind="r1", engine="autograd").item() for x in (real, fake)]
+    penalty = lipgan.gradient_penalty(score, real, fake, kind="r1+r2", engine=engine)
+    assert penalty.item() == pytest.approx(sum(apart), rel=1e-10)
+    step = lipgan.critic_loss(score, real, fake, "hinge", kind="r1+r2", engine=engine)
+    assert step.penalty.item() == pytest.approx(sum(apart), rel=1e-10)
+    torch.testing.assert_close(step.real_scores, score(real).detach())
+    # What the critic itself cannot do is its own error.
+    with pytest.raises(RuntimeError, match="Expected size 2 but got size 3"):
+        lipgan.gradient_penalty(score, real[:2], fake[:2], kind="r1+r2", engine=engine)
 
 
 @pytest.mark.parametrize("engine", ["autograd", "auto"])
