@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-import lipgan.penalties.traced_scores  # noqa: F401  (defines ops)
+import lipgan.penalties.draws
+import lipgan.penalties.traced_scores  # noqa: F401  (both define ops)
 from lipgan.bench import overhead
 from lipgan.ops import use_backend
 
@@ -49,6 +50,9 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "polar_factor_bwd": (A, torch.eye(3, device="cpu"), A),
     "nearest_neighbours": (A, None, 1, "triton"),
     "ball_counts": (A, A, RADII, RADII, False, "triton"),
+    "draw": (A, "normal_", [0.0, 1.0]),
+    "bernoulli": (U,),
+    "native_dropout": (A, 0.5, True),
 }
 
 # Whose arguments are those that torch.compile makes: tests/penalties/test_traced.py.
