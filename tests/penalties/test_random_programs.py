@@ -81,7 +81,7 @@ def textbook(critic: Critic, real: Tensor, fake: Tensor, kind: str, seed: int) -
 
 
 @pytest.mark.parametrize("engine", ["fused", pytest.param("auto", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("seeds", seeds(5000, 5100, 5600))
+@pytest.mark.parametrize("seeds", seeds(5000, 5100, 5300))
 @pytest.mark.parametrize("kind", ["r1", "r1+r2", "wgan-gp"])
 def test_penalties(kind: str, seeds: range, engine: str) -> None:
     """At the first call, and at later ones with other samples and weights, which plans serve."""
