@@ -9,6 +9,7 @@ as it does for CUDA graphs, and where this torch has no other way in.
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -79,14 +80,23 @@ class Compiled:
             graph = copy.deepcopy(self._graph)
             return compile(graph, [*arguments], options={**self._options, **options})  # type: ignore[no-any-return]
 
+        inductor = logging.getLogger("torch._inductor.ir")
+        inductor.addFilter(_is_no_detour)
         try:
             # Calls of kernels from C++: from Python they are a fifth of the time of a small transformer's penalty.
             code = make(cpp_wrapper=all(tensor.device.type == "cpu" for tensor in arguments))
         except Exception:  # a compiler's, of whatever kind, for what that way does not serve
             code = make()
+        finally:
+            inductor.removeFilter(_is_no_detour)
         self._made.insert(0, (GlobalStateGuard(), code))
         del self._made[_KEPT:]
         return code
+
+
+def _is_no_detour(record: logging.LogRecord) -> bool:
+    """Whether a warning is of something else than an operation that is called from C++ by a detour, and slower."""
+    return "c-shim" not in record.getMessage()
 
 
 def _overlap(arguments: Sequence[Tensor], changing: Sequence[int]) -> bool:
