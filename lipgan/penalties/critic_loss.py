@@ -15,11 +15,11 @@ from lipgan.penalties import engines, shortcut
 from lipgan.penalties.conditions import OutsideOfInferenceMode, uncompiled
 from lipgan.penalties.coupling import CoupledSamples
 from lipgan.penalties.critic_call import Critic, CriticCall, Output
-from lipgan.penalties.engines import Execution, PenaltyForm
 from lipgan.penalties.loss_of_scores import Loss, LossOfBoth, checked, named, of_batch, own
 from lipgan.penalties.parts import Samples
 from lipgan.penalties.points import AT_SAMPLES, points
 from lipgan.penalties.request import Request, request
+from lipgan.penalties.task import Execution, PenaltyForm, as_one_batch
 
 
 class CriticLoss(NamedTuple):
@@ -286,7 +286,7 @@ class _Judged:
         """The loss and the sum of the penalties at real and at fake samples."""
         try:
             x = torch.cat([real, fake])
-            joined, form = engines.as_one_batch(self._call, self._form, x)
+            joined, form = as_one_batch(self._call, self._form, x)
             return engines.loss_and_penalty(
                 *(joined, x, form, self._execution),
                 self._of_both(2),
@@ -326,7 +326,7 @@ class _Judged:
         if perceptron is None:
             return None
         if kind == "r1+r2":
-            form = engines.as_one_batch(call, form, x)[1]
+            form = as_one_batch(call, form, x)[1]
         return engines.loss_and_penalty_in_closed_form(
             perceptron, call, x, form, execution, self._of_both(shortcut.parts_of(kind)), shortcut.penalized(kind, n)
         )

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Hashable
 from contextlib import nullcontext
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,80 +31,17 @@ from lipgan.penalties.perceptron import Perceptron, asked_for, known, may_be_per
 from lipgan.penalties.plan import Recorder
 from lipgan.penalties.precomputed import with_gradients, with_zeros
 from lipgan.penalties.tape import HOOKS_ON_SAVED, Tape, Unsupported
-
-NAMES = ("auto", "fused", "autograd")
-COMPILE = (False, True, "cudagraph")
+from lipgan.penalties.task import Execution, PenaltyForm, Task, as_one_batch
 
 
 class UnsupportedCriticError(RuntimeError):
     """The fused engine was asked for by name and cannot follow the critic; the message names the module."""
 
 
-class PenaltyForm(NamedTuple):
-    """A penalty as a function of the critic's gradients: the arguments of the op ``gradient_penalty``."""
-
-    kind: str
-    weight: float
-    target: float
-    norm: str
-
-
-def as_one_batch(call: CriticCall, form: PenaltyForm, x: Tensor) -> tuple[CriticCall, PenaltyForm]:
-    """The call and the form for real and fake samples in one batch ``x``, for those for each of the two."""
-    half = x.shape[0] // 2
-    # The mean over 2 B samples is half of the sum of two means.
-    joined = call._replace(args=tuple(_twice(item, half) for item in call.args))
-    return joined, form._replace(weight=2 * form.weight)
-
-
-def _twice(argument: Any, batch: int) -> Any:
-    if isinstance(argument, Tensor) and argument.ndim and argument.shape[0] == batch:
-        return torch.cat([argument, argument])
-    return argument
-
-
 # Why a critic is served by autograd: to try the tape again would cost a forward pass each time.
 _refused = CriticMemory()
 # Which critics couple the samples of a batch: to try both halves in one would cost a forward pass each time.
 _coupled = CriticMemory()
-
-
-class Execution(NamedTuple):
-    """How a penalty is computed.
-
-    Attributes:
-        engine: one of `NAMES`.
-        compile: one of `COMPILE`; "cudagraph" on a GPU only.
-        differentiable: whether a backward is wanted beside the values.
-    """
-
-    engine: str
-    compile: bool | str
-    differentiable: bool
-
-
-class _Task(NamedTuple):
-    """What is asked of an engine.
-
-    Attributes:
-        call: of the critic.
-        x: ``[B, ...]``, the points.
-        form: of the penalty.
-        execution: how.
-        apart: whether the samples must not see each other.
-        loss: of the scores of x, None for none.
-    """
-
-    call: CriticCall
-    x: Tensor
-    form: PenaltyForm
-    execution: Execution
-    apart: bool
-    loss: Loss | None
-
-    @property
-    def differentiable(self) -> bool:
-        return self.execution.differentiable
 
 
 def penalty(call: CriticCall, x: Tensor, form: PenaltyForm, execution: Execution, *, apart: bool = False) -> Tensor:
@@ -117,7 +54,7 @@ def penalty(call: CriticCall, x: Tensor, form: PenaltyForm, execution: Execution
     Raises:
         CoupledSamples: ``apart``, and a critic whose score of a sample depends on the others. Nothing has changed then.
     """
-    return _by_engine(_Task(call, x, form, execution, apart, None))[1]
+    return _by_engine(Task(call, x, form, execution, apart, None))[1]
 
 
 class Again:
@@ -226,12 +163,12 @@ def loss_and_penalty(
     Raises:
         CoupledSamples: as for `penalty`.
     """
-    value, result = _by_engine(_Task(call, x, form, execution, apart, loss))
+    value, result = _by_engine(Task(call, x, form, execution, apart, loss))
     assert value is not None
     return value, result
 
 
-def _by_engine(task: _Task) -> tuple[Tensor | None, Tensor]:
+def _by_engine(task: Task) -> tuple[Tensor | None, Tensor]:
     """The loss, None if there is none, and the penalty: by what was recorded, by the tape or by autograd."""
     call, x, apart = task.call, task.x, task.apart
     engine, compiled = task.execution.engine, bool(task.execution.compile)
@@ -275,7 +212,7 @@ def _by_engine(task: _Task) -> tuple[Tensor | None, Tensor]:
     return value, with_gradients(result, parameters, grads) if task.differentiable else result
 
 
-def _recorded(task: _Task, case: plans.Case) -> plans.Outcome | None:
+def _recorded(task: Task, case: plans.Case) -> plans.Outcome | None:
     """By a plan or in closed form; None where there is neither."""
     form = task.form
     found = case.find()
@@ -297,7 +234,7 @@ def _recorded(task: _Task, case: plans.Case) -> plans.Outcome | None:
     return plans.checked(run, by_tape, task.call, task.x, reordered=coarsest if task.execution.compile else None)
 
 
-def _by_tape(task: _Task, case: plans.Case | None) -> plans.Outcome:
+def _by_tape(task: Task, case: plans.Case | None) -> plans.Outcome:
     """By the tape, which undoes what the critic has changed if it cannot follow; recorded where ``case`` wants it."""
     # A fresh tensor object: the tape hangs on it, and it requires a gradient.
     leaf = task.x.detach().requires_grad_()
@@ -323,7 +260,7 @@ def _by_tape(task: _Task, case: plans.Case | None) -> plans.Outcome:
     return outcome
 
 
-def _recognize_later(task: _Task, case: plans.Case, recorder: Recorder) -> None:
+def _recognize_later(task: Task, case: plans.Case, recorder: Recorder) -> None:
     """Where a plan was kept, look for a closed form, of a critic that might have left something behind."""
     if recorder.refusal is not None or not _takes_closed_forms(task.form, task.execution):
         return
@@ -342,7 +279,7 @@ def explain(call: CriticCall, x: Tensor) -> str | None:
     tape = Tape(x, functools.partial(_running_module, _names(call.critic)))
     try:
         form, execution = PenaltyForm("squared", 1.0, 0.0, "sample"), Execution("fused", False, True)
-        _fused(_Task(call, x, form, execution, False, None), tape)
+        _fused(Task(call, x, form, execution, False, None), tape)
     except Unsupported as error:
         return f"module {error.module!r}: {error.reason}" if error.module else error.reason
     finally:
@@ -448,7 +385,7 @@ def is_small(call: CriticCall, x: Tensor, engine: str) -> bool:
     return work < _SMALL
 
 
-def _autograd(task: _Task) -> tuple[Tensor | None, Tensor]:
+def _autograd(task: Task) -> tuple[Tensor | None, Tensor]:
     """The textbook: the gradient as a part of the graph, and autograd's double backward."""
     form, differentiable = task.form, task.differentiable
     x = task.x.detach().requires_grad_()
@@ -478,7 +415,7 @@ def _autograd(task: _Task) -> tuple[Tensor | None, Tensor]:
     return value, result if differentiable else result.detach()
 
 
-def _fused(task: _Task, tape: Tape, recorder: Recorder | None = None) -> plans.Outcome:
+def _fused(task: Task, tape: Tape, recorder: Recorder | None = None) -> plans.Outcome:
     """The tape's: see `lipgan.penalties.tape`. The points are a leaf that requires a gradient."""
     form, differentiable = task.form, task.differentiable
     recording = recorder or nullcontext()
@@ -515,7 +452,7 @@ def _fused(task: _Task, tape: Tape, recorder: Recorder | None = None) -> plans.O
     return value, result, [p.tensor for p in parameter_gradients], [p.grad for p in parameter_gradients]
 
 
-def _scores(task: _Task, x: Tensor) -> Tensor:
+def _scores(task: Task, x: Tensor) -> Tensor:
     """The critic's scores.
 
     Raises:

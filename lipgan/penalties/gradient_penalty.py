@@ -21,10 +21,10 @@ from lipgan.penalties.conditions import (
 )
 from lipgan.penalties.coupling import CoupledSamples
 from lipgan.penalties.critic_call import Critic, CriticCall, Output
-from lipgan.penalties.engines import Execution, PenaltyForm
 from lipgan.penalties.parts import Parts, Samples, join
 from lipgan.penalties.points import points
 from lipgan.penalties.request import request
+from lipgan.penalties.task import Execution, PenaltyForm, as_one_batch
 
 
 def gradient_penalty(
@@ -246,7 +246,7 @@ def _explain(
 
 def _r1_and_r2(call: CriticCall, x: Tensor, form: PenaltyForm, execution: Execution) -> Tensor:
     """The penalty of both halves of ``x``, real and fake: as one batch, or as two where the critic couples samples."""
-    joined, both = engines.as_one_batch(call, form, x)
+    joined, both = as_one_batch(call, form, x)
     try:
         return engines.penalty(joined, x, both, execution, apart=True)
     except CoupledSamples:

@@ -13,7 +13,6 @@ from torch.nn.parallel import DistributedDataParallel
 from lipgan._checks import as_number, check_choice, check_critic, check_real_and_fake
 from lipgan._choices import PENALTY_FORMS
 from lipgan.ops.gradient_penalty import NORMS
-from lipgan.penalties import engines
 from lipgan.penalties.conditions import (
     Float32InPlaceOfFloat16,
     OutsideOfInferenceMode,
@@ -24,8 +23,8 @@ from lipgan.penalties.conditions import (
     through_ddp,
 )
 from lipgan.penalties.critic_call import Critic, CriticCall, Output
-from lipgan.penalties.engines import Execution, PenaltyForm
 from lipgan.penalties.parts import Parts, Samples, check_same_parts, join
+from lipgan.penalties.task import COMPILE, ENGINES, Execution, PenaltyForm
 
 _NEEDS_FAKE = ("wgan-gp", "lp", "max", "r2", "r1+r2")
 
@@ -144,7 +143,7 @@ def _settings(
     if kind is not None:
         check_choice("kind", kind, tuple(PENALTY_FORMS))
     check_choice("norm", norm, NORMS)
-    check_choice("engine", engine, engines.NAMES)
+    check_choice("engine", engine, ENGINES)
     _check_compile(compile, engine)
     weight, target = as_number("weight", weight), as_number("target", target, minimum=0.0)
     form = PenaltyForm("" if kind is None else PENALTY_FORMS[kind], weight, target, norm)
@@ -158,8 +157,8 @@ _remembered = functools.lru_cache(maxsize=64, typed=True)(_settings)
 def _check_compile(compile: bool | str, engine: str) -> None:
     if not isinstance(compile, (bool, str)):
         raise TypeError(f"compile must be a bool or 'cudagraph', got {compile!r}")
-    if compile not in engines.COMPILE:
-        raise ValueError(f"compile must be one of {', '.join(map(repr, engines.COMPILE))}, got {compile!r}")
+    if compile not in COMPILE:
+        raise ValueError(f"compile must be one of {', '.join(map(repr, COMPILE))}, got {compile!r}")
     if compile and engine == "autograd":
         raise ValueError(f"compile must be False for engine 'autograd', got {compile!r}")
 
